@@ -1,0 +1,28 @@
+# Each target sets up what it needs, once: the environment in .venv, then the data in its cache.
+PYTHON ?= python3
+VENV := .venv/bin
+
+.PHONY: train test bench check clean
+
+train: .venv/ready
+	$(VENV)/python src/train.py model=lenet5 data=mnist
+
+test: .venv/ready
+	$(VENV)/python -m pytest -m "not gpu"
+
+bench: .venv/ready
+	$(VENV)/python -m tests.bench
+
+check: .venv/ready
+	$(VENV)/pip install --quiet --constraint .ci/constraints.txt ruff mypy
+	$(VENV)/ruff check . && $(VENV)/ruff format --check . && $(VENV)/mypy src/classic_cnns
+
+.venv/ready: pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+	  { echo "error: $(PYTHON) is older than 3.10; try make PYTHON=python3.12 <target>" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(VENV)/pip install --quiet --constraint .ci/constraints.txt --editable .
+	@touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,59 @@
+"""What TensorBoard shows beside the curves: the config, the layers, and one HPARAMS row a run."""
+
+from pathlib import Path
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.tensorboard.summary import hparams
+
+# The columns of the HPARAMS tab, the same in every run: TensorBoard takes them from the first one.
+METRICS = ("error/val", "error/test", "loss/val", "loss/test", "speed/images_per_second")
+
+
+def hyperparameters(config: DictConfig) -> dict[str, str | float]:
+    return {
+        "run": config.name,
+        "augment": str(config.data.augment),
+        "lr": config.optim.lr,
+        "batch_size": config.data.batch_size,
+        "max_epochs": config.trainer.max_epochs,
+        "seed": config.seed,
+    }
+
+
+class RunLogger(TensorBoardLogger):
+    """Scalars, texts and the HPARAMS row of one start of a run, all in one event file."""
+
+    def __init__(self, directory: Path, first_step: int) -> None:
+        super().__init__(
+            directory,
+            name="",
+            version="tensorboard",
+            default_hp_metric=False,
+            purge_step=first_step,  # what an interrupted start wrote from there on is not shown
+        )
+
+    def write_start(self, config: DictConfig, layer_table: str) -> None:
+        """The config and the layers as text, and the hyperparameters; metrics join by their tags.
+
+        Lightning's log_hyperparams would add a false first point to the curve of each metric.
+        """
+        yaml = OmegaConf.to_yaml(config, resolve=True)
+        self.experiment.add_text("config", "\n".join(f"    {line}" for line in yaml.splitlines()))
+        self.experiment.add_text("layers", layer_table)
+        experiment, start, _ = hparams(hyperparameters(config), dict.fromkeys(METRICS, 0.0))
+        self.experiment.file_writer.add_summary(experiment)
+        self.experiment.file_writer.add_summary(start)
+        self.experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        """Lightning calls this after training and again after testing: the file stays open."""
+        self.experiment.flush()
+
+    def save(self) -> None:
+        """Without Lightning's hparams.yaml, since config.yaml says it all."""
+
+    def close(self) -> None:
+        _, _, end = hparams({}, {})
+        self.experiment.file_writer.add_summary(end)
+        self.experiment.close()

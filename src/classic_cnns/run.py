@@ -1,0 +1,167 @@
+"""One run: build, train, test, and write down what came out, also when it did not end well."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from classic_cnns import run_directory
+from classic_cnns.classifier import Classifier, Diverged
+from classic_cnns.errors import UserError
+from classic_cnns.files import disk_trouble, read_json, write_json
+from classic_cnns.report import summary
+from classic_cnns.report.tensorboard import RunLogger
+from classic_cnns.trainer.checkpoint import AtomicCheckpointIO, best_and_last
+from classic_cnns.trainer.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+def run(config: DictConfig) -> float:
+    """Carry out one run, new or resumed, and return its validation error for a sweeper."""
+    show_log()
+    directory = None
+    if config.resume:
+        config, directory = run_directory.reopen(config.resume)
+        done = read_json(directory / "result.json") or {}
+        if done.get("status") == "finished":
+            log.info("%s is finished already", directory)
+            log.info(final_table(done))
+            return done["metrics"]["val"]["error"]
+
+    torch.manual_seed(config.seed)
+    classifier = Classifier(
+        instantiate(config.model.net),
+        instantiate(config.model.loss),
+        instantiate(config.optim.optimizer),
+        instantiate(config.optim.scheduler),
+    )
+    data = instantiate(config.data)
+    data.prepare_data()  # before there is a directory: what fails here leaves nothing behind
+
+    directory = directory or run_directory.create(config)
+    with train_log(directory / "train.log"), recorded(directory) as result:
+        train_and_test(config, directory, classifier, data, result)
+        log.info(final_table(result))
+    return result["metrics"]["val"]["error"]
+
+
+def train_and_test(config, directory: Path, classifier: Classifier, data, result: dict) -> None:
+    checkpoints = directory / "checkpoints"
+    last = checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").exists() else None
+    step = torch.load(last, weights_only=True)["global_step"] if last else -1
+    logger = RunLogger(directory, first_step=step + 1)
+    trainer = pl.Trainer(
+        **config.trainer,
+        gradient_clip_val=config.optim.clip_norm,
+        logger=logger,
+        callbacks=[Progress(config.data.batch_size), best_and_last(checkpoints)],
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    device = trainer.strategy.root_device
+    facts = {"device": str(device), "data": data.facts()}
+    if device.type == "cuda":
+        facts["device"] = torch.cuda.get_device_name(device)
+    run_directory.write_provenance(directory, facts)
+
+    side = config.model.input.size
+    layers = summary.layers(classifier.net, torch.zeros(1, config.data.channels, side, side))
+    trainable = sum(p.numel() for p in classifier.net.parameters() if p.requires_grad)
+    table = summary.table(layers, trainable)
+    log.info("%s on %s, %s\n%s", config.name, facts["device"], directory, table)
+    logger.write_start(config, table)
+
+    trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
+    last_results = dict(classifier.results)
+    # Testing loads the best checkpoint, and with it the results of that epoch.
+    trainer.test(
+        classifier, data, ckpt_path=checkpoints / "best.ckpt", weights_only=True, verbose=False
+    )
+    logger.close()
+
+    result["metrics"] = {
+        split: {
+            name: classifier.results[f"{name}/{split}"] for name in ("loss", "error", "accuracy")
+        }
+        for split in ("train", "val", "test")
+    }
+    result["metrics"]["val"]["last_error"] = last_results["error/val"]
+    result["epochs"], result["steps"] = trainer.current_epoch, trainer.global_step
+    result["seconds"] = last_results["time/seconds"]
+    result["images_per_second"] = last_results["speed/images_per_second"]
+
+
+@contextmanager
+def recorded(directory: Path) -> Iterator[dict]:
+    """Yields the dictionary that becomes `result.json`, however the run ends."""
+    resume = f"go on with: python src/train.py resume={directory}"
+    result: dict = {"status": "failed", "directory": str(directory)}
+    try:
+        yield result
+        result["status"] = "finished"
+    except Diverged as error:
+        result |= {"status": "diverged", "error": str(error)}
+        log.error("error: %s; try a smaller optim.lr. The run so far: %s", error, directory)
+        sys.exit(1)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        result |= {"status": "interrupted", "error": repr(stop)}
+        log.warning("interrupted; %s", resume)
+        sys.exit(stop.code if isinstance(stop, SystemExit) and stop.code != 1 else 130)
+    except OSError as error:
+        result["error"] = str(error)
+        if disk_trouble(error):
+            raise UserError(f"{directory}: {error.strerror}; make room, then {resume}") from error
+        raise
+    except BaseException as error:
+        result["error"] = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        write_json(directory / "result.json", result)
+
+
+def final_table(result: dict) -> str:
+    lines = [f"\n{'':12}{'loss':>10}{'error':>10}{'accuracy':>10}"]
+    for split, name in (("train", "training"), ("val", "validation"), ("test", "test")):
+        m = result["metrics"][split]
+        lines.append(f"{name:12}{m['loss']:10.4f}{m['error']:10.2%}{m['accuracy']:10.2%}")
+    lines.append(
+        f"{result['epochs']} epochs in {result['seconds']:.1f} s, "
+        f"{result['images_per_second']:,.0f} images/s, {result['directory']}"
+    )
+    return "\n".join(lines)
+
+
+def show_log() -> None:
+    """Our own messages on the terminal; from Lightning only warnings."""
+    root = logging.getLogger("classic_cnns")
+    root.setLevel(logging.INFO)
+    if not root.handlers:
+        root.addHandler(logging.StreamHandler(sys.stdout))
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+@contextmanager
+def train_log(path: Path) -> Iterator[None]:
+    """All messages and warnings of the run in `path` too."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.captureWarnings(True)
+    loggers = [logging.getLogger(name) for name in ("classic_cnns", "lightning", "py.warnings")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        logging.captureWarnings(False)
+        handler.close()

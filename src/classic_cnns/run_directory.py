@@ -1,0 +1,107 @@
+"""The directory of a run: made once, found again, and what is recorded in it."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from classic_cnns.errors import UserError
+from classic_cnns.files import read_json, replacing, write_json
+
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
+OUTPUTS = Path("outputs")
+
+
+def create(config: DictConfig) -> Path:
+    """A new directory with `config.yaml`: `run_dir`, or outputs/<name>/<date>_<time>.
+
+    The name is taken by making the directory, so two runs that start in the same second get two.
+    """
+    if config.run_dir:
+        directory = Path(config.run_dir)
+        if (directory / "config.yaml").exists():
+            raise UserError(
+                f"run_dir={directory}: holds a run already; try resume={directory} to go on with "
+                "it, or another run_dir"
+            )
+        directory.mkdir(parents=True, exist_ok=True)
+    else:
+        directory = unique(OUTPUTS / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+        point_latest(directory)
+    with replacing(directory / "config.yaml") as file:
+        file.write(OmegaConf.to_yaml(config, resolve=True).encode())
+    return directory
+
+
+def unique(wanted: Path) -> Path:
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    directory, count = wanted, 1
+    while True:
+        try:
+            directory.mkdir()
+            return directory
+        except FileExistsError:
+            count += 1
+            directory = wanted.with_name(f"{wanted.name}-{count}")
+
+
+def point_latest(directory: Path) -> None:
+    """Let `latest` beside the run lead to it."""
+    beside = directory.with_name(f".latest.{os.getpid()}")
+    beside.symlink_to(directory.name)
+    os.replace(beside, directory.with_name("latest"))
+
+
+def reopen(path: str) -> tuple[DictConfig, Path]:
+    """The config and the directory of an earlier run."""
+    directory = Path(path).resolve()  # `latest` may lead elsewhere before this run has ended
+    return OmegaConf.load(directory / "config.yaml"), directory
+
+
+def write_provenance(directory: Path, facts: dict) -> None:
+    """What is needed to trust and repeat the run; one entry for each start, the first one first."""
+    import torch
+
+    path = directory / "provenance.json"
+    start = {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": [sys.executable, *sys.argv],
+        "git": git_state(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+    }
+    earlier = read_json(path) or []
+    write_json(path, [*earlier, start | facts])
+
+
+def git_state() -> dict[str, str] | None:
+    """Commit of the code and a hash of what differs from it; None outside a git checkout."""
+
+    def git(*words: str) -> bytes:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, check=True).stdout
+
+    try:
+        commit, diff = git("rev-parse", "HEAD").decode().strip(), git("diff", "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "diff_sha256": sha256(diff).hexdigest() if diff else "clean"}
+
+
+def processor() -> str:
+    """The processor's name; Linux alone tells it in a file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

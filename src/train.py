@@ -1,0 +1,21 @@
+"""Train one network on one data set and report its test error.
+
+python src/train.py model=lenet5 data=mnist
+python src/train.py -m data.augment=none,shift 'seed=range(3)'
+python src/train.py --help
+"""
+
+from omegaconf import DictConfig
+
+from classic_cnns.command_line import command
+
+
+@command(config_name="train")
+def train(config: DictConfig) -> float:
+    from classic_cnns.run import run  # here, since importing torch takes seconds
+
+    return run(config)
+
+
+if __name__ == "__main__":
+    train()
