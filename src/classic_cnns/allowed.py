@@ -69,7 +69,7 @@ def rules(config: dict) -> dict[str, Rule]:
         "data.augment": one_of(*data.get("augmentations", ())),
         "model.input.fit": one_of("pad"),
         "model.loss.j": number(0, above=True),
-        "optim.lr": number(0, above=True),
+        "optim.lr": number(0, 1000, above=True),
         "optim.momentum": number(0, 1),
         "optim.weight_decay": number(0),
         "optim.clip_norm": null_or(number(0, above=True)),

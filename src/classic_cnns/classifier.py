@@ -60,7 +60,7 @@ class Classifier(pl.LightningModule):
         return self.net(images)
 
     def configure_optimizers(self):
-        optimizer = self.optimizer(self.net.parameters())
+        optimizer = self.optimizer(self.net.named_parameters())
         if self.scheduler is None:
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
@@ -105,9 +105,7 @@ class Classifier(pl.LightningModule):
         self.results["time/seconds"] += time.perf_counter() - self.started
 
     def on_validation_epoch_end(self) -> None:
-        values = self.measured("val", self.val_tally)
-        self.record(values)
-        self.log("error/val", values["error/val"], logger=False)  # where checkpoints look for it
+        self.record(self.measured("val", self.val_tally))
 
     def on_test_epoch_end(self) -> None:
         self.record(self.measured("test", self.test_tally))

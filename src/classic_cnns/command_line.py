@@ -21,6 +21,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from classic_cnns import run_directory
 from classic_cnns.allowed import check_values, leaves
 from classic_cnns.errors import UserError
 
@@ -90,11 +91,7 @@ def check_paths(config: DictConfig, overrides: Sequence[str]) -> None:
                 f"{others[0]}: an earlier run goes on with its own config; try resume="
                 f"{config.resume} alone, or a new run without resume"
             )
-        if not (Path(config.resume) / "config.yaml").is_file():
-            raise UserError(
-                f"resume={config.resume}: no run is there (it would have a config.yaml); "
-                f"try resume=outputs/{config.name}/latest"
-            )
+        run_directory.find(config.resume)
 
 
 def unknown_key(key: str, default: DictConfig) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import run_directory
 from classic_cnns.classifier import Classifier, Diverged
@@ -17,7 +18,7 @@ from classic_cnns.errors import UserError
 from classic_cnns.files import disk_trouble, read_json, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.tensorboard import RunLogger
-from classic_cnns.trainer.checkpoint import AtomicCheckpointIO, best_and_last
+from classic_cnns.trainer.checkpoint import AtomicCheckpointIO, BestAndLast
 from classic_cnns.trainer.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -28,21 +29,15 @@ def run(config: DictConfig) -> float:
     show_log()
     directory = None
     if config.resume:
-        config, directory = run_directory.reopen(config.resume)
+        directory = run_directory.find(config.resume)
+        config = OmegaConf.load(directory / "config.yaml")
         done = read_json(directory / "result.json") or {}
         if done.get("status") == "finished":
             log.info("%s is finished already", directory)
             log.info(final_table(done))
             return done["metrics"]["val"]["error"]
 
-    torch.manual_seed(config.seed)
-    classifier = Classifier(
-        instantiate(config.model.net),
-        instantiate(config.model.loss),
-        instantiate(config.optim.optimizer),
-        instantiate(config.optim.scheduler),
-    )
-    data = instantiate(config.data)
+    classifier, data = build(config)
     data.prepare_data()  # before there is a directory: what fails here leaves nothing behind
 
     directory = directory or run_directory.create(config)
@@ -52,21 +47,42 @@ def run(config: DictConfig) -> float:
     return result["metrics"]["val"]["error"]
 
 
-def train_and_test(config, directory: Path, classifier: Classifier, data, result: dict) -> None:
-    checkpoints = directory / "checkpoints"
-    last = checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").exists() else None
-    step = torch.load(last, weights_only=True)["global_step"] if last else -1
-    logger = RunLogger(directory, first_step=step + 1)
-    trainer = pl.Trainer(
+def build(config: DictConfig) -> tuple[Classifier, pl.LightningDataModule]:
+    """The objects that the config describes; the initial weights follow from its seed."""
+    torch.manual_seed(config.seed)
+    try:
+        classifier = Classifier(
+            instantiate(config.model.net),
+            instantiate(config.model.loss),
+            instantiate(config.optim.optimizer),
+            instantiate(config.optim.scheduler),
+        )
+        return classifier, instantiate(config.data)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):  # how a net refuses a choice
+            raise UserError(str(error.__cause__)) from error
+        raise
+
+
+def make_trainer(config: DictConfig, logger: RunLogger, checkpoints: BestAndLast) -> pl.Trainer:
+    return pl.Trainer(
         **config.trainer,
         gradient_clip_val=config.optim.clip_norm,
         logger=logger,
-        callbacks=[Progress(config.data.batch_size), best_and_last(checkpoints)],
+        callbacks=[Progress(config.data.batch_size), checkpoints],
         plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=False,
+        enable_progress_bar=False,  # ours is one of the callbacks
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
+
+
+def train_and_test(config, directory: Path, classifier: Classifier, data, result: dict) -> None:
+    checkpoints = BestAndLast(directory / "checkpoints")
+    last = checkpoints.last if checkpoints.last.exists() else None
+    step = torch.load(last, weights_only=True)["global_step"] if last else -1
+    logger = RunLogger(directory, first_step=step + 1)
+    trainer = make_trainer(config, logger, checkpoints)
     device = trainer.strategy.root_device
     facts = {"device": str(device), "data": data.facts()}
     if device.type == "cuda":
@@ -83,9 +99,7 @@ def train_and_test(config, directory: Path, classifier: Classifier, data, result
     trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
     last_results = dict(classifier.results)
     # Testing loads the best checkpoint, and with it the results of that epoch.
-    trainer.test(
-        classifier, data, ckpt_path=checkpoints / "best.ckpt", weights_only=True, verbose=False
-    )
+    trainer.test(classifier, data, ckpt_path=checkpoints.best, weights_only=True, verbose=False)
     logger.close()
 
     result["metrics"] = {
@@ -116,16 +130,16 @@ def recorded(directory: Path) -> Iterator[dict]:
         result |= {"status": "interrupted", "error": repr(stop)}
         log.warning("interrupted; %s", resume)
         sys.exit(stop.code if isinstance(stop, SystemExit) and stop.code != 1 else 130)
-    except OSError as error:
-        result["error"] = str(error)
+    except BaseException as error:
+        result["error"] = f"{type(error).__name__}: {error}"
         if disk_trouble(error):
             raise UserError(f"{directory}: {error.strerror}; make room, then {resume}") from error
         raise
-    except BaseException as error:
-        result["error"] = f"{type(error).__name__}: {error}"
-        raise
     finally:
-        write_json(directory / "result.json", result)
+        try:
+            write_json(directory / "result.json", result)
+        except OSError as error:
+            raise UserError(f"{directory}: {error.strerror}; make room, then {resume}") from error
 
 
 def final_table(result: dict) -> str:
@@ -155,6 +169,7 @@ def train_log(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a full disk is told once, not by each message
     loggers = [logging.getLogger(name) for name in ("classic_cnns", "lightning", "py.warnings")]
     for logger in loggers:
         logger.addHandler(handler)

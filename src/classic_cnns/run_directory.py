@@ -1,6 +1,5 @@
 """The directory of a run: made once, found again, and what is recorded in it."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -52,16 +51,24 @@ def unique(wanted: Path) -> Path:
 
 
 def point_latest(directory: Path) -> None:
-    """Let `latest` beside the run lead to it."""
-    beside = directory.with_name(f".latest.{os.getpid()}")
-    beside.symlink_to(directory.name)
-    os.replace(beside, directory.with_name("latest"))
+    """Write the run's name into the file `latest` beside it, which stands for it in `resume=`.
+
+    A symbolic link would be followed by TensorBoard, which would then show the run twice.
+    """
+    with replacing(directory.with_name("latest")) as file:
+        file.write(f"{directory.name}\n".encode())
 
 
-def reopen(path: str) -> tuple[DictConfig, Path]:
-    """The config and the directory of an earlier run."""
-    directory = Path(path).resolve()  # `latest` may lead elsewhere before this run has ended
-    return OmegaConf.load(directory / "config.yaml"), directory
+def find(path: str) -> Path:
+    """The directory of an earlier run, also by way of `latest`; UserError where there is none."""
+    directory = Path(path)
+    if directory.is_file() and directory.name == "latest":
+        directory = directory.with_name(directory.read_text().strip())
+    if not (directory / "config.yaml").is_file():
+        runs = sorted(OUTPUTS.glob("*/latest"))
+        hint = f"try resume={runs[0]}" if runs else "no run has been started here yet"
+        raise UserError(f"resume={path}: no run is there (it would have a config.yaml); {hint}")
+    return directory
 
 
 def write_provenance(directory: Path, facts: dict) -> None:

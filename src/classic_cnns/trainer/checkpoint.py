@@ -1,12 +1,14 @@
 """Checkpoints that are always whole: written beside, synced, renamed; plain types only."""
 
 import io
+from math import inf
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 
 from classic_cnns.files import replacing
 
@@ -22,14 +24,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.write(buffer.getbuffer())
 
 
-def best_and_last(folder: Path) -> ModelCheckpoint:
-    """`best.ckpt` by validation error and `last.ckpt`, at the end of every epoch."""
-    return ModelCheckpoint(
-        dirpath=folder,
-        filename="best",
-        monitor="error/val",
-        save_last=True,
-        save_on_train_epoch_end=True,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,  # else a resumed run writes last-v1.ckpt beside a stale last
-    )
+class BestAndLast(Checkpoint):
+    """`last.ckpt` at the end of every epoch; `best.ckpt` when the validation error is a new low.
+
+    Lightning's ModelCheckpoint writes `last` only together with a new best, and forgets the best
+    when the run's directory was moved.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.best, self.last = folder / "best.ckpt", folder / "last.ckpt"
+        self.lowest = inf
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        error = module.results["error/val"]
+        if error < self.lowest:
+            self.lowest = error
+            trainer.save_checkpoint(self.best)
+        trainer.save_checkpoint(self.last)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"lowest": self.lowest}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.lowest = state["lowest"]

@@ -1,0 +1,66 @@
+"""A tiny MNIST in the real file format, and a config for it, so that tests need no network."""
+
+import struct
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+TRAIN, TEST, VAL = 640, 200, 128
+FILES = {
+    "train_images": "train-images-idx3-ubyte",
+    "train_labels": "train-labels-idx1-ubyte",
+    "test_images": "t10k-images-idx3-ubyte",
+    "test_labels": "t10k-labels-idx1-ubyte",
+}
+
+
+class Tiny(NamedTuple):
+    folder: Path  # has MNIST/raw/, the layout of torchvision
+    arrays: dict[str, np.ndarray]
+    sums: dict[str, str]
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The IDX format: two zeros, 8 for unsigned bytes, the rank, big-endian sizes, the bytes."""
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture(scope="session")
+def tiny_arrays() -> dict[str, np.ndarray]:
+    """One pattern of strokes for each class, under noise: no two images are the same."""
+    random = np.random.RandomState(5)
+    patterns = np.kron(random.rand(10, 7, 7) < 0.4, np.ones((4, 4)))
+    arrays = {}
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        labels = random.randint(10, size=count)
+        images = 0.7 * patterns[labels] + 0.3 * random.rand(count, 28, 28)
+        arrays[f"{split}_images"] = (images * 255).astype(np.uint8)
+        arrays[f"{split}_labels"] = labels.astype(np.uint8)
+    return arrays
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path: Path, tiny_arrays: dict[str, np.ndarray]) -> Tiny:
+    """A data_dir that holds raw files as from the official site, and no cache yet."""
+    folder = tmp_path / "tiny_mnist"
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, array in tiny_arrays.items():
+        (raw / FILES[name]).write_bytes(idx(array))
+    sums = {name: sha256(array.tobytes()).hexdigest() for name, array in tiny_arrays.items()}
+    return Tiny(folder, tiny_arrays, sums)
+
+
+@pytest.fixture
+def tiny_config_dir(tmp_path: Path, tiny_mnist: Tiny) -> Path:
+    """For `train.py --config-dir <it> data=tiny data_dir=<tiny_mnist.folder>`."""
+    folder = tmp_path / "tiny_conf"
+    (folder / "data").mkdir(parents=True)
+    sizes = {"train_size": TRAIN, "test_size": TEST, "val_size": VAL}
+    tiny = {"defaults": ["mnist"], **sizes, "sha256": tiny_mnist.sums}
+    OmegaConf.save(tiny, folder / "data" / "tiny.yaml")
+    return folder

@@ -1,0 +1,235 @@
+"""Mistakes on the command line: one line on stderr, exit code 2, nothing left, no torch."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+TRAIN = Path(__file__).parents[1] / "src" / "train.py"
+CONF = TRAIN.parents[1] / "conf"
+
+# A process that has imported what the command line needs, and forks into a fresh one for each
+# command: real exit codes and streams without paying for the imports each time.
+SERVER = """
+import gc, json, os, runpy, sys
+import hydra, classic_cnns.command_line
+with hydra.initialize_config_dir(CONF, version_base="1.3"):
+    hydra.compose("train", ["seed=1"])  # warms Hydra's search for plugins and its parser
+gc.freeze()
+for line in sys.stdin:
+    folder, streams, env, argv = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.environ.update(env)
+        os.chdir(folder)
+        for number, name in enumerate(("in", "out", "err")):
+            os.dup2(os.open(f"{streams}/{name}", os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv = [TRAIN, *argv]
+        runpy.run_path(TRAIN, run_name="__main__")
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+    left: list[str]  # what is new in the working directory
+
+    @property
+    def started(self) -> bool:
+        """It passed all checks and went on to `import torch`, which is a stub that raises."""
+        return self.code == 1 and "torch was imported" in self.err
+
+    def line(self) -> str:
+        """The one line of a mistake, as each mistake has to be told."""
+        assert self.err.startswith("error: ") and self.err.endswith("\n"), self.err[-600:]
+        assert self.err.count("\n") == 1, self.err
+        assert self.code == 2 and self.out == "" and self.left == []
+        return self.err
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    fake = tmp_path_factory.mktemp("fake")
+    (fake / "torch").mkdir()
+    (fake / "torch" / "__init__.py").write_text('raise ImportError("torch was imported")\n')
+    return os.environ | {"PYTHONPATH": f"{fake}:{TRAIN.parent}", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="module")
+def server(environment):
+    program = f"TRAIN, CONF = {str(TRAIN)!r}, {str(CONF)!r}" + SERVER
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment, **pipes) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def train(server, tmp_path):
+    folder, streams = tmp_path / "work", tmp_path / "streams"
+    folder.mkdir()
+    streams.mkdir()
+
+    def call(*argv: str, **env: str) -> Answer:
+        before = set(folder.rglob("*"))
+        server.stdin.write(json.dumps([str(folder), str(streams), env, argv]) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        left = sorted(str(path.relative_to(folder)) for path in set(folder.rglob("*")) - before)
+        return Answer(code, (streams / "out").read_text(), (streams / "err").read_text(), left)
+
+    call.folder = folder
+    return call
+
+
+# The command line, and what the one line has to say: the key and value, and a way out.
+MISTAKES = {
+    # named in the issue
+    "data=mnsit": ["data=mnsit", "data=mnist"],
+    "model.lr=3": ["model.lr=3", "did you mean optim.lr"],
+    "+model.lr=3": ["model.lr=3", "did you mean optim.lr"],
+    "++model.lr=3": ["model.lr=3", "did you mean optim.lr"],  # BUG: accepted, the key is ignored
+    "optim.lr=-1": ["optim.lr=-1", "above 0", "try optim.lr=0.02"],
+    "optim.lr=fast": ["optim.lr=fast", "a number above 0", "try optim.lr=0.02"],
+    "trainer.max_epochs=0.5": ["trainer.max_epochs=0.5", "whole number", "try trainer.max_epochs="],
+    "data.batch_size=0": ["data.batch_size=0", "at least 1", "try data.batch_size=128"],
+    "data.val_size=70000": ["data.val_size=70000", "1 to 59999", "try data.val_size=5000"],
+    "trainer.devices=99": ["trainer.devices=99", "try trainer.devices=1"],
+    "data_dir=/dev/null/cache": ["data_dir=/dev/null/cache", "/dev/null is not a folder"],
+    # values
+    "seed=-1": ["seed=-1", "whole number", "try seed=0"],
+    "seed=1.5": [" seed=1.5", "whole number", "try seed=0"],  # BUG: names data.seed
+    "optim.batch_size=0": [" optim.batch_size=0", "at least 1"],  # BUG: names data.batch_size
+    "optim.epochs=0": [" optim.epochs=0", "at least 1"],
+    "optim.lr=nan": ["optim.lr=nan", "try optim.lr=0.02"],
+    "optim.lr=": ["optim.lr=", "try optim.lr=0.02"],
+    "optim.momentum=1": ["optim.momentum=1", "below 1", "try optim.momentum=0.9"],
+    "optim.clip_norm=0": ["optim.clip_norm=0", "or null"],
+    "data.augment=rotate": ["data.augment=rotate", "none, shift"],
+    "trainer.precision=31": ["trainer.precision=31", "32-true", "try trainer.precision=32-true"],
+    "trainer.deterministic=perhaps": ["trainer.deterministic=perhaps", "true, false"],
+    "model.input.low=[1]": ["model.input.low=[1]", "a number", "try model.input.low=-0.1"],
+    "optim.lr='${nope}'": ["optim.lr", "nope"],  # BUG: the key is not named
+    "model.net=null": ["model.net=null"],  # BUG: accepted
+    "data.augmentations=null": ["data.augmentations=null"],  # BUG: TypeError
+    "data.dataset=cifar": ["data.dataset=cifar", "mnist"],  # BUG: accepted; later a KeyError
+    "model.input.size=8": ["model.input.size=8", "28"],  # BUG: accepted; images are 28 pixels
+    # groups, keys and the form of the line
+    "model=lenet": ["model=lenet", "did you mean model=lenet5"],
+    "optim=adam": ["optim=adam", "one of lenet5"],
+    "trainer=gpu": ["trainer", "gpu", "trainer=cpu"],
+    "model=null": ["model=null", "lenet5"],  # BUG: ValueError of Hydra
+    "experiment=best": ["experiment=best", "null"],
+    "data.augmnt=none": ["data.augmnt=none", "did you mean data.augment"],
+    "~seed": ["~seed", "null"],
+    "seed=0,1": ["seed=0,1", "--multirun"],
+    "seed": ["seed", "key=value"],
+    "=3": ["=3", "key=value"],  # BUG: ValueError of Hydra
+    "--frobnicate": ["--frobnicate", "--help"],
+    "--config-dir=/nowhere": ["/nowhere", "not found"],
+    "--config-name=tarin": ["tarin", "train"],  # BUG: "error: =tarin:  is one of null"
+    # folders
+    "resume=nowhere": ["resume=nowhere", "config.yaml"],
+    "resume=5": ["resume=5", "config.yaml"],  # BUG: TypeError
+    "resume=. seed=1": ["seed=1", "resume=. alone"],
+    "run_dir=/dev/null/run": ["run_dir=/dev/null/run"],  # BUG: accepted; later NotADirectoryError
+    # BUG: the sweep's directory is left behind
+    "-m optim.lr=-1,0.1": ["optim.lr=-1", "above 0", "try optim.lr=0.02"],
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_one_line_that_names_it_and_a_way_out(train, command):
+    line = train(*shlex.split(command)).line()
+    missing = [words for words in MISTAKES[command] if words not in line]
+    assert not missing, line
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["optim.lr=fast", "data.batch_size=0", "trainer.devices=99", "trainer.precision=31", "seed=1.5",
+     "data.val_size=70000"],
+)  # fmt: skip
+def test_what_the_line_proposes_works(train, command):
+    proposal = re.search(r"try (\S+)$", train(*shlex.split(command)).line())
+    assert train(proposal[1]).started
+
+
+def test_a_proposal_works_beside_the_other_values_of_the_command(train):
+    # BUG: it proposes data.val_size=5000 for 100 training images
+    proposal = re.search(r"try (\S+)$", train("data.train_size=100").line())
+    assert train("data.train_size=100", proposal[1]).started
+
+
+@pytest.mark.parametrize("key", ["data_dir", "run_dir"])
+def test_a_folder_may_have_a_number_for_a_name(train, key):
+    # BUG: TypeError, since 5 is not a text
+    answer = train(f"{key}=5")
+    assert answer.started or answer.line()
+
+
+def test_a_mistake_in_a_config_of_the_users_own_is_one_line_too(train, tiny_config_dir):
+    # BUG: data=tiny is looked for in conf/ alone when the hint is made
+    line = train("--config-dir", str(tiny_config_dir), "data=tiny", "data.augmnt=none").line()
+    assert "data.augmnt=none" in line and "did you mean data.augment" in line
+    line = train("--config-dir", str(tiny_config_dir), "data=tinny").line()
+    assert "data=tinny" in line and "did you mean data=tiny?" in line
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "run_dir=a/b seed=0 trainer=cpu data.augment=none optim.lr=1 trainer.deterministic=warn",
+     "optim.clip_norm=null optim.scheduler=null optim.epochs=1 data.val_size=59999"],
+)  # fmt: skip
+def test_what_is_allowed_is_not_refused(train, command):
+    assert train(*shlex.split(command)).started
+
+
+def test_help_names_all_groups_and_shows_five_examples_that_work(train):
+    answer = train("--help")
+    assert answer.code == 0 and answer.err == "" and answer.left == []
+    groups = {path.parent.name for path in CONF.glob("*/*.yaml")}
+    assert groups >= {"model", "data", "optim", "trainer"}
+    for group in groups:
+        choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+        assert re.search(rf"^{group}: {choices}$", answer.out, re.M), group
+
+    examples = re.findall(r"^ +python src/train\.py (.+)$", answer.out, re.M)
+    assert len(examples) == len(set(examples)) == 5
+    run = train.folder / "outputs" / "lenet5-mnist" / "latest"  # one of them resumes a run
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    for example in examples:
+        assert train(*shlex.split(example), CUDA_VISIBLE_DEVICES="0").started, example
+
+
+def test_cfg_job_prints_every_key_without_torch(train):
+    answer = train("--cfg", "job", "seed=7")
+    assert answer.code == 0 and answer.err == "" and answer.left == []
+    for text in ("seed: 7", "data_dir: null", "batch_size: ${optim.batch_size}", "val_size: 5000"):
+        assert re.search(rf"^ *{re.escape(text)}$", answer.out, re.M), text
+
+
+@pytest.mark.parametrize("argument", ["--help", "--cfg=job", "optim.lr=-1", "lr=-1"])
+def test_a_real_process_answers_within_one_and_a_half_seconds(environment, tmp_path, argument):
+    def seconds() -> float:
+        start = time.perf_counter()
+        answer = subprocess.run(
+            [sys.executable, TRAIN, argument], env=environment, cwd=tmp_path, capture_output=True
+        )
+        mistake = not argument.startswith("--")
+        assert answer.returncode == (2 if mistake else 0)
+        assert answer.stderr.count(b"\n") == mistake and list(tmp_path.iterdir()) == []
+        return time.perf_counter() - start
+
+    assert seconds() < 1.5 or seconds() < 1.5  # another chance, since others use this machine too

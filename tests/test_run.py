@@ -1,0 +1,254 @@
+"""Whole runs on a tiny data set: what they write, repeat, survive and go on from."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from classic_cnns import run_directory
+from classic_cnns.classifier import Classifier
+from classic_cnns.command_line import CONF
+from classic_cnns.errors import UserError
+from classic_cnns.model.lenet5 import LeNet5, MAPLoss
+from classic_cnns.run import run
+
+
+@pytest.fixture
+def train(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch):
+    """A function that carries out a run of three epochs in `tmp_path` and returns its directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def train(name: str, *overrides: str) -> Path:
+        words = [
+            f"hydra.searchpath=[file://{tiny_config_dir}]",
+            "data=tiny",
+            f"data_dir={tiny_mnist.folder}",
+            "name=lenet5-tiny",
+            "trainer.accelerator=cpu",
+            "trainer.max_epochs=3",
+            "data.batch_size=8",
+            "trainer.log_every_n_steps=2",
+            f"run_dir={name}",
+            *overrides,
+        ]
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            run(hydra.compose("train", words))
+        return tmp_path / name
+
+    return train
+
+
+def result(directory: Path) -> dict:
+    return json.loads((directory / "result.json").read_text())
+
+
+def weights(directory: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    path = directory / "checkpoints" / f"{name}.ckpt"
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def events(directory: Path) -> EventAccumulator:
+    return EventAccumulator(str(directory / "tensorboard")).Reload()
+
+
+def test_a_run_leaves_everything_that_repeats_and_explains_it(train, tiny_mnist):
+    directory = train("a")
+    assert {path.name for path in directory.iterdir()} == {
+        "checkpoints",
+        "config.yaml",
+        "provenance.json",
+        "result.json",
+        "tensorboard",
+        "train.log",
+    }
+    assert len(list((directory / "tensorboard").iterdir())) == 1
+    assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+    ]
+    (start,) = json.loads((directory / "provenance.json").read_text())
+    assert start["data"]["sha256"] == tiny_mnist.sums
+    assert len(start["data"]["val_indices_sha256"]) == 64
+    assert start["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert "60,000" in (directory / "train.log").read_text()
+    outcome = result(directory)
+    assert outcome["status"] == "finished"
+    assert (outcome["epochs"], outcome["steps"]) == (3, 3 * 64)  # 512 images in batches of 8
+    assert outcome["seconds"] > 0 and outcome["images_per_second"] > 0
+
+
+def test_the_test_error_is_that_of_the_best_checkpoint_on_the_whole_test_set(train, tiny_mnist):
+    directory = train("a")
+    net = LeNet5()
+    best = weights(directory, "best")
+    net.load_state_dict({key.removeprefix("net."): value for key, value in best.items()})
+    pixels = np.full((200, 1, 32, 32), -0.1, np.float32)
+    pixels[:, 0, 2:30, 2:30] = tiny_mnist.arrays["test_images"] / 255 * 1.275 - 0.1
+    wrong = net(torch.from_numpy(pixels)).argmax(1).numpy() != tiny_mnist.arrays["test_labels"]
+    assert result(directory)["metrics"]["test"]["error"] == wrong.mean()
+    assert wrong.mean() < 0.8  # ten classes: guessing gives 0.9
+
+
+def test_the_same_seed_gives_bitwise_the_same_weights_and_another_seed_does_not(train):
+    first = weights(train("a", "seed=0"))
+    assert same(first, weights(train("b", "seed=0")))
+    assert same(first, weights(train("c", "seed=0", "trainer.deterministic=true")))
+    torch.use_deterministic_algorithms(False)
+    assert not same(first, weights(train("d", "seed=1")))
+
+
+def test_augmentation_is_part_of_the_seed(train):
+    assert not same(weights(train("a")), weights(train("b", "data.augment=none")))
+
+
+def fail_in_epoch(monkeypatch, epoch: int) -> None:
+    original = Classifier.on_train_epoch_start
+
+    def failing(self):
+        if self.current_epoch == epoch:
+            raise RuntimeError("the power went")
+        original(self)
+
+    monkeypatch.setattr(Classifier, "on_train_epoch_start", failing)
+
+
+def test_a_failed_run_says_so_and_resumes_to_bitwise_the_undisturbed_result(train, monkeypatch):
+    whole = train("whole")
+    with monkeypatch.context() as patch:
+        fail_in_epoch(patch, 2)
+        with pytest.raises(RuntimeError):
+            train("broken")
+    broken = whole.with_name("broken")
+    assert result(broken)["status"] == "failed"
+    assert "the power went" in result(broken)["error"]
+
+    train("unused", "resume=broken")
+    assert not whole.with_name("unused").exists()
+    assert same(weights(broken), weights(whole))
+    assert result(broken)["metrics"] == result(whole)["metrics"]
+    assert len(json.loads((broken / "provenance.json").read_text())) == 2
+    for tag in ("loss/train", "error/val", "optim/lr"):
+        curve = [(e.step, e.value) for e in events(broken).Scalars(tag)]
+        assert curve == [(e.step, e.value) for e in events(whole).Scalars(tag)]
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_starts_over(train, monkeypatch):
+    with monkeypatch.context() as patch:
+        fail_in_epoch(patch, 0)
+        with pytest.raises(RuntimeError):
+            train("broken")
+    train("unused", "resume=broken")
+    broken = Path("broken")
+    assert same(weights(broken), weights(train("whole")))
+
+
+def test_a_finished_run_is_not_trained_again(train, caplog):
+    directory = train("a")
+    before = (directory / "result.json").stat().st_mtime_ns
+    caplog.clear()
+    train("unused", "resume=a")
+    assert "finished already" in caplog.text
+    assert (directory / "result.json").stat().st_mtime_ns == before
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_one_line(train, caplog, monkeypatch):
+    original, calls = MAPLoss.forward, []
+
+    def breaking(self, scores, labels):
+        calls.append(1)
+        return original(self, scores, labels) * (float("nan") if len(calls) > 100 else 1)
+
+    monkeypatch.setattr(MAPLoss, "forward", breaking)
+    with pytest.raises(SystemExit) as stop:
+        train("a")
+    assert stop.value.code == 1
+    (line,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert "the loss became nan in epoch 2" in line and "smaller optim.lr" in line
+    assert result(Path("a"))["status"] == "diverged"
+    assert all(value.isfinite().all() for value in weights(Path("a")).values())  # of epoch 1
+
+
+def test_runs_that_start_in_the_same_second_get_two_directories_and_latest_the_newer(train):
+    train("null")
+    train("null")
+    first, second = sorted(p for p in Path("outputs/lenet5-tiny").iterdir() if p.is_dir())
+    assert Path("outputs/lenet5-tiny/latest").read_text().strip() == second.name
+    assert run_directory.find("outputs/lenet5-tiny/latest") == second
+    assert result(first)["metrics"] == result(second)["metrics"]
+
+
+def test_a_directory_that_holds_a_run_is_not_written_over(train):
+    train("a")
+    with pytest.raises(UserError, match="run_dir=a: holds a run already; try resume=a"):
+        train("a")
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(train, monkeypatch):
+    real, calls = os.fsync, []
+
+    def full_at_the_third_checkpoint(descriptor):
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        calls.append(name)
+        if sum(".ckpt" in name for name in calls) >= 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_at_the_third_checkpoint)
+        with pytest.raises(UserError, match="No space left on device; make room.*resume=a"):
+            train("a")
+    left = sorted(path.name for path in Path("a/checkpoints").iterdir())
+    assert left == ["best.ckpt", "last.ckpt"]
+    train("unused", "resume=a")
+    assert same(weights(Path("a")), weights(train("whole")))
+
+
+# --- TensorBoard ---------------------------------------------------------------------------------
+
+
+def test_tensorboard_has_each_curve_once_an_epoch_and_the_texts(train):
+    log = events(train("a"))
+    tags = set(log.Tags()["scalars"])
+    splits = {f"{m}/{s}" for m in ("loss", "error", "accuracy") for s in ("train", "val", "test")}
+    assert tags == splits | {"loss/train_step", "optim/lr", "speed/images_per_second"}
+    assert [e.step for e in log.Scalars("loss/train")] == [64, 128, 192]
+    assert [e.step for e in log.Scalars("error/val")] == [64, 128, 192]
+    assert [e.step for e in log.Scalars("error/test")] == [192]
+    texts = {
+        tag: log.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+        for tag in log.Tags()["tensors"]
+    }
+    assert "340,908" in texts["layers/text_summary"]
+    assert "max_epochs: 3" in texts["config/text_summary"]
+
+
+def test_the_hparams_tab_has_real_metrics_and_the_same_few_keys_in_every_run(train):
+    rows = []
+    for directory in (train("a"), train("b", "optim.lr=0.001", "data.augment=none")):
+        log = events(directory)
+        plugin = {
+            tag: HParamsPluginData.FromString(content)
+            for tag, content in log._plugin_to_tag_to_content["hparams"].items()
+        }
+        experiment = plugin["_hparams_/experiment"].experiment
+        metrics = {info.name.tag for info in experiment.metric_infos}
+        assert metrics <= set(log.Tags()["scalars"])  # each has a value, none is made up
+        assert "hp_metric" not in log.Tags()["scalars"]
+        start = plugin["_hparams_/session_start_info"].session_start_info
+        assert "_hparams_/session_end_info" in plugin
+        rows.append((metrics, dict(start.hparams)))
+    (metrics, first), (others, second) = rows
+    assert metrics == others and first.keys() == second.keys()
+    assert (first["lr"].number_value, second["lr"].number_value) == (0.02, 0.001)
+    assert second["augment"].string_value == "none"
