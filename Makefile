@@ -11,7 +11,7 @@ test: .venv/ready
 	$(VENV)/python -m pytest -m "not gpu"
 
 bench: .venv/ready
-	$(VENV)/python -m tests.bench
+	PYTHONPATH=src $(VENV)/python -m tests.bench
 
 check: .venv/ready
 	$(VENV)/pip install --quiet --constraint .ci/constraints.txt ruff mypy

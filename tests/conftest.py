@@ -33,11 +33,11 @@ def idx(array: np.ndarray) -> bytes:
 def tiny_arrays() -> dict[str, np.ndarray]:
     """One pattern of strokes for each class, under noise: no two images are the same."""
     random = np.random.RandomState(5)
-    patterns = np.kron(random.rand(10, 7, 7) < 0.4, np.ones((4, 4)))
+    patterns = np.kron(random.rand(10, 7, 7) < 0.15, np.ones((4, 4)))
     arrays = {}
     for split, count in (("train", TRAIN), ("test", TEST)):
         labels = random.randint(10, size=count)
-        images = 0.7 * patterns[labels] + 0.3 * random.rand(count, 28, 28)
+        images = 0.9 * patterns[labels] + 0.1 * random.rand(count, 28, 28)
         arrays[f"{split}_images"] = (images * 255).astype(np.uint8)
         arrays[f"{split}_labels"] = labels.astype(np.uint8)
     return arrays
@@ -57,10 +57,13 @@ def tiny_mnist(tmp_path: Path, tiny_arrays: dict[str, np.ndarray]) -> Tiny:
 
 @pytest.fixture
 def tiny_config_dir(tmp_path: Path, tiny_mnist: Tiny) -> Path:
-    """For `train.py --config-dir <it> data=tiny data_dir=<tiny_mnist.folder>`."""
+    """For `train.py --config-dir <it> data=tiny data_dir=<tiny_mnist.folder>`.
+
+    Five epochs take 2 seconds and end without a test error.
+    """
     folder = tmp_path / "tiny_conf"
     (folder / "data").mkdir(parents=True)
     sizes = {"train_size": TRAIN, "test_size": TEST, "val_size": VAL}
-    tiny = {"defaults": ["mnist"], **sizes, "sha256": tiny_mnist.sums}
+    tiny = {"defaults": ["mnist"], **sizes, "batch_size": 16, "sha256": tiny_mnist.sums}
     OmegaConf.save(tiny, folder / "data" / "tiny.yaml")
     return folder

@@ -123,7 +123,7 @@ MISTAKES = {
     "model.net=null": ["model.net=null"],  # BUG: accepted
     "data.augmentations=null": ["data.augmentations=null"],  # BUG: TypeError
     "data.dataset=cifar": ["data.dataset=cifar", "mnist"],  # BUG: accepted; later a KeyError
-    "model.input.size=8": ["model.input.size=8", "28"],  # BUG: accepted; images are 28 pixels
+    "model.input.size=8": ["model.input.size=8"],  # BUG: accepted; images are 28 pixels
     # groups, keys and the form of the line
     "model=lenet": ["model=lenet", "did you mean model=lenet5"],
     "optim=adam": ["optim=adam", "one of lenet5"],

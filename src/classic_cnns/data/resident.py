@@ -48,7 +48,7 @@ class ResidentData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.dataset, self.sums, self.data_dir = dataset, dict(sha256), data_dir
-        self.channels, self.input = channels, input
+        self.channels, self.input = channels, dict(input)
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.augment = augmentations[augment]
         self.train_indices, self.val_indices = split_indices(train_size, val_size)

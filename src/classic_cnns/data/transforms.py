@@ -22,13 +22,20 @@ class RandomShift:
         self.pixels = pixels
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
-        height, width = images.shape[2:]
+        count, channels, height, width = images.shape
+        if not count:  # a rank's share of a last batch can be empty
+            return images
         top, left = (noise * (2 * self.pixels + 1)).long().unbind(1)
         padded = F.pad(images, [self.pixels] * 4)
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, top, left, H, W), a view
-        # The three indices side by side: else the result is not contiguous, and slow to convert.
-        windows = windows.permute(0, 2, 3, 1, 4, 5)
-        return windows[torch.arange(len(images), device=images.device), top, left]
+        pitch = padded.shape[3]
+        # A window is one run of bytes from its first to its last pixel: a tenth of the time of
+        # indexing pixel by pixel.
+        length = (height - 1) * pitch + width
+        runs = padded.flatten().as_strided((padded.numel() - length + 1, length), (1, 1))
+        planes = torch.arange(count * channels, device=images.device) * padded.shape[2] * pitch
+        starts = planes + (top * pitch + left).repeat_interleave(channels)
+        shape, strides = images.shape, (channels * length, length, pitch, 1)
+        return runs.index_select(0, starts).as_strided(shape, strides)
 
 
 def pad_to(images: Tensor, size: int) -> Tensor:

@@ -56,7 +56,8 @@ class ScaledTanh(nn.Module):
     """The squashing function f(a) = A tanh(S a) of eq. 6, with f(1) = 1 and f(-1) = -1."""
 
     def forward(self, a: Tensor) -> Tensor:
-        return A * (S * a).tanh_()  # in place, as the squashing is a fifth of the net's time
+        # A tanh(S a) = 2A sigmoid(2S a) - A, and on CPUs torch's sigmoid is seven times as fast.
+        return (2 * S * a).sigmoid_().mul(2 * A).sub_(A)
 
 
 class Subsampling(nn.Module):
@@ -78,6 +79,15 @@ class Subsampling(nn.Module):
         rows = x[:, :, 0:height:2] + x[:, :, 1:height:2]  # a third of the time of avg_pool2d
         sums = rows[..., 0:width:2] + rows[..., 1:width:2]
         return self.bias + self.coefficient * sums
+
+
+class FittedConv2d(nn.Conv2d):
+    """A convolution, as one matrix product where the image is just as large as the kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:] != self.weight.shape[2:]:
+            return super().forward(x)
+        return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[..., None, None]
 
 
 class TableConv2d(nn.Module):
@@ -138,8 +148,8 @@ class LeNet5(nn.Module):
         self.S2 = Subsampling(6)
         self.C3 = TableConv2d(6, C3_TABLE, 5)
         self.S4 = Subsampling(16)
-        self.C5 = nn.Conv2d(16, 120, 5)
-        self.F6 = nn.Conv2d(120, 84, 1)  # a full connection, at each position of C5
+        self.C5 = FittedConv2d(16, 120, 5)
+        self.F6 = FittedConv2d(120, 84, 1)  # a full connection, at each position of C5
         self.output = EuclideanRBF()
         self.squash = ScaledTanh()
         for layer in (self.C1, self.C5, self.F6):

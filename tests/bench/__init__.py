@@ -1,0 +1,41 @@
+"""`make bench`: what this project does beside what its users would do instead.
+
+A and B run in turn on the same machine in the same minutes, and the median of the ratios is what
+counts: absolute times change with the machine and its other work.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+
+@dataclass
+class Row:
+    what: str
+    ours: str
+    other: str
+    ratio: float
+    goal: str
+    times: list[tuple[float, float]]  # seconds, ours and the other's, in turn
+
+
+def compare(
+    what: str,
+    ours: Callable[[], float],
+    other: Callable[[], float],
+    goal: str,
+    names: tuple[str, str],
+    rounds: int = 5,
+) -> Row:
+    """Seconds of both in turn. A goal "<= 1.1" is of ours/other, ">= 2.5" of other/ours."""
+    times = []
+    for _ in range(rounds + 1):  # the first round warms up
+        times.append((ours(), other()))
+    return row(what, times[1:], goal, names)
+
+
+def row(what: str, times: list[tuple[float, float]], goal: str, names: tuple[str, str]) -> Row:
+    faster = goal.startswith(">")
+    ratio = median(b / a if faster else a / b for a, b in times)
+    ours, other = median(a for a, _ in times), median(b for _, b in times)
+    return Row(what, f"{names[0]} {ours:.3g} s", f"{names[1]} {other:.3g} s", ratio, goal, times)

@@ -1,0 +1,191 @@
+"""The data module: the split that everybody shares, and the way from files to batches."""
+
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from classic_cnns.data import fetch
+from classic_cnns.data.resident import ResidentData, split_indices
+from classic_cnns.data.transforms import RandomShift
+
+MNIST = Path(__file__).parents[2] / "conf" / "data" / "mnist.yaml"
+VAL_INDICES = "2792d5e2b793517f511a09979e839e947fa1569bbf551064bd98eb4f00d5ca5b"
+INPUT = {"size": 32, "fit": "pad", "low": -0.1, "high": 1.175}
+
+
+@pytest.fixture
+def data(tiny_mnist, monkeypatch):
+    chain = {"tiny": lambda root, folder: tiny_mnist.arrays}
+    monkeypatch.setitem(fetch.SOURCES, "mnist", chain)
+
+    def make(**options) -> ResidentData:
+        options = {
+            "dataset": "mnist", "channels": 1, "size": 28, "num_classes": 10,
+            "train_size": 640, "test_size": 200, "val_size": 128, "sha256": tiny_mnist.sums,
+            "batch_size": 50, "eval_batch_size": 60, "augment": "none",
+            "augmentations": {"none": [], "shift": [RandomShift(1)]},
+            "input": INPUT, "data_dir": str(tiny_mnist.folder), "seed": 0,
+        } | options  # fmt: skip
+        module = ResidentData(**options)
+        module.prepare_data()
+        module.setup("fit")
+        return module
+
+    return make
+
+
+def prepared(images: np.ndarray) -> np.ndarray:
+    """Naively: 28 x 28 bytes in the middle of 32 x 32 of background, -0.1 to 1.175."""
+    result = np.full((len(images), 1, 32, 32), -0.1)
+    result[:, 0, 2:30, 2:30] = -0.1 + 1.275 * (images / 255)
+    return result.astype(np.float32)
+
+
+def collect(batches) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images).numpy(), torch.cat(labels).numpy()
+
+
+# --- The split ------------------------------------------------------------------------------------
+
+
+def test_five_thousand_training_images_are_held_out_the_same_for_everybody():
+    train, val = split_indices(60000, 5000)
+    assert train.dtype == val.dtype == np.int64
+    assert len(train) == 55000 and len(val) == 5000
+    assert np.array_equal(np.sort(np.concatenate([train, val])), np.arange(60000))
+    assert (np.diff(train) > 0).all() and (np.diff(val) > 0).all()
+    assert sha256(val.astype("<i8").tobytes()).hexdigest() == VAL_INDICES
+
+
+def test_the_split_depends_on_no_seed_and_disturbs_none(data):
+    np.random.seed(4)
+    before = np.random.get_state()[1].copy()
+    one = data(seed=0)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+    np.random.seed(5)
+    other = data(seed=1)
+    assert np.array_equal(one.val_indices, other.val_indices)
+    assert np.array_equal(one.train_indices, other.train_indices)
+
+
+def test_the_record_names_sums_and_split(data, tiny_mnist):
+    module = data()
+    _, val = split_indices(640, 128)
+    assert module.facts() == {
+        "dataset": "mnist",
+        "sha256": tiny_mnist.sums,
+        "val_size": 128,
+        "val_indices_sha256": sha256(val.tobytes()).hexdigest(),
+    }
+
+
+# --- The batches ----------------------------------------------------------------------------------
+
+
+def test_the_test_set_comes_whole_in_order_and_undistorted(data, tiny_mnist):
+    images, labels = collect(data(augment="shift").test_dataloader())
+    assert np.array_equal(labels, tiny_mnist.arrays["test_labels"])
+    np.testing.assert_allclose(images, prepared(tiny_mnist.arrays["test_images"]), atol=2e-7)
+
+
+def test_validation_images_are_the_held_out_training_images_undistorted(data, tiny_mnist):
+    images, labels = collect(data(augment="shift").val_dataloader())
+    _, val = split_indices(640, 128)
+    assert np.array_equal(labels, tiny_mnist.arrays["train_labels"][val])
+    np.testing.assert_allclose(images, prepared(tiny_mnist.arrays["train_images"][val]), atol=2e-7)
+
+
+def test_training_and_validation_are_the_training_file_and_nothing_else(data, tiny_mnist):
+    module = data()
+    seen = []
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        images, labels = collect(loader)
+        pixels = ((images[:, 0, 2:30, 2:30] + 0.1) * (255 / 1.275)).round().astype(np.uint8)
+        seen += [(p.tobytes(), label) for p, label in zip(pixels, labels, strict=True)]
+    arrays = tiny_mnist.arrays
+    pairs = zip(arrays["train_images"], arrays["train_labels"], strict=True)
+    truth = [(image.tobytes(), label) for image, label in pairs]
+    assert len(set(truth)) == 640 and sorted(seen) == sorted(truth)
+
+
+def test_shifted_training_images_are_the_same_images_moved_by_a_pixel_at_most(data):
+    (plain, labels), (shifted, same) = (
+        collect(data(augment=name).train_dataloader()) for name in ("none", "shift")
+    )
+    assert np.array_equal(labels, same)  # the order does not depend on the distortions
+    moves = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    used = set()
+    for image, moved in zip(plain[:, 0], shifted[:, 0], strict=True):
+        # 2 pixels of background lie around each image, so a roll moves nothing across the edge.
+        (move,) = [m for m in moves if np.array_equal(np.roll(image, m, (0, 1)), moved)]
+        used.add(move)
+    assert used == set(moves)
+
+
+def test_seed_and_epoch_of_the_run_choose_the_order(data):
+    def labels(seed, epoch):
+        module = data(seed=seed)
+        device = torch.device("cpu")
+        module.trainer = SimpleNamespace(
+            global_rank=0, world_size=1, current_epoch=epoch,
+            strategy=SimpleNamespace(root_device=device),
+        )  # fmt: skip
+        return tuple(collect(module.train_dataloader())[1])
+
+    assert labels(0, 1) == labels(0, 1)
+    assert len({labels(seed, epoch) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])
+def test_three_ranks_share_each_split_of_the_data_without_repeating_any(data, loader):
+    module = data()
+    whole, labels = collect(getattr(module, loader)())
+    parts = []
+    for rank in range(3):
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=3, current_epoch=0)
+        parts += [image.tobytes() for image in collect(getattr(module, loader)())[0]]
+    assert sorted(parts) == sorted(image.tobytes() for image in whole)
+
+
+def test_setup_twice_keeps_the_tensors_and_uses_no_more_memory(data):
+    module = data()
+    before = {name: tensor.data_ptr() for name, tensor in module.resident.items()}
+    module.setup("test")
+    assert {name: tensor.data_ptr() for name, tensor in module.resident.items()} == before
+    assert module.resident["train_images"].dtype == torch.uint8
+
+
+# --- The real MNIST -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_real_mnist_has_the_mean_and_deviation_that_everybody_knows(data):
+    """0.1307 and 0.3081 of the 28 x 28 pixels in [0, 1]; with the border they follow from those."""
+    sums = OmegaConf.load(MNIST).sha256
+    module = ResidentData(
+        dataset="mnist", channels=1, size=28, num_classes=10, train_size=60000, test_size=10000,
+        sha256=sums, val_size=5000, batch_size=128, eval_batch_size=500, augment="none",
+        augmentations={"none": []}, input=INPUT, data_dir=None, seed=0,
+    )  # fmt: skip
+    module.setup("fit")
+    assert module.facts()["val_indices_sha256"] == VAL_INDICES
+    assert len(module.train_dataloader()) == 430
+
+    pixels = module.resident["train_images"]
+    assert pixels.shape == (60000, 1, 32, 32)
+    inner = pixels[:, :, 2:30, 2:30].double() / 255
+    assert abs(inner.mean() - 0.1307) < 5e-5 and abs(inner.std() - 0.3081) < 5e-5
+    assert int(pixels.sum()) == int(pixels[:, :, 2:30, 2:30].sum())  # the border is background
+
+    share = (28 / 32) ** 2
+    mean = 0.1307 * share
+    deviation = ((0.3081**2 + 0.1307**2) * share - mean**2) ** 0.5
+    found = module.prepare(pixels).double()
+    assert abs(found.mean() - (-0.1 + 1.275 * mean)) < 1e-4
+    assert abs(found.std() - 1.275 * deviation) < 1e-4

@@ -1,0 +1,155 @@
+"""The program as its users run it: real processes, real signals, real MNIST, the README's words."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+    if line
+]
+pytestmark = pytest.mark.slow
+
+
+def train(*words: str, **options) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, **pipes, **options)
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    path = directory / "checkpoints" / "last.ckpt"
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """Filled by the first test that needs it: the weights of a run that nothing stopped."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "code"),
+    [
+        (signal.SIGINT, "interrupted", 130),
+        (signal.SIGTERM, "interrupted", 143),
+        (signal.SIGKILL, None, -9),
+    ],
+)
+def test_a_run_stopped_by_a_signal_resumes_to_the_undisturbed_weights(
+    number, status, code, tiny_mnist, tiny_config_dir, tmp_path, undisturbed
+):
+    words = ["--config-dir", str(tiny_config_dir), "data=tiny", f"data_dir={tiny_mnist.folder}"]
+    words += ["trainer=cpu", "trainer.max_epochs=30"]
+    stopped = tmp_path / "stopped"
+    process = train(*words, f"run_dir={stopped}", cwd=tmp_path)
+    for line in process.stdout:
+        if line.startswith("epoch   2/6"):
+            process.send_signal(number)
+            break
+    rest = process.communicate(timeout=120)[0]
+    assert process.returncode == code
+    assert "Traceback" not in rest
+    if status:
+        assert f"go on with: python src/train.py resume={stopped}" in rest
+        assert json.loads((stopped / "result.json").read_text())["status"] == status
+    else:
+        assert not (stopped / "result.json").exists()
+
+    resumed = train(f"resume={stopped}", cwd=tmp_path)
+    epochs = re.findall(r"epoch +(\d+)/", resumed.communicate(timeout=240)[0])
+    assert int(epochs[0]) > 2 and epochs[-1] == "30"  # goes on, and does not start over
+    assert resumed.returncode == 0
+    assert json.loads((stopped / "result.json").read_text())["epochs"] == 30
+    if not undisturbed:
+        whole = train(*words, f"run_dir={tmp_path / 'whole'}", cwd=tmp_path)
+        assert whole.communicate(timeout=240) and whole.returncode == 0
+        undisturbed.update(weights(tmp_path / "whole"))
+    ours = weights(stopped)
+    assert all(torch.equal(ours[key], undisturbed[key]) for key in undisturbed)
+
+
+def test_lenet5_learns_real_mnist_in_one_epoch(tmp_path):
+    process = train("model=lenet5", "data=mnist", "trainer.max_epochs=1", cwd=tmp_path)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    runs = tmp_path / "outputs" / "lenet5-mnist"
+    directory = runs / (runs / "latest").read_text().strip()
+    result = json.loads((directory / "result.json").read_text())
+    assert result["metrics"]["test"]["error"] < 0.04  # a full run ends below 0.01
+    assert str(directory.relative_to(tmp_path)) in printed
+
+
+def test_the_readme_has_the_commands_of_this_test():
+    assert len([line for line in COMMANDS if "train.py" in line]) >= 5
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder with our conf and src, in which the README's commands are typed one by one."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for name in ("conf", "src", "Makefile", "pyproject.toml", ".ci"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "train.py" in line])
+def test_the_readmes_train_commands_work(line, workplace):
+    if "--help" not in line and "resume" not in line:
+        line += " trainer.max_epochs=1"
+    shell = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        line, shell=True, cwd=workplace, env=shell, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make")])
+def test_the_readmes_make_targets_exist(line, workplace):
+    done = subprocess.run([*line.split(), "--dry-run"], cwd=workplace, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_tensorboard_command_shows_each_run_once(workplace):
+    (line,) = [line for line in COMMANDS if "tensorboard" in line]
+    program, *words = line.split()
+    assert Path(program).name == "tensorboard"
+    found = shutil.which("tensorboard", path=str(Path(sys.executable).parent))
+    server = subprocess.Popen(
+        [found, *words, "--port", "0", "--bind_all"],
+        cwd=workplace,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        port = next(
+            m[1] for text in server.stdout if (m := re.search(r"http://[^ ]+?:(\d+)", text))
+        )
+        folders = [p for p in (workplace / "outputs").rglob("tensorboard")]
+        for _ in range(60):
+            url = f"http://localhost:{port}/data/runs"
+            runs = json.loads(urllib.request.urlopen(url, timeout=10).read())
+            if len(runs) >= len(folders):
+                break
+            time.sleep(1)
+        assert len(runs) == len(folders) > 0
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
