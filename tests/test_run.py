@@ -9,6 +9,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -106,6 +107,15 @@ def test_the_same_seed_gives_bitwise_the_same_weights_and_another_seed_does_not(
     assert same(first, weights(train("c", "seed=0", "trainer.deterministic=true")))
     torch.use_deterministic_algorithms(False)
     assert not same(first, weights(train("d", "seed=1")))
+
+
+def test_the_lean_loop_trains_like_lightnings_own(train, monkeypatch):
+    lean = train("lean")
+    monkeypatch.setattr("classic_cnns.run.LeanLoop", _TrainingEpochLoop)
+    stock = train("stock")
+    assert same(weights(lean), weights(stock))
+    assert result(lean)["metrics"] == result(stock)["metrics"]
+    assert result(lean)["steps"] == result(stock)["steps"]
 
 
 def test_augmentation_is_part_of_the_seed(train):

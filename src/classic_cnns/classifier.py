@@ -24,11 +24,13 @@ class Tally(Metric):
         for name in ("loss", "errors", "images"):
             self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
-        """Mean loss of a batch, scores (B, classes), labels (B,)."""
-        self.loss += loss * len(labels)
-        self.errors += (scores.argmax(1) != labels).sum()
-        self.images += len(labels)
+    def update(self, steps: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Of each step: the mean loss of a batch, scores (B, classes) and labels (B,)."""
+        losses, scores, labels = zip(*steps, strict=True)
+        counts = torch.tensor([len(part) for part in labels], device=losses[0].device)
+        self.loss += (torch.stack(losses) * counts).sum()
+        self.errors += (torch.cat(scores).argmax(1) != torch.cat(labels)).sum()
+        self.images += counts.sum()
 
     def compute(self) -> dict[str, float]:
         loss, errors, images = self.loss.item(), self.errors.item(), self.images.item()
@@ -54,6 +56,7 @@ class Classifier(pl.LightningModule):
         self.net, self.loss = net, loss
         self.optimizer, self.scheduler = optimizer, scheduler
         self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
+        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []  # training steps not yet in the tally
         self.results: dict[str, float] = {"time/seconds": 0.0}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -69,18 +72,21 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.train_tally.reset()
+        self.seen.clear()
         self.started = time.perf_counter()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         scores = self.net(images)
         loss = self.loss(scores, labels)
-        self.train_tally.update(loss.detach(), scores.detach(), labels)
+        self.seen.append((loss.detach(), scores.detach(), labels))
         return loss
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
         last = self.trainer.is_last_batch
         if last or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+            self.train_tally.update(self.seen)
+            self.seen.clear()
             loss = outputs["loss"].item()
             if not isfinite(loss):
                 raise Diverged(f"the loss became {loss} in epoch {self.current_epoch + 1}")
@@ -99,7 +105,7 @@ class Classifier(pl.LightningModule):
 
     def evaluate(self, tally: Tally, images: Tensor, labels: Tensor) -> None:
         scores = self.net(images)
-        tally.update(self.loss(scores, labels), scores, labels)
+        tally.update([(self.loss(scores, labels), scores, labels)])
 
     def on_train_epoch_end(self) -> None:
         self.results["time/seconds"] += time.perf_counter() - self.started

@@ -19,6 +19,7 @@ from classic_cnns.files import disk_trouble, read_json, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.tensorboard import RunLogger
 from classic_cnns.trainer.checkpoint import AtomicCheckpointIO, BestAndLast
+from classic_cnns.trainer.loop import LeanLoop
 from classic_cnns.trainer.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def build(config: DictConfig) -> tuple[Classifier, pl.LightningDataModule]:
 
 
 def make_trainer(config: DictConfig, logger: RunLogger, checkpoints: BestAndLast) -> pl.Trainer:
-    return pl.Trainer(
+    trainer = pl.Trainer(
         **config.trainer,
         gradient_clip_val=config.optim.clip_norm,
         logger=logger,
@@ -75,6 +76,8 @@ def make_trainer(config: DictConfig, logger: RunLogger, checkpoints: BestAndLast
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
+    trainer.fit_loop.epoch_loop = LeanLoop(trainer)
+    return trainer
 
 
 def train_and_test(config, directory: Path, classifier: Classifier, data, result: dict) -> None:

@@ -41,6 +41,8 @@ class Batches:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.prepare, self.augment, self.shuffle = prepare, augment, shuffle
         self.seed, self.epoch = seed, epoch
+        # One process makes some batches at once, since the calls cost more than the work.
+        self.block = batch_size * (max(1, 1024 // batch_size) if world_size == 1 else 1)
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
@@ -58,10 +60,11 @@ class Batches:
         draws = [transform.draws for transform in self.augment]
         noise = torch.rand(len(order), sum(draws), generator=generator(self.seed, epoch, 1))
         noise = noise.to(order.device)
-        for start in range(0, len(order), self.batch_size):
-            mine = slice(start + self.rank, start + self.batch_size, self.world_size)
+        for start in range(0, len(order), self.block):
+            mine = slice(start + self.rank, start + self.block, self.world_size)
             index = order[mine]
             images = self.images.index_select(0, index)
             for transform, numbers in zip(self.augment, noise[mine].split(draws, 1), strict=True):
                 images = transform(images, numbers)
-            yield self.prepare(images), self.labels.index_select(0, index)
+            pairs = self.prepare(images), self.labels.index_select(0, index)
+            yield from zip(*(part.split(self.batch_size) for part in pairs), strict=True)

@@ -1,0 +1,59 @@
+"""Lightning's training loop, without what a step of a millisecond cannot afford.
+
+For each batch Lightning asks every callback and module about some fifteen hooks, inspects the
+signature of training_step and, with several processes, broadcasts a flag and waits for it: more
+than a millisecond, a tenth of a LeNet step. Here a batch costs its training step, the backward
+pass, the optimizer's and the schedule's step and `on_train_batch_end`; strategy and precision do
+their part as ever. The other hooks for each batch, gradient accumulation and `self.log` in
+`training_step` are not served. Epochs, validation and checkpoints remain Lightning's.
+"""
+
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+
+class LeanLoop(_TrainingEpochLoop):
+    def advance(self, data_fetcher) -> None:
+        if self.restarting:  # Lightning knows where in an epoch a resumed run stands
+            return super().advance(data_fetcher)
+        self.val_loop.restarting = False
+        trainer, module, strategy = (
+            self.trainer,
+            self.trainer.lightning_module,
+            self.trainer.strategy,
+        )
+        (optimizer,) = trainer.optimizers
+
+        batch, _, _ = next(data_fetcher)
+        self.batch_progress.is_last_batch = last = data_fetcher.done
+        self.batch_progress.increment_ready()
+        self.batch_progress.increment_started()
+        step = self.automatic_optimization.optim_progress.optimizer.step  # trainer.global_step
+        step.increment_ready()
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = strategy.training_step(batch, self.batch_idx)
+            strategy.backward(loss, optimizer)
+            return loss.detach()
+
+        loss = strategy.optimizer_step(optimizer, closure)  # clips the gradient in between
+        step.increment_completed()
+        for config in trainer.lr_scheduler_configs:
+            if config.interval == "step" or last:
+                config.scheduler.step()
+        self.batch_progress.increment_processed()
+
+        output = {"loss": loss}
+        for callback in trainer.callbacks:
+            callback.on_train_batch_end(trainer, module, output, batch, self.batch_idx)
+        module.on_train_batch_end(output, batch, self.batch_idx)
+        self.batch_progress.increment_completed()
+
+    def on_advance_end(self, data_fetcher) -> None:
+        if self.batch_progress.is_last_batch:  # time for validation
+            return super().on_advance_end(data_fetcher)
+        self._batches_that_stepped += 1
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
