@@ -5,7 +5,7 @@ Torch is not imported: a mistake must answer at once.
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from glob import glob
 from math import isfinite
 from typing import Any, NamedTuple
@@ -16,13 +16,14 @@ from classic_cnns.errors import UserError
 class Rule(NamedTuple):
     allowed: str
     holds: Callable[[Any], bool]
+    example: Any = None  # proposed where the YAML file's own value does not hold
 
 
 def whole(low: int, high: int | None = None) -> Rule:
     text = (
         f"a whole number of at least {low}" if high is None else f"a whole number {low} to {high}"
     )
-    return Rule(text, lambda x: type(x) is int and low <= x and (high is None or x <= high))
+    return Rule(text, lambda x: type(x) is int and low <= x and (high is None or x <= high), low)
 
 
 def number(low: float, high: float = float("inf"), above: bool = False) -> Rule:
@@ -39,7 +40,11 @@ def one_of(*names: Any) -> Rule:
 
 
 def null_or(rule: Rule) -> Rule:
-    return Rule(f"{rule.allowed}, or null", lambda x: x is None or rule.holds(x))
+    return Rule(f"{rule.allowed}, or null", lambda x: x is None or rule.holds(x), rule.example)
+
+
+def fact(value: Any) -> Rule:
+    return Rule(f"{value}, a fact of the data set", lambda x: x == value)
 
 
 def same_kind(example: Any) -> Rule:
@@ -58,16 +63,22 @@ def same_kind(example: Any) -> Rule:
     return Rule(allowed, lambda x: type(x) in types)
 
 
-def rules(config: dict) -> dict[str, Rule]:
-    """What each key allows, where its kind alone does not say it."""
-    data = config["data"]
-    return {
+def rules(default: dict) -> dict[str, Rule]:
+    """What a key allows, where its kind alone does not say it."""
+    folder = null_or(Rule("a folder", lambda x: type(x) in (str, int, float)))  # 5 is a name too
+    facts = ("dataset", "channels", "size", "num_classes", "test_size", "sha256")
+    data = {f"data.{name}": value for name, value in default["data"].items() if name in facts}
+    return {key: fact(value) for key, value in leaves(data)} | {
         "seed": whole(0, 2**63 - 1),
+        "data_dir": folder,
+        "data.data_dir": folder,
+        "run_dir": folder,
+        "resume": folder,
+        "data.train_size": whole(2, default["data"].get("train_size")),
         "data.batch_size": whole(1),
         "data.eval_batch_size": whole(1),
-        "data.val_size": whole(1, data.get("train_size", 2) - 1),
-        "data.augment": one_of(*data.get("augmentations", ())),
-        "model.input.fit": one_of("pad"),
+        "model.input.size": whole(1),
+        "model.input.fit": one_of("pad", "crop", "resize"),
         "model.loss.j": number(0, above=True),
         "optim.lr": number(0, 1000, above=True),
         "optim.momentum": number(0, 1),
@@ -75,8 +86,8 @@ def rules(config: dict) -> dict[str, Rule]:
         "optim.clip_norm": null_or(number(0, above=True)),
         "optim.batch_size": whole(1),
         "optim.epochs": whole(1),
+        "optim.scheduler": null_or(same_kind({})),
         "trainer.max_epochs": whole(1),
-        "trainer.devices": whole(1, device_count(config["trainer"].get("accelerator", "auto"))),
         "trainer.accelerator": one_of("auto", "cpu", "gpu"),
         "trainer.precision": one_of("32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true"),
         "trainer.deterministic": one_of(True, False, "warn"),
@@ -84,26 +95,72 @@ def rules(config: dict) -> dict[str, Rule]:
     }
 
 
-def check_values(config: dict, default: dict) -> None:
-    """Raise UserError for the first value that is not allowed, naming key, value and a way out."""
-    ruled, examples = rules(config), dict(leaves(default))
-    for key, value in leaves(config):
-        rule = ruled.get(key) or same_kind(examples.get(key))
-        if not rule.holds(value):
-            text = (
-                "null" if value is None else str(value).lower() if value in (True, False) else value
-            )
-            works = str(examples.get(key)).replace("None", "null")
-            raise UserError(f"{key}={text}: must be {rule.allowed}; try {key}={works}")
+def relations(config: dict) -> dict[str, Rule]:
+    """What a key allows beside the other keys, whose values hold by themselves."""
+    data, model = config["data"], config["model"]
+    padded = model.get("input", {}).get("fit") == "pad"
+    return {
+        "data.val_size": whole(1, data.get("train_size", 2) - 1),
+        "data.augment": one_of(*data.get("augmentations", ())),
+        "model.input.size": whole(data.get("size", 1) if padded else 1),
+        "trainer.devices": Rule(
+            "1: runs on several devices are still to come", lambda x: x == 1, 1
+        ),
+    }
+
+
+def check_values(config: dict, default: dict, copies: Iterable[str] = ()) -> None:
+    """Raise UserError for the first value that is not allowed, naming key, value and a way out.
+
+    `copies` take their value from another key by interpolation, so that one is named before them.
+    """
+    examples = dict(leaves(default, groups=True))
+    values = sorted(leaves(config), key=lambda leaf: leaf[0].startswith(tuple(copies)))
+    kinds = {key: same_kind(examples.get(key)) for key, _ in values}
+    check_rules(values, kinds | rules(default), examples)
+    check_rules(values, relations(config), examples)
     if config["trainer"].get("accelerator") == "gpu" and not gpu_count():
         raise UserError("trainer.accelerator=gpu: this machine shows no GPU; try trainer=cpu")
+    check_fit(config["model"]["input"], config["data"])
 
 
-def leaves(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def check_fit(wanted: dict, data: dict) -> None:
+    """Raise UserError where the images of the data set are not what the model's `input` wants."""
+    side, has = wanted["size"], data["size"]
+    if wanted["fit"] == "crop" and side > has:
+        raise UserError(
+            f"model.input.size={side}: cannot be cut out of images of {has} pixels; try "
+            "model.input.fit=resize, or a data set of larger images"
+        )
+    takes, has = wanted.get("channels"), data["channels"]
+    if takes not in (None, has):
+        raise UserError(
+            f"data={data['dataset']}: has images of {has} channels and this model takes {takes}; "
+            "try data=mnist or data=fashion_mnist, or another model"
+        )
+
+
+def check_rules(values: list[tuple[str, Any]], ruled: dict[str, Rule], examples: dict) -> None:
+    for key, value in values:
+        rule = ruled.get(key)
+        if rule and not rule.holds(value):
+            works = examples.get(key) if rule.holds(examples.get(key)) else rule.example
+            way_out = f"leave {key} out" if type(works) is dict else f"try {key}={text(works)}"
+            raise UserError(f"{key}={text(value)}: must be {rule.allowed}; {way_out}")
+
+
+def text(value: Any) -> str:
+    """The value as the command line takes it."""
+    return str(value).lower() if type(value) is bool else "null" if value is None else str(value)
+
+
+def leaves(values: dict, prefix: str = "", groups: bool = False) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; with `groups` also the keys that hold other keys."""
     for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
+        inner = isinstance(value, dict) and value
+        if inner:
+            yield from leaves(value, f"{prefix}{key}.", groups)
+        if groups or not inner:
             yield f"{prefix}{key}", value
 
 
@@ -114,8 +171,3 @@ def gpu_count() -> int:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
     other = sys.platform == "darwin" or os.path.exists("/dev/kfd") or os.path.exists("/dev/dxg")
     return len(glob("/dev/nvidia[0-9]*")) or int(other)
-
-
-def device_count(accelerator: str) -> int:
-    cores = os.cpu_count() or 1
-    return gpu_count() or cores if accelerator != "cpu" else cores

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from math import isfinite
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -18,6 +19,9 @@ class Tally(Metric):
     """Loss and errors, summed on the device over batches and ranks, read once an epoch."""
 
     full_state_update = False
+    loss: Tensor
+    errors: Tensor
+    images: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,14 +87,15 @@ class Classifier(pl.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
-        last = self.trainer.is_last_batch
-        if last or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+        trainer: Any = self.trainer
+        last = trainer.is_last_batch
+        if last or (batch_idx + 1) % trainer.log_every_n_steps == 0:
             self.train_tally.update(self.seen)
             self.seen.clear()
             loss = outputs["loss"].item()
             if not isfinite(loss):
                 raise Diverged(f"the loss became {loss} in epoch {self.current_epoch + 1}")
-            rate = self.optimizers().param_groups[0]["lr"]
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
             self.record({"loss/train_step": loss, "optim/lr": rate})
         if last:
             seconds = time.perf_counter() - self.started

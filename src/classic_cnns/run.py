@@ -31,7 +31,7 @@ def run(config: DictConfig) -> float:
     directory = None
     if config.resume:
         directory = run_directory.find(config.resume)
-        config = OmegaConf.load(directory / "config.yaml")
+        config = DictConfig(OmegaConf.load(directory / "config.yaml"))
         done = read_json(directory / "result.json") or {}
         if done.get("status") == "finished":
             log.info("%s is finished already", directory)
@@ -135,7 +135,7 @@ def recorded(directory: Path) -> Iterator[dict]:
         sys.exit(stop.code if isinstance(stop, SystemExit) and stop.code != 1 else 130)
     except BaseException as error:
         result["error"] = f"{type(error).__name__}: {error}"
-        if disk_trouble(error):
+        if isinstance(error, OSError) and disk_trouble(error):
             raise UserError(f"{directory}: {error.strerror}; make room, then {resume}") from error
         raise
     finally:

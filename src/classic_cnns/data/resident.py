@@ -9,7 +9,9 @@ from torch import Tensor
 
 from classic_cnns.data import fetch
 from classic_cnns.data.batches import Batches
-from classic_cnns.data.transforms import pad_to, scale
+from classic_cnns.data.transforms import crop_to, pad_to, resize_to, scale
+
+FITS = {"crop": crop_to, "resize": resize_to}  # of distorted images; pad comes before
 
 
 def split_indices(train_size: int, val_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -25,7 +27,9 @@ class ResidentData(pl.LightningDataModule):
     """Training, validation and test batches of a data set named in conf/data/.
 
     Validation images come out of the training set only; the official test set stays whole. Batches
-    are (images float32 (B, C, H, W) as the model's `input` asks, labels int64 (B,)).
+    are (images float32 (B, C, H, W) as the model's `input` asks, labels int64 (B,)). Smaller images
+    are padded before they are distorted, so that they can move; others are brought to their size
+    afterwards, which leaves the ones alone that a distortion has cropped.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class ResidentData(pl.LightningDataModule):
         self.augment = augmentations[augment]
         self.train_indices, self.val_indices = split_indices(train_size, val_size)
         self.resident: dict[str, Tensor] = {}
+        self.mean: Tensor | None = None
 
     def prepare_data(self) -> None:
         fetch.load(self.dataset, self.sums, self.data_dir)
@@ -65,9 +70,22 @@ class ResidentData(pl.LightningDataModule):
         for split in ("train", "test"):
             images = torch.from_numpy(arrays[f"{split}_images"])
             images = images.view(len(images), self.channels, *images.shape[-2:]).to(device)
-            self.resident[f"{split}_images"] = pad_to(images, self.input["size"])
+            if self.input["fit"] == "pad":
+                images = pad_to(images, self.input["size"])
+            self.resident[f"{split}_images"] = images
             labels = torch.from_numpy(arrays[f"{split}_labels"])
             self.resident[f"{split}_labels"] = labels.long().to(device)
+        self.learn()
+
+    def learn(self) -> None:
+        """Hand the training images, without the held-out ones, to what has to know of them."""
+        images = self.resident["train_images"]
+        images = images.index_select(0, torch.from_numpy(self.train_indices).to(images.device))
+        for distortion in self.augment:
+            distortion.learn(images)
+        if self.input["subtract_mean"]:
+            mean = images.sum(0, dtype=torch.int32) / len(images)  # 64 bits take ten times as long
+            self.mean = self.prepare(mean[None])[0]  # before there is a mean to subtract
 
     def facts(self) -> dict[str, object]:
         """What the run's record says of the data: the checksums and the split."""
@@ -80,7 +98,10 @@ class ResidentData(pl.LightningDataModule):
         }
 
     def prepare(self, images: Tensor) -> Tensor:
-        return scale(images, self.input["low"], self.input["high"])
+        if self.input["fit"] in FITS:
+            images = FITS[self.input["fit"]](images, self.input["size"])
+        images = scale(images, self.input["low"], self.input["high"])
+        return images if self.mean is None else images.sub_(self.mean)
 
     def batches(self, split: str, indices: np.ndarray, batch_size: int, **training) -> Batches:
         images, labels = self.resident[f"{split}_images"], self.resident[f"{split}_labels"]

@@ -1,19 +1,32 @@
-"""Batched transforms on the device of the batch.
+"""Batched transforms on the device of the batch: distortions, then how images get their size.
 
-Randomness comes in as numbers: a random transform says in `draws` how many uniform numbers it
-needs for each image and gets them as a tensor (B, draws) in [0, 1). So the same numbers distort
-the same image in the same way on any device, in any batch, on any rank.
+Randomness comes in as numbers: a distortion says in `draws` how many uniform numbers it needs for
+each image and gets them as a tensor (B, draws) in [0, 1). So the same numbers distort the same
+image in the same way on any device, in any batch, on any rank. Images (B, C, H, W) are uint8, or
+float32 in the same 0 to 255 once a distortion has mixed pixels.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from classic_cnns.errors import UserError
 
-class RandomShift:
+
+class Distortion:
+    draws: int
+
+    def learn(self, images: Tensor) -> None:
+        """Take from all training images (N, C, H, W) what is needed to know of them."""
+
+    def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class RandomShift(Distortion):
     """Move each image by up to `pixels` in both directions; what comes in is background (0).
 
-    (B, C, H, W) uint8 to the same, as the horizontal and vertical translations of L98, III.C.
+    The horizontal and vertical translations of L98, III.C; elsewhere a "random crop with padding".
     """
 
     draws = 2
@@ -22,20 +35,119 @@ class RandomShift:
         self.pixels = pixels
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
-        count, channels, height, width = images.shape
-        if not count:  # a rank's share of a last batch can be empty
-            return images
         top, left = (noise * (2 * self.pixels + 1)).long().unbind(1)
-        padded = F.pad(images, [self.pixels] * 4)
-        pitch = padded.shape[3]
-        # A window is one run of bytes from its first to its last pixel: a tenth of the time of
-        # indexing pixel by pixel.
-        length = (height - 1) * pitch + width
-        runs = padded.flatten().as_strided((padded.numel() - length + 1, length), (1, 1))
-        planes = torch.arange(count * channels, device=images.device) * padded.shape[2] * pitch
-        starts = planes + (top * pitch + left).repeat_interleave(channels)
-        shape, strides = images.shape, (channels * length, length, pitch, 1)
-        return runs.index_select(0, starts).as_strided(shape, strides)
+        return windows(F.pad(images, [self.pixels] * 4), top, left, *images.shape[2:])
+
+
+class RandomCrop(Distortion):
+    """Cut a window of `size` x `size` out of each image, every place alike (K12, 4.1)."""
+
+    draws = 2
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def learn(self, images: Tensor) -> None:
+        height, width = images.shape[2:]
+        if self.size > min(height, width):
+            raise UserError(
+                f"data.augment: crops of {self.size} pixels do not fit into images of {height} x "
+                f"{width}; try data.augment=none"
+            )
+
+    def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
+        places = torch.tensor(images.shape[2:], device=noise.device) - self.size + 1
+        top, left = (noise * places).long().unbind(1)
+        return windows(images, top, left, self.size, self.size)
+
+
+class RandomFlip(Distortion):
+    """Mirror left and right in half of the images."""
+
+    draws = 1
+
+    def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
+        both = torch.cat([images, images.flip(3)])  # to choose rows is faster than torch.where
+        row = torch.arange(len(images), device=images.device)
+        return both.index_select(0, row + len(images) * (noise[:, 0] < 0.5))
+
+
+class RandomAffine(Distortion):
+    """The planar affine distortions of L98, III.C, about the middle of square images.
+
+    In this order: squeezing (widths divided and heights multiplied by 1 +- `squeeze`, or the
+    reverse), horizontal shearing (by +- `shear` of the height), scaling (by 1 +- `scale`) and
+    translation (by +- `shift` pixels in both directions). What comes in is background (0).
+    """
+
+    draws = 5
+
+    def __init__(self, shift: float, scale: float, squeeze: float, shear: float) -> None:
+        self.ranges = torch.tensor([shift, shift, scale, squeeze, shear])
+
+    def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
+        size = images.shape[3]
+        numbers = (2 * noise - 1) * self.ranges.to(noise.device)
+        right, down, scale, squeeze, shear = numbers[:, :, None].unbind(1)  # (B, 1)
+        # Where each pixel of the result comes from: the steps undone from the last to the first. A
+        # row has one y, and places in it differ in x alone. Images span -1 to 1.
+        places = (2 * torch.arange(size, device=images.device) + 1) / size - 1
+        y = (places - down * 2 / size) / (1 + scale)  # (B, S)
+        x = (places - right * 2 / size) / (1 + scale)
+        x = (1 + squeeze)[..., None] * (x[:, None, :] - (shear * y)[:, :, None])  # (B, S, S)
+        y = (y / (1 + squeeze))[:, :, None].expand_as(x)
+        if not len(images):
+            return images.float()
+        return F.grid_sample(images.float(), torch.stack([x, y], 3), align_corners=False)
+
+
+class ColourNoise(Distortion):
+    """K12, 4.1: one colour is added to all pixels of an image, drawn along the axes of all colours.
+
+    The axes are the eigenvectors of the covariance of the channels over all training pixels. The
+    noise along each is normal, its deviation `strength` times that of the pixels.
+    """
+
+    # Deviation: standard deviations, not eigenvalues, along the axes of the colour noise
+    draws = 3
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+
+    def learn(self, images: Tensor) -> None:
+        if images.shape[1] != self.draws:
+            raise UserError(
+                f"data.augment: images of {images.shape[1]} channel have no colours; "
+                "try data.augment=none"
+            )
+        count, total, products = 0, torch.zeros(3).double(), torch.zeros(3, 3).double()
+        for part in images.cpu().split(1000):
+            pixels = part.transpose(0, 1).flatten(1).double()  # (3, 1000 H W)
+            count += pixels.shape[1]
+            total, products = total + pixels.sum(1), products + pixels @ pixels.T
+        mean = total / count
+        variances, axes = torch.linalg.eigh(products / count - mean.outer(mean))
+        self.axes = (axes * variances.clamp(min=0).sqrt()).float().to(images.device)
+
+    def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
+        normal = torch.special.ndtri(noise.clamp(min=2**-25))  # else 0 would be minus infinity
+        colours = self.strength * normal @ self.axes.T  # (B, 3)
+        return images + colours[:, :, None, None]
+
+
+def windows(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """Cut `height` x `width` out of each image at its own (top, left), both (B,) int64."""
+    count, channels, rows, pitch = images.shape
+    if not count:  # a rank's share of a last batch can be empty
+        return images[:, :, :height, :width]
+    # A window is one run of bytes from its first to its last pixel: a tenth of the time of
+    # indexing pixel by pixel.
+    length = (height - 1) * pitch + width
+    runs = images.flatten().as_strided((images.numel() - length + 1, length), (1, 1))
+    planes = torch.arange(count * channels, device=images.device) * rows * pitch
+    starts = planes + (top * pitch + left).repeat_interleave(channels)
+    shape, strides = (count, channels, height, width), (channels * length, length, pitch, 1)
+    return runs.index_select(0, starts).as_strided(shape, strides)
 
 
 def pad_to(images: Tensor, size: int) -> Tensor:
@@ -45,6 +157,17 @@ def pad_to(images: Tensor, size: int) -> Tensor:
     return F.pad(images, (left, size - width - left, top, size - height - top))
 
 
+def crop_to(images: Tensor, size: int) -> Tensor:
+    """The `size` x `size` pixels in the middle: (N, C, size, size)."""
+    top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
+    return images[:, :, top : top + size, left : left + size]
+
+
+def resize_to(images: Tensor, size: int) -> Tensor:
+    """Stretch or shrink, bilinear and without aliasing: (N, C, size, size) float32."""
+    return F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+
+
 def scale(images: Tensor, low: float, high: float) -> Tensor:
-    """uint8 pixels to float32, 0 to `low` and 255 to `high`."""
-    return images.float().mul_((high - low) / 255).add_(low)
+    """Pixels to float32, 0 to `low` and 255 to `high`."""
+    return (images * ((high - low) / 255)).add_(low)

@@ -97,6 +97,8 @@ class TableConv2d(nn.Module):
     (pairs, k, k). (B, C, H, W) to (B, len(table), H-k+1, W-k+1).
     """
 
+    pairs: Tensor
+
     def __init__(self, in_channels: int, table: tuple[tuple[int, ...], ...], kernel_size: int):
         super().__init__()
         self.shape = len(table), in_channels, kernel_size, kernel_size
@@ -125,6 +127,8 @@ class EuclideanRBF(nn.Module):
 
     (B, 84, H, W) to (B, 10, H, W), at least 0, small for a likely class.
     """
+
+    weight: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ class BestAndLast(Checkpoint):
         self.best, self.last = folder / "best.ckpt", folder / "last.ckpt"
         self.lowest = inf
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         error = module.results["error/val"]
         if error < self.lowest:
             self.lowest = error

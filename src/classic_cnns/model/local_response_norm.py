@@ -1,0 +1,137 @@
+"""Local response normalisation across kernel maps.
+
+Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks,
+NIPS 2012, section 3.3. The activity `a_i` of kernel `i` at one position is divided by a power of
+what its neighbours, the kernels `i - n//2 ... i + n//2`, do at the same position:
+
+    b_i = a_i / s_i^beta        s_i = k + alpha * sum_{|j - i| <= n//2} a_j^2
+
+Torch has this layer too, but lets autograd differentiate it operation by operation, each one a
+walk through the memory of the whole batch. Here forward and backward are closed formulas, worked
+out on pieces that fit the cache.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# Elements per thread and piece: 512 KiB in float32, so that the temporaries stay in cache.
+PIECE = 2**17
+
+
+class LocalResponseNorm(nn.Module):
+    """Normalise each activity by the squares of its neighbours in the same tower (section 3.3).
+
+    Args:
+        size: Number of adjacent kernel maps in the sum, itself in the middle; the paper's n, odd.
+        alpha: Weight of the sum of squares.
+        beta: Exponent.
+        k: Offset.
+        groups: Number of equal channel groups (towers); no window reaches across their border.
+        divide_by_size: False: alpha weighs the sum, as the formula is printed. True: alpha weighs
+            the sum / n, as in cuda-convnet and `torch.nn.LocalResponseNorm`.
+    """
+
+    def __init__(
+        self, *, size: int, alpha: float, beta: float, k: float, groups: int, divide_by_size: bool
+    ) -> None:
+        super().__init__()
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f"size={size} of a response norm: allowed are 1, 3, 5, ...")
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+        self.groups, self.divide_by_size = groups, divide_by_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape, dtype and memory format."""
+        alpha = self.alpha / self.size if self.divide_by_size else self.alpha
+        return _Normalise.apply(x, self.size, alpha, self.beta, self.k, self.groups)
+
+    def extra_repr(self) -> str:
+        names = ("size", "alpha", "beta", "k", "groups", "divide_by_size")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+
+class _Normalise(torch.autograd.Function):
+    """b_i = a_i / s_i^beta and its gradient.
+
+    `db_i/da_j` is `s_i^-beta` where i = j, less `2 alpha beta a_i a_j s_i^(-beta-1)` where
+    |i - j| <= n//2. The window is symmetric, so the gradient needs the same sum as the value:
+
+        dE/da_j = g_j s_j^-beta - 2 alpha beta a_j sum_{|i - j| <= n//2} g_i b_i / s_i
+
+    Only the input is kept for the backward pass: s is computed again in cache as fast as it would
+    come from memory.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int
+    ) -> Tensor:
+        x = x.contiguous(memory_format=_layout(x))
+        ctx.save_for_backward(x)
+        ctx.constants = size, alpha, beta, k, groups
+        y = torch.empty_like(x)
+        for a, b in _pieces(groups, x, y):
+            torch.mul(a, _power(_scale(a, size, alpha, k), beta), out=b)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        size, alpha, beta, k, groups = ctx.constants
+        grad = grad.contiguous(memory_format=_layout(x))
+        grad_x = torch.empty_like(x)
+        for a, g, out in _pieces(groups, x, grad, grad_x):
+            s = _scale(a, size, alpha, k)
+            direct = _power(s, beta).mul_(g)  # g s^-beta
+            indirect = _window_sum((direct * a).div_(s), size)  # sum of g b / s
+            torch.addcmul(direct, a, indirect, value=-2 * alpha * beta, out=out)
+        return grad_x, None, None, None, None, None
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """Channels-last for a tensor that is stored so, else contiguous."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _pieces(groups: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Cut (B, C, H, W) tensors of one layout, without copying, into (rows, C / groups, inner).
+
+    A row is one tower of one image (inner = H * W), or with channels last one tower of one pixel
+    (inner = 1): the neighbours of a kernel are along dimension 1, and no tower sees the other.
+    """
+    batch, channels, height, width = tensors[0].shape
+    if tensors[0].is_contiguous():
+        shape = batch * groups, channels // groups, height * width
+    else:
+        shape = batch * height * width * groups, channels // groups, 1
+        tensors = tuple(t.permute(0, 2, 3, 1) for t in tensors)
+    views = [t.view(shape) for t in tensors]
+    if tensors[0].is_cuda or torch.compiler.is_compiling():
+        return [tuple(views)]  # one launch for the whole batch; a compiler makes its own pieces
+    rows = max(1, PIECE * torch.get_num_threads() // (shape[1] * shape[2]))
+    return list(zip(*(view.split(rows) for view in views), strict=True))
+
+
+def _window_sum(x: Tensor, size: int) -> Tensor:
+    """Sum (rows, C, inner) over windows of `size` channels, clipped at the ends."""
+    return F.pad(x, (0, 0, size // 2, size // 2)).unfold(1, size, 1).sum(-1)
+
+
+def _scale(a: Tensor, size: int, alpha: float, k: float) -> Tensor:
+    """Compute s, in float32 also for half precision: squares in bfloat16 have 2 to 3 digits."""
+    a = a if a.dtype == torch.float64 else a.float()
+    return _window_sum(a.square(), size).mul_(alpha).add_(k)
+
+
+def _power(s: Tensor, beta: float) -> Tensor:
+    """Compute s^-beta."""
+    if beta == 0.75 and not s.is_cuda:  # the paper's; two roots take a CPU less than one power
+        root = s.rsqrt()
+        return root.sqrt().mul_(root)
+    return s.pow(-beta)

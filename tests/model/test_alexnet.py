@@ -1,0 +1,312 @@
+"""AlexNet against the numbers of the paper and against two towers built one by one."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from classic_cnns.model.alexnet import AlexNet
+from classic_cnns.model.local_response_norm import LocalResponseNorm
+from tests import reference
+from tests.model.tools import model_config
+
+PAPER: dict[str, Any] = {
+    "num_classes": 1000,
+    "in_channels": 3,
+    "image_size": 224,
+    "channels": [96, 256, 384, 384, 256],
+    "hidden": 4096,
+    "conv1_kernel": 11,
+    "conv1_stride": 4,
+    "towers": 2,
+    "activation": "relu",
+    "lrn": True,
+    "lrn_divide_by_size": False,
+    "pool": "overlapping",
+    "dropout": 0.5,
+    "weight_std": 0.01,
+}
+SMALL = PAPER | {
+    "num_classes": 10,
+    "image_size": 32,
+    "channels": [8, 12, 16, 16, 8],
+    "hidden": 20,
+    "conv1_kernel": 5,
+    "conv1_stride": 1,
+}
+# layer: parameters, neurons, multiplications per image (Fig. 2 and section 3.5, recomputed)
+LAYERS = {
+    "conv1": (34_944, 290_400, 105_415_200),
+    "conv2": (307_456, 186_624, 223_948_800),
+    "conv3": (885_120, 64_896, 149_520_384),
+    "conv4": (663_936, 64_896, 112_140_288),
+    "conv5": (442_624, 43_264, 74_760_192),
+    "fc6": (37_752_832, 4096, 37_748_736),
+    "fc7": (16_781_312, 4096, 16_777_216),
+    "fc8": (4_097_000, 1000, 4_096_000),
+}
+
+
+@pytest.fixture(scope="module")
+def net() -> AlexNet:
+    torch.manual_seed(0)
+    return AlexNet(**PAPER).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    """(2, 3, 224, 224), with about the deviation of centred pixels."""
+    return 60 * torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def maps_of(net: AlexNet, images: Tensor) -> dict[str, Tensor]:
+    """Run the net and return the output of every layer under its name."""
+    maps: dict[str, Tensor] = {}
+    hooks = [
+        layer.register_forward_hook(lambda _, __, out, name=name: maps.__setitem__(name, out))
+        for name, layer in net.named_children()
+    ]
+    net(images)
+    for hook in hooks:
+        hook.remove()
+    return maps
+
+
+@pytest.fixture(scope="module")
+def maps(net: AlexNet, images: Tensor) -> dict[str, Tensor]:
+    return maps_of(net, images)
+
+
+def parameters(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def without_memory(**changes: Any) -> AlexNet:
+    """Build the paper's net with changes, only to count: no weight is stored or drawn."""
+    with torch.device("meta"):
+        return AlexNet(**PAPER | changes)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_parameters_neurons_and_multiplications(
+    net: AlexNet, maps: dict[str, Tensor], name: str
+) -> None:
+    layer, neurons = getattr(net, name), maps[name][0].numel()
+    fan_in = layer.weight[0].numel()
+    assert (parameters(layer), neurons, neurons * fan_in) == LAYERS[name]
+
+
+def test_totals_of_the_paper(net: AlexNet, maps: dict[str, Tensor]) -> None:
+    assert parameters(net) == 60_965_224
+    assert sum(maps[name][0].numel() for name in LAYERS) == 659_272
+    assert sum(multiplications for _, _, multiplications in LAYERS.values()) == 724_406_816
+    assert [key for key in net.state_dict() if key.endswith("weight")] == [
+        f"{name}.weight" for name in LAYERS
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes, count",
+    [
+        ({"num_classes": 10}, 56_909_194),
+        ({"towers": 1}, 62_378_344),
+        ({"towers": 1, "channels": [48, 128, 192, 192, 256]}, 59_798_312),  # section 3.2, footnote
+        ({"image_size": 227, "pool": "non_overlapping"}, 60_965_224),  # "equivalent dimensions"
+    ],
+)
+def test_parameters_of_variants(changes: dict[str, Any], count: int) -> None:
+    assert parameters(without_memory(**changes)) == count
+
+
+def test_map_sizes(maps: dict[str, Tensor]) -> None:
+    shapes = {name: tuple(out.shape[1:]) for name, out in maps.items()}
+    assert shapes["conv1"] == shapes["norm1"] == (96, 55, 55)
+    assert shapes["pool1"] == (96, 27, 27)
+    assert shapes["conv2"] == shapes["norm2"] == (256, 27, 27)
+    assert shapes["pool2"] == (256, 13, 13)
+    assert shapes["conv3"] == shapes["conv4"] == (384, 13, 13)
+    assert shapes["conv5"] == (256, 13, 13)
+    assert shapes["pool5"] == (256, 6, 6)
+
+
+def test_224_is_227_with_zeros_on_the_right_and_below(
+    net: AlexNet, maps: dict[str, Tensor], images: Tensor
+) -> None:
+    padded = torch.zeros(2, 3, 227, 227)
+    padded[:, :, :224, :224] = images
+    larger = maps_of(net, padded)
+    assert torch.equal(larger["conv1"], maps["conv1"])
+    assert torch.equal(larger["fc8"], maps["fc8"])
+    padded[:, :, 226, 226] = 1000  # the last window sees the last pixel
+    moved = (maps_of(net, padded)["conv1"] != maps["conv1"]).any(0).any(0)
+    assert moved.nonzero().tolist() == [[54, 54]]
+
+
+def test_equals_two_separate_towers(net: AlexNet, maps: dict[str, Tensor], images: Tensor) -> None:
+    """Convolutions of one tower each, loops for normalisation and pooling, in the paper's order."""
+    padded = torch.zeros(2, 3, 227, 227)
+    padded[:, :, :224, :224] = images
+    with torch.no_grad():
+        truth = reference.alexnet_two_towers(net.state_dict(), padded)
+    for name, want in truth.items():
+        error = (maps[name] - want).abs().max() / want.abs().max()
+        assert error < 1e-5, name
+
+
+def test_reach_of_a_tower(images: Tensor) -> None:
+    """Move tower B's conv1 and see who notices."""
+    torch.manual_seed(0)
+    net = AlexNet(**SMALL).eval()
+    x = images[:, :, :32, :32]
+
+    def moved(layer: nn.Module) -> dict[str, list[bool]]:
+        """For each layer: did tower A change, did tower B, when tower B of `layer` did."""
+        before = maps_of(net, x)
+        rows = len(layer.weight) // 2
+        saved = layer.weight.detach().clone()
+        with torch.no_grad():
+            layer.weight[rows:] *= 1.5
+        after = maps_of(net, x)
+        with torch.no_grad():
+            layer.weight.copy_(saved)
+        return {
+            name: [
+                not torch.equal(a, b)
+                for a, b in zip(after[name].chunk(2, 1), before[name].chunk(2, 1), strict=True)
+            ]
+            for name in before
+        }
+
+    only_b, both = [False, True], [True, True]
+    reach = moved(net.conv1)
+    for name in ("conv1", "norm1", "pool1", "conv2", "norm2", "pool2"):
+        assert reach[name] == only_b, name
+    for name in ("conv3", "conv4", "conv5", "pool5", "fc6", "fc7", "fc8"):
+        assert reach[name] == both, name
+    reach = moved(net.conv3)
+    for name in ("conv3", "conv4", "conv5", "pool5"):
+        assert reach[name] == only_b, name
+    assert reach["fc6"] == reach["fc7"] == both
+    assert moved(net.fc6)["fc6"] == only_b
+    assert moved(net.fc6)["fc7"] == both
+
+
+def test_crossings_are_the_layers_that_see_both_towers(net: AlexNet) -> None:
+    """The image is no tower; of the others, the width of a kernel tells what it sees."""
+    widths = {"conv2": 96, "conv3": 256, "conv4": 384, "conv5": 384}
+    widths |= {"fc6": 9216, "fc7": 4096, "fc8": 4096}
+    sees_both = [
+        name for name, width in widths.items() if getattr(net, name).weight.shape[1] == width
+    ]
+    assert tuple(sees_both) == net.crossings
+
+
+def test_initial_weights(net: AlexNet) -> None:
+    for name in LAYERS:
+        layer, count = getattr(net, name), getattr(net, name).weight.numel()
+        weight = layer.weight.detach().double()
+        assert abs(weight.mean()) < 5 * 0.01 / math.sqrt(count), name
+        assert weight.std().item() == pytest.approx(0.01, rel=5 / math.sqrt(2 * count)), name
+        kurtosis = (weight**4).mean().item() / (weight**2).mean().item() ** 2
+        assert kurtosis == pytest.approx(3, abs=5 * math.sqrt(24 / count)), name  # normal
+        want = 1 if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0
+        assert (layer.bias == want).all(), name
+
+
+def test_the_seed_decides_the_weights() -> None:
+    def draw(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return nn.utils.parameters_to_vector(AlexNet(**SMALL).parameters())
+
+    assert torch.equal(draw(3), draw(3))
+    assert not torch.equal(draw(3), draw(4))
+
+
+def test_dropout_follows_fc6_and_fc7() -> None:
+    torch.manual_seed(0)
+    net = AlexNet(**SMALL | {"hidden": 2000}).train()
+    maps = maps_of(net, torch.randn(4, 3, 32, 32))
+    for number in (6, 7):
+        before, after = maps[f"fc{number}"].relu(), maps[f"drop{number}"]
+        kept = after != 0
+        assert kept[before > 0].float().mean().item() == pytest.approx(0.5, abs=0.05)
+        torch.testing.assert_close(after[kept], 2 * before[kept])
+    assert torch.equal(net.eval().drop6(maps["fc6"]), maps["fc6"])
+
+
+def test_activation_switch() -> None:
+    torch.manual_seed(0)
+    net = AlexNet(**SMALL | {"activation": "tanh", "lrn": False, "pool": "non_overlapping"}).eval()
+    maps = maps_of(net, 5 * torch.randn(2, 3, 32, 32))
+    torch.testing.assert_close(maps["norm1"], maps["conv1"].tanh())
+    torch.testing.assert_close(maps["drop7"], maps["fc7"].tanh())
+
+
+@pytest.mark.parametrize("pool, window", [("overlapping", 3), ("non_overlapping", 2)])
+def test_pool_switch(pool: str, window: int) -> None:
+    net = AlexNet(**SMALL | {"pool": pool}).eval()
+    maps = maps_of(net, torch.randn(2, 3, 32, 32))
+    for number in ("1", "2"):
+        want = reference.pool2d(maps[f"norm{number}"], window, stride=2, kind="max", ceil=False)
+        assert torch.equal(maps[f"pool{number}"], want)
+
+
+@pytest.mark.parametrize("divide_by_size", [False, True])
+@pytest.mark.parametrize("towers", [1, 2])
+def test_lrn_switches(divide_by_size: bool, towers: int) -> None:
+    net = AlexNet(**SMALL | {"lrn_divide_by_size": divide_by_size, "towers": towers}).eval()
+    maps = maps_of(net, 1000 * torch.randn(2, 3, 32, 32))
+    truth = nn.LocalResponseNorm(5, alpha=1e-4 * (1 if divide_by_size else 5), beta=0.75, k=2)
+    for number in ("1", "2"):
+        halves = maps[f"conv{number}"].relu().chunk(towers, 1)
+        want = torch.cat([truth(half) for half in halves], 1)
+        torch.testing.assert_close(maps[f"norm{number}"], want, rtol=1e-5, atol=0)
+    plain = AlexNet(**SMALL | {"lrn": False})
+    assert not any(isinstance(layer, LocalResponseNorm) for layer in plain.modules())
+
+
+def test_one_tower_sees_everything() -> None:
+    net = AlexNet(**SMALL | {"towers": 1})
+    assert [getattr(net, f"conv{i}").groups for i in range(1, 6)] == [1] * 5
+
+
+def test_learns_eight_images_by_heart() -> None:
+    torch.manual_seed(0)
+    net = AlexNet(**SMALL | {"dropout": 0.0, "weight_std": 0.1})
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+    assert nn.functional.cross_entropy(net(images), labels) < 0.05
+    assert all(p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("towers", 3),
+        ("activation", "sigmoid"),
+        ("pool", "average"),
+    ],
+)
+def test_other_values_are_refused_in_one_line(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^model.net.{key}={value}: allowed are "):
+        AlexNet(**SMALL | {key: value})
+
+
+def test_the_file_configures_the_net_of_the_paper() -> None:
+    config = model_config("alexnet", channels=3)
+    net = OmegaConf.to_container(config, resolve=True)["net"] | {"num_classes": 1000}
+    assert net.pop("_target_").endswith(".AlexNet")
+    assert net == PAPER
+
+
+def test_images_that_vanish_are_refused() -> None:
+    with pytest.raises(ValueError, match="^model.input.size=32: leaves nothing after pool5"):
+        without_memory(image_size=32)

@@ -1,0 +1,121 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from classic_cnns.model.batch_norm import BatchNorm, norm_layer
+from tests import reference
+
+SHAPES = {"linear": (6, 4), "maps": (3, 4, 5, 2)}
+
+
+def torchs(shape: tuple[int, ...]) -> nn.Module:
+    return (nn.BatchNorm2d(4) if len(shape) == 4 else nn.BatchNorm1d(4)).double()
+
+
+def twins(shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
+    """Ours and torch's with the same random state, in double precision."""
+    ours, other = BatchNorm(4).double(), torchs(shape)
+    with torch.no_grad():
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(ours, name).uniform_(0.5, 2.0)
+    other.load_state_dict(ours.state_dict())
+    return ours, other
+
+
+def step(layer: nn.Module, images: Tensor, pull: Tensor) -> list[Tensor]:
+    """The output and, where there is one, every gradient of the output weighed by `pull`."""
+    images = images.clone().requires_grad_(torch.is_grad_enabled())
+    y = layer(images)
+    if not y.requires_grad:
+        return [y]
+    (y * pull).sum().backward()
+    return [y.detach(), images.grad, layer.weight.grad, layer.bias.grad]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+def test_equals_torchs(shape: tuple[int, ...], training: bool, grad: bool) -> None:
+    ours, other = twins(shape)
+    ours.train(training)
+    other.train(training)
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+    for _ in range(3):  # the running statistics gather over batches
+        images, pull = 3 + 2 * torch.randn(shape).double(), torch.randn(shape).double()
+        with torch.set_grad_enabled(grad):
+            mine, its = step(ours, images, pull), step(other, images, pull)
+        assert len(mine) == (4 if grad else 1)
+        torch.testing.assert_close(mine, its)
+        torch.testing.assert_close(ours.state_dict(), other.state_dict())
+    moved = not torch.equal(ours.running_mean, before["running_mean"])
+    assert moved == training  # the mode decides, whether gradients are on does not
+    assert ours.num_batches_tracked == (3 if training else 0)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_equals_the_formula(shape: tuple[int, ...]) -> None:
+    ours, _ = twins(shape)
+    images = torch.randn(shape).double()
+    expected = reference.batch_norm(images, ours.weight, ours.bias, ours.eps)
+    torch.testing.assert_close(ours(images), expected)
+
+
+def test_the_running_variance_is_unbiased() -> None:
+    layer = BatchNorm(1, momentum=1.0)
+    layer(torch.tensor([[1.0], [3.0]]))
+    assert layer.running_mean.item() == 2.0
+    assert layer.running_var.item() == 2.0  # ((1 - 2)^2 + (3 - 2)^2) / (2 - 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_state_dict_is_torchs(shape: tuple[int, ...]) -> None:
+    ours, other = BatchNorm(4), torchs(shape).float()
+    other(torch.randn(shape))
+    ours.load_state_dict(other.state_dict())
+    torch.testing.assert_close(ours.state_dict(), other.state_dict())
+    other.load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_gradients(shape: tuple[int, ...]) -> None:
+    ours, _ = twins(shape)
+    images = torch.randn(shape).double().requires_grad_()
+    assert torch.autograd.gradcheck(ours, images)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (1, 4, 1, 1)])
+def test_one_value_per_channel_is_refused_in_training_only(shape: tuple[int, ...]) -> None:
+    images, ours, other = torch.randn(shape), BatchNorm(4), torchs(shape).float()
+    with pytest.raises(ValueError, match="more than 1 value per channel") as its:
+        other(images)
+    with pytest.raises(ValueError, match="more than 1 value per channel") as mine:
+        ours(images)
+    assert str(mine.value) == str(its.value)
+    torch.testing.assert_close(ours.eval()(images), other.eval()(images))
+
+
+def test_three_dimensions_are_refused() -> None:
+    with pytest.raises(ValueError, match="2D or 4D"):
+        BatchNorm(4)(torch.zeros(2, 4, 3))
+
+
+def test_large_means_keep_their_digits() -> None:
+    images = 1e4 + torch.randn(64, 4)
+    expected = BatchNorm(4).double()(images.double()).float()
+    torch.testing.assert_close(BatchNorm(4)(images), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_bfloat16_goes_in_and_out() -> None:
+    images = torch.randn(8, 4, 5, 5)
+    y = BatchNorm(4)(images.bfloat16())
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), BatchNorm(4)(images), rtol=0.02, atol=0.02)
+
+
+def test_norm_layer() -> None:
+    assert isinstance(norm_layer("none", 4, maps=True), nn.Identity)
+    assert isinstance(norm_layer("batch", 4, maps=True), BatchNorm)
+    assert isinstance(norm_layer("torch", 4, maps=True), nn.BatchNorm2d)
+    assert isinstance(norm_layer("torch", 4, maps=False), nn.BatchNorm1d)
+    with pytest.raises(ValueError, match="^model.net.norm=layer: allowed are none, batch, torch$"):
+        norm_layer("layer", 4, maps=True)

@@ -1,0 +1,107 @@
+import pytest
+import torch
+
+from classic_cnns.model.lenet5 import C3_TABLE
+from classic_cnns.model.lenet5_relu import LeNet5ReLU, SquaredErrorOneHot
+from tests import reference
+from tests.model.tools import configured, count, counts, norms_ran, shapes
+
+
+def net(**options: str) -> LeNet5ReLU:
+    return configured("lenet5_relu", channels=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("c3", "c3_count", "total"), [("table", 1516, 60_806), ("full", 2416, 61_706)]
+)
+def test_parameters_per_layer(c3: str, c3_count: int, total: int) -> None:
+    lenet = net(c3=c3)
+    assert counts(lenet) == {
+        "C1": 156,
+        "C3": c3_count,
+        "C5": 48_120,
+        "F6": 10_164,
+        "output": 850,
+    }
+    assert count(lenet) == total
+
+
+def test_shapes() -> None:
+    seen = shapes(net(), torch.randn(1, 1, 32, 32))
+    assert {name: shape for name, shape in seen.items() if "norm" not in name} == {
+        "C1": (6, 28, 28),
+        "S2": (6, 14, 14),
+        "C3": (16, 10, 10),
+        "S4": (16, 5, 5),
+        "C5": (120, 1, 1),
+        "F6": (84,),
+        "output": (10,),
+    }
+
+
+def test_tabled_c3_is_sixteen_filters_of_their_own() -> None:
+    c3 = net(c3="table").C3
+    assert c3.weight.shape == (60, 5, 5) and c3.bias.shape == (16,)
+    maps = torch.randn(2, 6, 7, 7)
+    expected = reference.table_conv2d(maps, C3_TABLE, c3.weight, c3.bias)
+    torch.testing.assert_close(c3(maps), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_tabled_c3_starts_as_torch_starts_a_convolution() -> None:
+    c3 = net(c3="table").C3
+    kernels = iter(c3.weight)
+    for maps, bias in zip(C3_TABLE, c3.bias, strict=True):
+        own = torch.stack([next(kernels) for _ in maps])
+        bound = own.numel() ** -0.5
+        assert 0.9 * bound < own.abs().max() <= bound
+        assert bias.abs() <= bound
+
+
+@pytest.mark.parametrize("pool", ["average", "max"])
+@pytest.mark.parametrize("c3", ["table", "full"])
+def test_forward_is_what_the_loops_say(pool: str, c3: str) -> None:
+    lenet = net(pool=pool, c3=c3)
+    images = torch.randn(1, 1, 32, 32)
+    x = reference.conv2d(images, lenet.C1.weight, lenet.C1.bias, stride=1, padding=0).clamp(min=0)
+    x = reference.pool2d(x, size=2, stride=2, kind=pool, ceil=False)
+    if c3 == "table":
+        x = reference.table_conv2d(x, C3_TABLE, lenet.C3.weight, lenet.C3.bias)
+    else:
+        x = reference.conv2d(x, lenet.C3.weight, lenet.C3.bias, stride=1, padding=0)
+    x = reference.pool2d(x.clamp(min=0), size=2, stride=2, kind=pool, ceil=False)
+    x = reference.conv2d(x, lenet.C5.weight, lenet.C5.bias, stride=1, padding=0).clamp(min=0)
+    x = (x.flatten(1) @ lenet.F6.weight.T + lenet.F6.bias).clamp(min=0)
+    expected = x @ lenet.output.weight.T + lenet.output.bias
+    torch.testing.assert_close(lenet(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("c3", ["table", "full"])
+def test_norms_are_interchangeable(c3: str) -> None:
+    ours, other = net(c3=c3, norm="batch"), net(c3=c3, norm="torch")
+    other.load_state_dict(ours.state_dict())
+    images = torch.randn(8, 1, 32, 32)
+    torch.testing.assert_close(ours(images), other(images), rtol=1e-3, atol=1e-4)
+    assert norms_ran(ours) == [1] * 4
+    assert count(ours) == count(net(c3=c3)) + 2 * (6 + 16 + 120 + 84)
+
+
+def test_squared_error_on_one_hot_targets() -> None:
+    scores = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.0, 2.0]])
+    # Targets (0, 1, 0) and (0, 0, 1): squares 1 + 1 + 0 + 0.25 + 0 + 1 over six outputs.
+    loss = SquaredErrorOneHot()(scores, torch.tensor([1, 2]))
+    assert loss.item() == pytest.approx(3.25 / 6)
+
+
+def test_squared_error_gradient() -> None:
+    scores = torch.randn(3, 10, dtype=torch.double, requires_grad=True)
+    labels = torch.tensor([0, 9, 4])
+    assert torch.autograd.gradcheck(lambda s: SquaredErrorOneHot()(s, labels), scores)
+
+
+def test_bad_values() -> None:
+    with pytest.raises(ValueError, match="^model.net.c3=tabled: allowed are table, full$"):
+        net(c3="tabled")
+    with pytest.raises(ValueError, match="^model.net.pool=sum: allowed are average, max$"):
+        net(pool="sum")
+    with pytest.raises(ValueError, match="^model.net.norm=group: allowed are"):
+        net(norm="group")

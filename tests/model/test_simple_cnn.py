@@ -1,0 +1,79 @@
+import pytest
+import torch
+from torch import nn
+
+from classic_cnns.model.simple_cnn import SimpleCNN
+from tests import reference
+from tests.model.tools import configured, count, counts, norms_ran, shapes
+
+
+def net(norm: str = "none", extra_convs: int = 0) -> SimpleCNN:
+    return configured("simple_cnn", channels=1, norm=norm, extra_convs=extra_convs)
+
+
+def test_parameters_per_layer() -> None:
+    assert counts(net()) == {
+        "conv1": 16 * (25 + 1),
+        "conv2": 32 * (16 * 25 + 1) + 32 * (32 * 25 + 1),
+        "conv3": 64 * (32 * 25 + 1),
+        "out": 10 * (3136 + 1),
+    }
+    assert count(net()) == 121_514
+
+
+def test_shapes() -> None:
+    seen = shapes(net(), torch.randn(1, 1, 28, 28))
+    assert seen == {
+        "conv1": (16, 14, 14),
+        "conv2": (32, 7, 7),
+        "conv3": (64, 7, 7),
+        "extra": (64, 7, 7),
+        "out": (10,),
+    }
+
+
+@pytest.mark.parametrize("extra_convs", [1, 2])
+def test_extra_convs(extra_convs: int) -> None:
+    more = net(extra_convs=extra_convs)
+    assert count(more) == 121_514 + extra_convs * 102_464
+    assert [type(layer) for layer in more.extra if not isinstance(layer, nn.Identity)] == [
+        nn.Conv2d,
+        nn.ReLU,
+    ] * extra_convs
+    assert shapes(more, torch.randn(1, 1, 28, 28))["extra"] == (64, 7, 7)
+
+
+def test_extra_convs_stand_before_the_linear_layer() -> None:
+    plain, more = net(), net(extra_convs=1)
+    more.load_state_dict(plain.state_dict(), strict=False)
+    conv = more.extra[0]
+    nn.init.dirac_(conv.weight)  # hands its input on, which ReLU has made positive
+    nn.init.zeros_(conv.bias)
+    images = torch.randn(2, 1, 28, 28)
+    torch.testing.assert_close(more(images), plain(images))
+
+
+def test_forward_is_what_the_loops_say() -> None:
+    small = net()
+    images = torch.randn(1, 1, 28, 28)
+    conv = small.conv1[0]
+    maps = reference.conv2d(images, conv.weight, conv.bias, stride=1, padding=2).clamp(min=0)
+    expected = reference.pool2d(maps, size=2, stride=2, kind="max", ceil=False)
+    torch.testing.assert_close(small.conv1(images), expected)
+
+
+@pytest.mark.parametrize("norm", ["batch", "torch"])
+def test_norms_are_interchangeable(norm: str) -> None:
+    ours, other = net(norm=norm), net(norm="torch")
+    other.load_state_dict(ours.state_dict())
+    images = torch.randn(4, 1, 28, 28)
+    torch.testing.assert_close(ours(images), other(images), rtol=1e-3, atol=1e-4)
+    assert norms_ran(ours) == [1] * 4
+    assert count(ours) == 121_514 + 2 * (16 + 32 + 32 + 64)
+
+
+def test_bad_values() -> None:
+    with pytest.raises(ValueError, match="^model.net.norm=group: allowed are none, batch, torch$"):
+        net(norm="group")
+    with pytest.raises(ValueError, match="^model.net.extra_convs=-1: allowed are 0, 1, 2"):
+        net(extra_convs=-1)

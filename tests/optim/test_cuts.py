@@ -1,0 +1,48 @@
+"""The table of rates, step by step."""
+
+import pytest
+import torch
+
+from classic_cnns.optim.cuts import cuts
+
+
+def rates(total_steps: int, **table) -> list[list[float]]:
+    """The rates of two groups at each step."""
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 2.0)]
+    optimizer = torch.optim.SGD(groups)
+    scheduler = cuts(optimizer, total_steps=total_steps, **table)
+    found = []
+    for _ in range(total_steps):
+        found.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_rates_are_cut_after_the_named_epochs() -> None:
+    found = rates(14 * 3, after=[12, 13], epochs=14, factor=0.1)
+    expected = [1.0] * 36 + [0.1] * 3 + [0.01] * 3
+    assert [first for first, _ in found] == pytest.approx(expected)
+    assert [second for _, second in found] == pytest.approx([2 * rate for rate in expected])
+
+
+def test_a_run_of_another_length_stretches_the_table() -> None:
+    found = [first for first, _ in rates(10, after=[120, 130], epochs=140, factor=0.1)]
+    assert found == pytest.approx([1.0] * 9 + [0.01])  # 8.57 and 9.29 steps
+
+
+def test_goes_on_from_a_state_of_plain_types() -> None:
+    def make():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        return optimizer, cuts(optimizer, total_steps=10, after=[5], epochs=10, factor=0.1)
+
+    optimizer, scheduler = make()
+    for _ in range(5):
+        optimizer.step()
+        scheduler.step()
+    other, resumed = make()
+    other.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(scheduler.state_dict())
+    other.step()
+    resumed.step()
+    assert other.param_groups[0]["lr"] == pytest.approx(0.1)

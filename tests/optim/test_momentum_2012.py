@@ -1,0 +1,126 @@
+"""The momentum rule of 2012 against its printed form and against torch's."""
+
+import copy
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import StepLR
+
+from classic_cnns.optim.momentum_2012 import Momentum2012
+
+PAPER = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005}
+
+
+def weights(dtype: torch.dtype = torch.float64) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 3), (5,), (2, 3, 2, 2)]
+    return [torch.nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
+
+
+def descend(
+    optimizer: torch.optim.Optimizer, rates: list[float], first: int = 0
+) -> list[torch.Tensor]:
+    """Take one step per rate, with gradients that depend on the number of the step alone."""
+    parameters = optimizer.param_groups[0]["params"]
+    for number, rate in enumerate(rates, first):
+        generator = torch.Generator().manual_seed(100 + number)
+        optimizer.param_groups[0]["lr"] = rate
+        for w in parameters:
+            w.grad = torch.randn(w.shape, generator=generator).to(w.dtype)
+        optimizer.step()
+    return [w.detach().clone() for w in parameters]
+
+
+def by_the_formula(rates: list[float]) -> list[torch.Tensor]:
+    """Krizhevsky 2012, section 5, one weight tensor after the other."""
+    w = [p.detach().clone() for p in weights()]
+    v = [torch.zeros_like(p) for p in w]
+    for number, eps in enumerate(rates):
+        generator = torch.Generator().manual_seed(100 + number)
+        for i in range(len(w)):
+            gradient = torch.randn(w[i].shape, generator=generator).to(w[i].dtype)
+            v[i] = 0.9 * v[i] - 0.0005 * eps * w[i] - eps * gradient
+            w[i] = w[i] + v[i]
+    return w
+
+
+def test_follows_the_formula_through_changes_of_the_rate() -> None:
+    rates = [0.01] * 3 + [0.001] * 3 + [0.1, 0.0, 0.01]
+    got = descend(Momentum2012(weights(), **PAPER), rates)
+    torch.testing.assert_close(got, by_the_formula(rates), rtol=1e-14, atol=1e-15)
+
+
+def test_equals_torch_while_the_rate_stays() -> None:
+    ours = descend(Momentum2012(weights(), **PAPER), [0.01] * 20)
+    theirs = descend(torch.optim.SGD(weights(), **PAPER), [0.01] * 20)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_differs_from_torch_after_a_drop_as_stated() -> None:
+    """Torch shrinks the old velocity with the rate: they part by (1 - ratio) * momentum * v."""
+    ours, theirs = Momentum2012(weights(), **PAPER), torch.optim.SGD(weights(), **PAPER)
+    rates = [0.01] * 5
+    descend(ours, rates), descend(theirs, rates)
+    old = [ours.state[w]["velocity"].clone() for w in ours.param_groups[0]["params"]]
+    after, after_torch = descend(ours, [0.001], 5), descend(theirs, [0.001], 5)
+    for w, w_torch, v in zip(after, after_torch, old, strict=True):
+        torch.testing.assert_close(w - w_torch, (1 - 0.1) * 0.9 * v, rtol=1e-10, atol=1e-13)
+
+
+def test_the_bias_decays_too() -> None:
+    bias = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    bias.grad = torch.zeros_like(bias)
+    Momentum2012([bias], **PAPER).step()
+    assert bias.item() == pytest.approx(1 - 0.0005 * 0.01, abs=1e-15)
+
+
+def test_resumes_exactly_from_a_state_of_plain_types() -> None:
+    rates = [0.01] * 4 + [0.001] * 4
+    straight = descend(Momentum2012(weights(), **PAPER), rates)
+    first = Momentum2012(weights(), **PAPER)
+    halfway = descend(first, rates[:4])
+    saved = copy.deepcopy(first.state_dict())
+    assert set(saved) == {"state", "param_groups"}
+    assert {type(v) for v in saved["param_groups"][0].values()} <= {float, int, bool, list}
+    assert all(set(s) == {"velocity"} for s in saved["state"].values())
+    second = Momentum2012([torch.nn.Parameter(w) for w in halfway], **PAPER)
+    second.load_state_dict(saved)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(descend(second, rates[4:], first=4), straight, strict=True)
+    )
+
+
+def test_obeys_a_scheduler_and_groups_of_their_own_rate() -> None:
+    a, b, idle = weights()
+    groups = [{"params": [a, idle]}, {"params": [b], "lr": 1.0, "weight_decay": 0.0}]
+    optimizer = Momentum2012(groups, **PAPER)
+    scheduler = StepLR(optimizer, step_size=1, gamma=0.1)
+    before, untouched = b.detach().clone(), idle.detach().clone()
+    a.grad, b.grad = torch.ones_like(a), torch.ones_like(b)
+    optimizer.step()
+    torch.testing.assert_close(b.detach(), before - 1.0)
+    scheduler.step()
+    optimizer.step()
+    torch.testing.assert_close(b.detach(), before - 1.0 - (0.9 + 0.1))
+    assert torch.equal(idle, untouched) and idle not in optimizer.state
+
+
+def test_closure_and_layouts() -> None:
+    w = torch.nn.Parameter(weights()[2].detach().contiguous(memory_format=torch.channels_last))
+    before, optimizer = w.detach().clone(), Momentum2012([w], **PAPER | {"weight_decay": 0.0})
+
+    def closure() -> torch.Tensor:
+        loss = (w**2).sum()
+        loss.backward()
+        w.grad = w.grad.contiguous()
+        return loss
+
+    assert optimizer.step(closure).item() == pytest.approx((before**2).sum().item())
+    torch.testing.assert_close(w.detach(), before * (1 - 2 * 0.01))
+
+
+@pytest.mark.parametrize("key", ["lr", "momentum", "weight_decay"])
+def test_negative_values_are_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=f"^optim.{key}=-1: must be 0 or more$"):
+        Momentum2012(weights(), **PAPER | {key: -1})

@@ -1,0 +1,98 @@
+"""Rates and decay for each layer against cuda-convnet's rule and files."""
+
+import hydra
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from classic_cnns.command_line import CONF
+from classic_cnns.optim.momentum_2012 import Momentum2012
+from classic_cnns.optim.per_layer import per_layer
+
+VARIANTS = {  # wc of the files
+    "convnet_cifar10": [0.004, 0.004, 0.004, 0.03, 0.03],
+    "convnet_cifar10_18pct": [0.004, 0.004, 0.004, 1],
+    "convnet_cifar10_13pct": [0, 0, 0.004, 0.004, 0.004],
+    "convnet_cifar10_11pct_first": [0, 0, 0.004, 0.004, 0.004],
+    "convnet_cifar10_11pct": [0, 0, 0.004, 0.004, 0.01],
+}
+
+
+def composed(model: str) -> DictConfig:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", [f"model={model}", "name=x"])
+
+
+def make(net: nn.Module, weight_decay: dict[str, float]) -> Momentum2012:
+    return per_layer(
+        net.named_parameters(), lr=0.1, bias_lr=0.2, momentum=0.9, weight_decay=weight_decay
+    )
+
+
+def small_net() -> nn.Sequential:
+    net = nn.Sequential()
+    net.conv1 = nn.Conv2d(1, 2, 3)
+    net.conv1_norm = nn.BatchNorm2d(2)
+    net.fc10 = nn.Linear(2, 10)
+    return net
+
+
+def test_follows_the_update_rule_of_cuda_convnet() -> None:
+    """inc = mom inc - wc eps w + eps grad, w += inc; wc is 0 and eps twice as large for biases."""
+    net, wc = small_net(), {"conv1": 0.5, "fc10": 0.25}
+    optimizer = make(net, wc)
+    expected = {name: p.detach().clone() for name, p in net.named_parameters()}
+    inc = {name: torch.zeros_like(p) for name, p in expected.items()}
+    for _ in range(3):
+        for name, parameter in net.named_parameters():
+            parameter.grad = torch.randn_like(parameter)
+            decays = name in ("conv1.weight", "fc10.weight")
+            eps = 0.1 if decays else 0.2
+            decay = wc[name.split(".")[0]] if decays else 0.0
+            descent = -parameter.grad  # cuda-convnet's grad points downhill
+            inc[name] = 0.9 * inc[name] - decay * eps * expected[name] + eps * descent
+            expected[name] = expected[name] + inc[name]
+        optimizer.step()
+    torch.testing.assert_close({name: p.detach() for name, p in net.named_parameters()}, expected)
+
+
+def test_schedules_scale_all_groups() -> None:
+    optimizer = make(small_net(), {"conv1": 0.5, "fc10": 0.25})
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1], gamma=0.1)
+    optimizer.step()
+    schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.02, 0.01])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_recipe_fits_its_net(variant: str) -> None:
+    config = composed(variant)
+    config.data.channels = 3
+    net = instantiate(config.model.net)
+    optimizer = instantiate(config.optim.optimizer)(net.named_parameters())
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    decays = {}
+    for group in optimizer.param_groups:
+        assert group["momentum"] == 0.9
+        for parameter in group["params"]:
+            layer, kind = names.pop(parameter).split(".")
+            assert group["lr"] == (0.002 if kind == "bias" else 0.001)
+            if kind == "bias":
+                assert group["weight_decay"] == 0
+            else:
+                decays[layer] = group["weight_decay"]
+    assert not names  # every parameter is in a group
+    layers = [name.split(".")[0] for name, _ in net.named_parameters() if name.endswith("weight")]
+    assert [decays[layer] for layer in layers] == VARIANTS[variant]
+    instantiate(config.optim.scheduler)(optimizer, total_steps=1000)
+    assert config.optim.cuts[-1] < config.optim.epochs
+
+
+@pytest.mark.parametrize("weight_decay", [{"conv1": 0.5}, {"conv1": 0, "fc10": 0, "fc11": 0}])
+def test_a_layer_too_few_or_too_many(weight_decay: dict[str, float]) -> None:
+    with pytest.raises(
+        ValueError, match="^optim.weight_decay: fc1.*one value for each of conv1, fc10$"
+    ):
+        make(small_net(), weight_decay)
