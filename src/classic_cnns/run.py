@@ -1,6 +1,7 @@
 """One run: build, train, test, and write down what came out, also when it did not end well."""
 
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import run_directory
@@ -132,7 +134,8 @@ def recorded(directory: Path) -> Iterator[dict]:
     except (KeyboardInterrupt, SystemExit) as stop:
         result |= {"status": "interrupted", "error": repr(stop)}
         log.warning("interrupted; %s", resume)
-        sys.exit(stop.code if isinstance(stop, SystemExit) and stop.code != 1 else 130)
+        number = signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT
+        sys.exit(128 + number)  # as shells have it
     except BaseException as error:
         result["error"] = f"{type(error).__name__}: {error}"
         if isinstance(error, OSError) and disk_trouble(error):
