@@ -153,6 +153,23 @@ def test_a_failed_run_says_so_and_resumes_to_bitwise_the_undisturbed_result(trai
         assert curve == [(e.step, e.value) for e in events(whole).Scalars(tag)]
 
 
+def test_a_net_with_dropout_resumes_to_bitwise_the_undisturbed_weights(train, monkeypatch):
+    original = LeNet5.forward
+
+    def with_dropout(self, images):
+        return original(self, torch.nn.functional.dropout(images, 0.2, self.training))
+
+    monkeypatch.setattr(LeNet5, "forward", with_dropout)
+    whole = train("whole")
+    with monkeypatch.context() as patch:
+        fail_in_epoch(patch, 1)
+        with pytest.raises(RuntimeError):
+            train("broken")
+    torch.rand(1000)  # another process would stand elsewhere in its stream
+    train("unused", "resume=broken")
+    assert same(weights(Path("broken")), weights(whole))
+
+
 def test_a_run_that_failed_before_its_first_checkpoint_starts_over(train, monkeypatch):
     with monkeypatch.context() as patch:
         fail_in_epoch(patch, 0)

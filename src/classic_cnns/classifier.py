@@ -6,6 +6,7 @@ from math import isfinite
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -54,9 +55,15 @@ class Classifier(pl.LightningModule):
     """
 
     def __init__(
-        self, net: nn.Module, loss: nn.Module, optimizer: Callable, scheduler: Callable | None
+        self,
+        net: nn.Module,
+        loss: nn.Module,
+        optimizer: Callable,
+        scheduler: Callable | None,
+        seed: int,
     ) -> None:
         super().__init__()
+        self.seed = seed
         self.net, self.loss = net, loss
         self.optimizer, self.scheduler = optimizer, scheduler
         self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
@@ -81,6 +88,9 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
+        # What a net draws, as dropout does, follows from here: so a resumed run draws the same.
+        key = np.random.SeedSequence((self.seed, self.current_epoch, batch_idx))
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
         scores = self.net(images)
         loss = self.loss(scores, labels)
         self.seen.append((loss.detach(), scores.detach(), labels))
@@ -130,7 +140,7 @@ class Classifier(pl.LightningModule):
 
     def record(self, values: dict[str, float]) -> None:
         self.results |= values
-        if self.logger and not self.trainer.sanity_checking:
+        if self.logger:
             self.logger.log_metrics(values, step=self.trainer.fit_loop.epoch_loop.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

@@ -59,6 +59,7 @@ def build(config: DictConfig) -> tuple[Classifier, pl.LightningDataModule]:
             instantiate(config.model.loss),
             instantiate(config.optim.optimizer),
             instantiate(config.optim.scheduler),
+            config.seed,
         )
         return classifier, instantiate(config.data)
     except InstantiationException as error:
