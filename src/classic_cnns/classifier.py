@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
+
 
 class Diverged(Exception):
     """The loss is no longer a finite number; told in one line."""
@@ -85,12 +87,19 @@ class Classifier(pl.LightningModule):
         self.train_tally.reset()
         self.seen.clear()
         self.started = time.perf_counter()
+        optimizer = self.trainer.optimizers[0]
+        if isinstance(optimizer, StochasticDiagonalLM):
+            optimizer.estimate(self.net, self.trainer.train_dataloader)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         # What a net draws, as dropout does, follows from here: so a resumed run draws the same.
         key = np.random.SeedSequence((self.seed, self.current_epoch, batch_idx))
-        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+        seed = int(key.generate_state(1, np.uint64)[0])
+        if images.is_cpu:  # torch.manual_seed takes half a millisecond for a GPU never used
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
         scores = self.net(images)
         loss = self.loss(scores, labels)
         self.seen.append((loss.detach(), scores.detach(), labels))

@@ -22,6 +22,7 @@ from classic_cnns.report import summary
 from classic_cnns.report.tensorboard import RunLogger
 from classic_cnns.trainer.checkpoint import AtomicCheckpointIO, BestAndLast
 from classic_cnns.trainer.loop import LeanLoop
+from classic_cnns.trainer.memory import keep_freed_memory
 from classic_cnns.trainer.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 def run(config: DictConfig) -> float:
     """Carry out one run, new or resumed, and return its validation error for a sweeper."""
     show_log()
+    keep_freed_memory()
     directory = None
     if config.resume:
         directory = run_directory.find(config.resume)

@@ -159,14 +159,17 @@ class LeNet5(nn.Module):
         for layer in (self.C1, self.C5, self.F6):
             fan_in_uniform_(layer.parameters(), fan_in=layer.weight[0].numel())
 
-    def forward(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        """The units of F6, which the output layer compares with the bitmaps."""
         x = self.squash(self.C1(images))  # (B, 6, 28, 28)
         x = self.squash(self.S2(x))  # (B, 6, 14, 14)
         x = self.squash(self.C3(x))  # (B, 16, 10, 10)
         x = self.squash(self.S4(x))  # (B, 16, 5, 5)
         x = self.squash(self.C5(x))  # (B, 120, 1, 1)
-        x = self.squash(self.F6(x))  # (B, 84, 1, 1)
-        scores = -self.output(x)  # (B, 10, 1, 1)
+        return self.squash(self.F6(x))  # (B, 84, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores = -self.output(self.features(images))  # (B, 10, 1, 1)
         return scores.flatten(1) if scores.shape[2:] == (1, 1) else scores
 
 
