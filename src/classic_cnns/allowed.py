@@ -89,7 +89,9 @@ def rules(default: dict) -> dict[str, Rule]:
         "optim.scheduler": null_or(same_kind({})),
         "trainer.max_epochs": whole(1),
         "trainer.accelerator": one_of("auto", "cpu", "gpu"),
-        "trainer.precision": one_of("32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true"),
+        "trainer.precision": one_of(
+            "auto", "32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true"
+        ),
         "trainer.deterministic": one_of(True, False, "warn"),
         "trainer.log_every_n_steps": whole(1),
     }

@@ -20,6 +20,7 @@ from classic_cnns.errors import UserError
 from classic_cnns.files import disk_trouble, read_json, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.tensorboard import RunLogger
+from classic_cnns.trainer import precision
 from classic_cnns.trainer.checkpoint import AtomicCheckpointIO, BestAndLast
 from classic_cnns.trainer.loop import LeanLoop
 from classic_cnns.trainer.memory import keep_freed_memory
@@ -71,8 +72,9 @@ def build(config: DictConfig) -> tuple[Classifier, pl.LightningDataModule]:
 
 
 def make_trainer(config: DictConfig, logger: RunLogger, checkpoints: BestAndLast) -> pl.Trainer:
+    chosen = precision.choose(config.trainer.precision, config.trainer.accelerator)
     trainer = pl.Trainer(
-        **config.trainer,
+        **{**config.trainer, "precision": chosen},
         gradient_clip_val=config.optim.clip_norm,
         logger=logger,
         callbacks=[Progress(config.data.batch_size), checkpoints],
@@ -92,7 +94,7 @@ def train_and_test(config, directory: Path, classifier: Classifier, data, result
     logger = RunLogger(directory, first_step=step + 1)
     trainer = make_trainer(config, logger, checkpoints)
     device = trainer.strategy.root_device
-    facts = {"device": str(device), "data": data.facts()}
+    facts = {"device": str(device), "precision": trainer.precision, "data": data.facts()}
     if device.type == "cuda":
         facts["device"] = torch.cuda.get_device_name(device)
     run_directory.write_provenance(directory, facts)
@@ -102,6 +104,9 @@ def train_and_test(config, directory: Path, classifier: Classifier, data, result
     trainable = sum(p.numel() for p in classifier.net.parameters() if p.requires_grad)
     table = summary.table(layers, trainable)
     log.info("%s on %s, %s\n%s", config.name, facts["device"], directory, table)
+    if trainer.precision.startswith("bf16"):
+        classifier.net.to(memory_format=torch.channels_last)  # the layout in which it is fast
+        log.info("bfloat16 and channels last; trainer.precision=32-true takes float32")
     logger.write_start(config, table)
 
     trainer.fit(classifier, data, ckpt_path=last, weights_only=True)

@@ -8,14 +8,17 @@ import torch
 
 from classic_cnns.files import write_json
 from classic_cnns.run_directory import processor
+from tests.bench.images import images
+from tests.bench.layers import layers
 from tests.bench.lenet import epochs
 from tests.bench.start import start
+from tests.bench.steps import steps
 
 parser = argparse.ArgumentParser(prog="make bench")
 parser.add_argument("--rounds", type=int, default=5)
 rounds = parser.parse_args().rounds
 
-rows = [*start(rounds), *epochs(rounds)]
+rows = [*start(rounds), *epochs(rounds), *layers(rounds), *steps(rounds), *images(rounds)]
 machine = f"{processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}"
 lines = ["| | | | ratio | goal |", "|---|---|---|--:|--:|"]
 lines += [f"| {r.what} | {r.ours} | {r.other} | {r.ratio:.2f} | {r.goal} |" for r in rows]

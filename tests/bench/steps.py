@@ -1,0 +1,102 @@
+"""Training steps of the larger nets: as we run them beside plain float32 torch.
+
+Ours is the net, its optimizer and what a run on this machine chooses by itself: precision, layout,
+memory. The other is the same net written with torch's layers as anybody would run it. Each has a
+process of its own, which waits while the other one measures.
+"""
+
+import subprocess
+import sys
+import time
+from statistics import median
+
+import hydra
+import torch
+from torch import nn
+
+from classic_cnns.command_line import CONF
+from classic_cnns.model.local_response_norm import LocalResponseNorm
+from classic_cnns.run import build
+from classic_cnns.trainer.memory import keep_freed_memory
+from classic_cnns.trainer.precision import choose
+from tests.bench import Row, row
+
+# net, images in a batch, overrides, goal
+NETS = [
+    (
+        "AlexNet at 227",
+        64,
+        ["model=alexnet", "model.input.size=227", "model.net.num_classes=1000"],
+        ">= 3.5",
+    ),
+    ("convnet_cifar10 13pct", 128, ["model=convnet_cifar10_13pct"], ">= 2"),
+    ("alexnet_cifar10", 500, ["model=alexnet_cifar10"], ">= 1.8"),
+]
+STEPS = 3  # of which the median counts
+
+
+def with_torchs_norm(net: nn.Module) -> nn.Module:
+    for name, layer in net.named_children():
+        if isinstance(layer, LocalResponseNorm):
+            alpha = layer.alpha * (1 if layer.divide_by_size else layer.size)
+            setattr(net, name, nn.LocalResponseNorm(layer.size, alpha, layer.beta, layer.k))
+    return net
+
+
+def serve(ours: bool, batch_size: int, overrides: list[str]) -> None:
+    """Take a step's seconds, the median of some, whenever a line comes in."""
+    if ours:
+        keep_freed_memory()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", ["name=bench", "data=cifar10", *overrides])
+    classifier, _ = build(config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net, loss = classifier.net.to(device), classifier.loss
+    half = ours and choose(config.trainer.precision, config.trainer.accelerator) == "bf16-mixed"
+    if half:
+        net.to(memory_format=torch.channels_last)
+    if not ours:
+        net = with_torchs_norm(net)
+    optimizer = classifier.optimizer(net.named_parameters())
+    side = config.model.input.size
+    x = torch.randn(batch_size, 3, side, side, device=device)
+    y = torch.randint(config.model.net.num_classes, (batch_size,), device=device)
+
+    def step() -> float:
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            error = loss(net(x), y)
+        error.backward()
+        optimizer.step()
+        error.item()  # waits for a GPU
+        return time.perf_counter() - start
+
+    step()
+    for _ in sys.stdin:
+        print(median(step() for _ in range(STEPS)), flush=True)
+
+
+def steps(rounds: int) -> list[Row]:
+    return [compare(*net, rounds) for net in NETS]
+
+
+def compare(name: str, batch_size: int, overrides: list[str], goal: str, rounds: int) -> Row:
+    def start(side: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "tests.bench.steps", side, str(batch_size), *overrides]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1)
+
+    def seconds(side: subprocess.Popen) -> float:
+        side.stdin.write("\n")
+        return float(side.stdout.readline())
+
+    with start("ours") as ours, start("torch") as other:
+        times = [(seconds(ours), seconds(other)) for _ in range(rounds + 1)][1:]
+        ours.stdin.close()
+        other.stdin.close()
+    return row(f"step of {name}, batch {batch_size}", times, goal, ("ours", "torch, float32"))
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1] == "ours", int(sys.argv[2]), sys.argv[3:])
