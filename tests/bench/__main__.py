@@ -8,6 +8,7 @@ import torch
 
 from classic_cnns.files import write_json
 from classic_cnns.run_directory import processor
+from tests.bench.ddp import ddp
 from tests.bench.lenet import epochs
 from tests.bench.start import start
 
@@ -15,7 +16,7 @@ parser = argparse.ArgumentParser(prog="make bench")
 parser.add_argument("--rounds", type=int, default=5)
 rounds = parser.parse_args().rounds
 
-rows = [*start(rounds), *epochs(rounds)]
+rows = [*start(rounds), *epochs(rounds), *ddp(rounds)]
 machine = f"{processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}"
 lines = ["| | | | ratio | goal |", "|---|---|---|--:|--:|"]
 lines += [f"| {r.what} | {r.ours} | {r.other} | {r.ratio:.2f} | {r.goal} |" for r in rows]
