@@ -2,19 +2,27 @@
 
 python src/train.py model=lenet5 data=mnist
 python src/train.py -m data.augment=none,shift 'seed=range(3)'
+python src/train.py trainer=ddp trainer.devices=2
 python src/train.py --help
 """
 
 from omegaconf import DictConfig
 
 from classic_cnns.command_line import command
+from classic_cnns.trainer.launch import in_rank, launch, needed
 
 
 @command(config_name="train")
 def train(config: DictConfig) -> float:
-    from classic_cnns.run import run  # here, since importing torch takes seconds
+    if (processes := needed(config.trainer.devices)) > 1:
+        return launch(processes)
 
-    return run(config)
+    def task() -> float:
+        from classic_cnns.run import run  # here, since importing torch takes seconds
+
+        return run(config)
+
+    return in_rank(task)
 
 
 if __name__ == "__main__":

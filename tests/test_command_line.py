@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -104,7 +105,7 @@ MISTAKES = {
     "trainer.max_epochs=0.5": ["trainer.max_epochs=0.5", "whole number", "try trainer.max_epochs="],
     "data.batch_size=0": ["data.batch_size=0", "at least 1", "try data.batch_size=128"],
     "data.val_size=70000": ["data.val_size=70000", "1 to 59999", "try data.val_size=5000"],
-    "trainer.devices=99": ["trainer.devices=99", "try trainer.devices=1"],
+    "trainer.devices=99": ["trainer.devices=99", "this machine has", "try trainer.devices="],
     "data_dir=/dev/null/cache": ["data_dir=/dev/null/cache", "/dev/null is not a folder"],
     # values
     "seed=-1": ["seed=-1", "whole number", "try seed=0"],
@@ -147,6 +148,11 @@ MISTAKES = {
     "--frobnicate": ["--frobnicate", "--help"],
     "--config-dir=/nowhere": ["/nowhere", "not found"],
     "--config-name=tarin": ["tarin", "train"],
+    # several devices; what else is wrong with them is below
+    "trainer.devices=0": ["trainer.devices=0", "at least 1", "try trainer.devices=1"],
+    "trainer=ddp trainer.accelerator=gpu": ["trainer.accelerator=gpu", "no GPU", "trainer=cpu"],
+    "trainer=ddp data.batch_size=1": ["data.batch_size=1", "2 processes", "try data.batch_size=2"],
+    "trainer.num_nodes=2": ["trainer.num_nodes=2", "torchrun", "try trainer.num_nodes=1"],
     # folders
     "resume=nowhere": ["resume=nowhere", "config.yaml"],
     "resume=5": ["resume=5", "config.yaml"],
@@ -180,6 +186,45 @@ def test_a_proposal_works_beside_the_other_values_of_the_command(train):
 
     proposal = re.search(r"try (\S+)$", train("data.train_size=100").line())
     assert train("data.train_size=100", proposal[1]).started
+
+
+@pytest.mark.parametrize(
+    ("env", "command", "words"),
+    [
+        (
+            {"CUDA_VISIBLE_DEVICES": "0,1"},
+            "trainer.devices=3",
+            ["devices=3", "2 GPUs", "devices=2"],
+        ),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, "trainer=ddp", ["devices=2", "1 GPU;", "devices=1"]),
+        # as torchrun and srun set them
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "4"}, "trainer=ddp", ["4 were started", "devices=4"]),
+        ({"SLURM_NTASKS": "8"}, "trainer=ddp trainer.num_nodes=2", ["8 were", "devices=4"]),
+        ({"MASTER_PORT": "99999"}, "trainer=ddp", ["MASTER_PORT=99999", "unset MASTER_PORT"]),
+    ],
+)
+def test_devices_that_are_not_there_are_told_before_anything_starts(train, env, command, words):
+    line = train(*shlex.split(command), **env).line()
+    assert not [word for word in words if word not in line], line
+
+
+def test_a_port_in_use_is_told_before_anything_starts(train):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        assert f"MASTER_PORT={port}: is in use" in train("trainer=ddp", MASTER_PORT=port).line()
+
+
+def test_an_earlier_run_may_go_on_with_other_devices(train):
+    run = train.folder / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(train("--cfg", "job", "--resolve", "trainer=ddp").out)
+    for words in ("", "trainer=cpu", "trainer.devices=1", "trainer.devices=2"):
+        assert train("resume=run", *shlex.split(words)).started, words
+    line = train("resume=run", "trainer.devices=99").line()
+    assert "trainer.devices=99: this machine has" in line
+    assert "seed=1" in train("resume=run", "trainer=cpu", "seed=1").line()
 
 
 @pytest.mark.parametrize("key", ["data_dir", "run_dir"])
@@ -220,7 +265,7 @@ def test_help_names_all_groups_and_shows_five_examples_that_work(train):
     assert len(examples) == len(set(examples)) == 5
     run = train.folder / "outputs" / "lenet5-mnist" / "latest"  # one of them resumes a run
     run.mkdir(parents=True)
-    (run / "config.yaml").touch()
+    (run / "config.yaml").write_text(train("--cfg", "job", "--resolve").out)
     for example in examples:
         assert train(*shlex.split(example), CUDA_VISIBLE_DEVICES="0").started, example
 

@@ -24,13 +24,14 @@ ARROWS = {
     "optim": {"optim"},
     "report": {"report"},
     "data": {"data", "errors", "files"},
-    "trainer": {"trainer", "files"},
+    "trainer": {"trainer", "devices", "errors", "files"},
     "classifier": {"model", "optim"},
-    "allowed": {"errors"},
+    "allowed": {"devices", "errors"},
+    "devices": {"errors"},
     "errors": set(),
     "files": set(),
     "run_directory": {"errors", "files"},
-    "command_line": {"allowed", "errors", "run_directory"},
+    "command_line": {"allowed", "devices", "errors", "run_directory"},
     "run": {"classifier", "data", "errors", "files", "report", "run_directory", "trainer"},
 }
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 from pathlib import Path
 
 import hydra
@@ -40,7 +41,7 @@ def train(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch):
             *overrides,
         ]
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            run(hydra.compose("train", words))
+            run(run_directory.own_config(hydra.compose("train", words), []))
         return tmp_path / name
 
     return train
@@ -149,6 +150,36 @@ def test_a_failed_run_says_so_and_resumes_to_bitwise_the_undisturbed_result(trai
     assert result(broken)["metrics"] == result(whole)["metrics"]
     assert len(json.loads((broken / "provenance.json").read_text())) == 2
     for tag in ("loss/train", "error/val", "optim/lr"):
+        curve = [(e.step, e.value) for e in events(broken).Scalars(tag)]
+        assert curve == [(e.step, e.value) for e in events(whole).Scalars(tag)]
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(0, 0), (1, 20), (1, 62), (1, 63), (2, 63)])
+def test_a_signal_is_heard_at_a_step_and_nothing_is_lost(train, monkeypatch, epoch, batch):
+    whole = train("whole")
+    with monkeypatch.context() as patch:
+        original = Classifier.training_step
+
+        def signalled(self, images_and_labels, batch_idx):
+            if (self.current_epoch, batch_idx) == (epoch, batch):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, images_and_labels, batch_idx)
+
+        patch.setattr(Classifier, "training_step", signalled)
+        with pytest.raises(SystemExit) as stop:
+            train("broken")
+    assert stop.value.code == 143
+    broken = Path("broken")
+    assert result(broken)["status"] == "interrupted" and result(broken)["error"] == "SIGTERM"
+    state = torch.load(broken / "checkpoints" / "last.ckpt", weights_only=True)
+    steps = 64 * epoch + batch + 1
+    # An epoch's last step is followed by validation, then by the first step of the next epoch.
+    assert state["global_step"] == (min(steps + 1, 192) if batch == 63 else steps)
+
+    train("unused", "resume=broken")
+    assert same(weights(broken), weights(whole))
+    assert result(broken)["metrics"] == result(whole)["metrics"]
+    for tag in ("loss/train", "error/train", "error/val", "loss/train_step"):
         curve = [(e.step, e.value) for e in events(broken).Scalars(tag)]
         assert curve == [(e.step, e.value) for e in events(whole).Scalars(tag)]
 

@@ -3,13 +3,11 @@
 Torch is not imported: a mistake must answer at once.
 """
 
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from glob import glob
 from math import isfinite
 from typing import Any, NamedTuple
 
+from classic_cnns.devices import check_devices
 from classic_cnns.errors import UserError
 
 
@@ -87,6 +85,8 @@ def rules(default: dict) -> dict[str, Rule]:
         "optim.batch_size": whole(1),
         "optim.epochs": whole(1),
         "optim.scheduler": null_or(same_kind({})),
+        "trainer.devices": whole(1),
+        "trainer.num_nodes": whole(1),
         "trainer.max_epochs": whole(1),
         "trainer.accelerator": one_of("auto", "cpu", "gpu"),
         "trainer.precision": one_of(
@@ -105,9 +105,6 @@ def relations(config: dict) -> dict[str, Rule]:
         "data.val_size": whole(1, data.get("train_size", 2) - 1),
         "data.augment": one_of(*data.get("augmentations", ())),
         "model.input.size": whole(data.get("size", 1) if padded else 1),
-        "trainer.devices": Rule(
-            "1: runs on several devices are still to come", lambda x: x == 1, 1
-        ),
     }
 
 
@@ -121,8 +118,8 @@ def check_values(config: dict, default: dict, copies: Iterable[str] = ()) -> Non
     kinds = {key: same_kind(examples.get(key)) for key, _ in values}
     check_rules(values, kinds | rules(default), examples)
     check_rules(values, relations(config), examples)
-    if config["trainer"].get("accelerator") == "gpu" and not gpu_count():
-        raise UserError("trainer.accelerator=gpu: this machine shows no GPU; try trainer=cpu")
+    if config["resume"] is None:  # an earlier run brings devices of its own
+        check_devices(config)
     check_fit(config["model"]["input"], config["data"])
 
 
@@ -164,12 +161,3 @@ def leaves(values: dict, prefix: str = "", groups: bool = False) -> Iterator[tup
             yield from leaves(value, f"{prefix}{key}.", groups)
         if groups or not inner:
             yield f"{prefix}{key}", value
-
-
-def gpu_count() -> int:
-    """GPUs by their device files; 1 where a machine has one of another make."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    other = sys.platform == "darwin" or os.path.exists("/dev/kfd") or os.path.exists("/dev/dxg")
-    return len(glob("/dev/nvidia[0-9]*")) or int(other)

@@ -18,6 +18,11 @@ class Diverged(Exception):
     """The loss is no longer a finite number; told in one line."""
 
 
+# 64 bits hold any sum of mean losses exactly, whatever its order: ranks and resumed runs get the
+# loss of one undisturbed process to the last bit. Apple's GPUs lack them.
+EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
+
+
 class Tally(Metric):
     """Loss and errors, summed on the device over batches and ranks, read once an epoch."""
 
@@ -29,13 +34,15 @@ class Tally(Metric):
     def __init__(self) -> None:
         super().__init__()
         for name in ("loss", "errors", "images"):
-            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
+            self.add_state(name, torch.tensor(0.0, dtype=EXACT), dist_reduce_fx="sum")
 
     def update(self, steps: list[tuple[Tensor, Tensor, Tensor]]) -> None:
         """Of each step: the mean loss of a batch, scores (B, classes) and labels (B,)."""
+        if not steps:
+            return
         losses, scores, labels = zip(*steps, strict=True)
         counts = torch.tensor([len(part) for part in labels], device=losses[0].device)
-        self.loss += (torch.stack(losses) * counts).sum()
+        self.loss += (torch.stack(losses).to(EXACT) * counts).sum()
         self.errors += (torch.cat(scores).argmax(1) != torch.cat(labels)).sum()
         self.images += counts.sum()
 
@@ -46,6 +53,11 @@ class Tally(Metric):
             "error": errors / images,
             "accuracy": (images - errors) / images,
         }
+
+    def sums(self) -> dict[str, float]:
+        """The sums so far, over all ranks, which all have to ask."""
+        with self.sync_context():
+            return {name: getattr(self, name).item() for name in ("loss", "errors", "images")}
 
 
 class Classifier(pl.LightningModule):
@@ -71,6 +83,8 @@ class Classifier(pl.LightningModule):
         self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []  # training steps not yet in the tally
         self.results: dict[str, float] = {"time/seconds": 0.0}
+        self.rank, self.ranks = 0, 1  # of those that share the data
+        self.seconds_before = 0.0  # of the epoch under way, spent before it was resumed
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
@@ -83,27 +97,47 @@ class Classifier(pl.LightningModule):
         scheduler = self.scheduler(optimizer, total_steps=steps)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
+    def setup(self, stage: str) -> None:
+        # DDP would send them round at each step.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+
+    def on_fit_start(self) -> None:
+        if ranks := self.trainer.distributed_sampler_kwargs:
+            self.rank, self.ranks = ranks["rank"], ranks["num_replicas"]
+
+    def on_train_start(self) -> None:
+        self.started = time.perf_counter() - self.seconds_before
+
     def on_train_epoch_start(self) -> None:
         self.train_tally.reset()
         self.seen.clear()
         self.started = time.perf_counter()
         optimizer = self.trainer.optimizers[0]
         if isinstance(optimizer, StochasticDiagonalLM):
-            optimizer.estimate(self.net, self.trainer.train_dataloader)
+            batches: Any = self.trainer.train_dataloader
+            optimizer.estimate(self.net, batches)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         # What a net draws, as dropout does, follows from here: so a resumed run draws the same.
-        key = np.random.SeedSequence((self.seed, self.current_epoch, batch_idx))
+        # Each rank has images of its own and draws for them anew.
+        rank = (self.rank,) if self.rank else ()
+        key = np.random.SeedSequence((self.seed, self.current_epoch, batch_idx, *rank))
         seed = int(key.generate_state(1, np.uint64)[0])
         if images.is_cpu:  # torch.manual_seed takes half a millisecond for a GPU never used
             torch.default_generator.manual_seed(seed)
         else:
             torch.manual_seed(seed)
+        if not len(labels):  # the other ranks still wait for this one's gradients
+            return torch.stack([0.0 * weight.sum() for weight in self.net.parameters()]).sum()
         scores = self.net(images)
         loss = self.loss(scores, labels)
         self.seen.append((loss.detach(), scores.detach(), labels))
-        return loss
+        if self.ranks == 1:
+            return loss
+        # The ranks' gradients are averaged: this makes it the mean over the images of the batch.
+        loader: Any = self.trainer.train_dataloader
+        return loss * (self.ranks * len(labels) / loader.size(batch_idx))
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
         trainer: Any = self.trainer
@@ -111,15 +145,21 @@ class Classifier(pl.LightningModule):
         if last or (batch_idx + 1) % trainer.log_every_n_steps == 0:
             self.train_tally.update(self.seen)
             self.seen.clear()
-            loss = outputs["loss"].item()
+            loss = trainer.strategy.reduce(outputs["loss"]).item()  # so all ranks decide alike
             if not isfinite(loss):
                 raise Diverged(f"the loss became {loss} in epoch {self.current_epoch + 1}")
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             self.record({"loss/train_step": loss, "optim/lr": rate})
         if last:
             seconds = time.perf_counter() - self.started
-            speed = {"speed/images_per_second": float(self.train_tally.images) / seconds}
+            speed = {"speed/images_per_second": self.train_tally.sums()["images"] / seconds}
             self.record(self.measured("train", self.train_tally) | speed)
+
+    def on_validation_start(self) -> None:
+        """What a net has learnt into buffers, as batch normalisation does, is that of rank 0."""
+        if self.ranks > 1:
+            for buffer in self.net.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.evaluate(self.val_tally, *batch)
@@ -128,6 +168,8 @@ class Classifier(pl.LightningModule):
         self.evaluate(self.test_tally, *batch)
 
     def evaluate(self, tally: Tally, images: Tensor, labels: Tensor) -> None:
+        if not len(labels):
+            return tally.update([])
         scores = self.net(images)
         tally.update([(self.loss(scores, labels), scores, labels)])
 
@@ -153,7 +195,18 @@ class Classifier(pl.LightningModule):
             self.logger.log_metrics(values, step=self.trainer.fit_loop.epoch_loop.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        self.train_tally.update(self.seen)
+        self.seen.clear()
+        seconds = time.perf_counter() - self.started
         checkpoint["results"] = self.results
+        checkpoint["epoch_under_way"] = {"seconds": seconds, "sums": self.train_tally.sums()}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.results = checkpoint["results"]
+        under_way = checkpoint.get("epoch_under_way")  # not in the checkpoints of older versions
+        if under_way is None:
+            return
+        self.seconds_before = under_way["seconds"]
+        if self.trainer.is_global_zero:  # the ranks' sums are added up
+            for name, value in under_way["sums"].items():
+                getattr(self.train_tally, name).fill_(value)

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from classic_cnns import run_directory
 from classic_cnns.allowed import check_values, leaves
+from classic_cnns.devices import check_devices
 from classic_cnns.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -49,6 +50,11 @@ def command(config_name: str) -> Callable:
             check(config, hydra.compose(own.job.config_name, choices), overrides)
 
         @functools.wraps(task)
+        def own_task(config: DictConfig) -> object:
+            overrides = plain(HydraConfig.get().overrides.task)
+            return task(run_directory.own_config(config, overrides))
+
+        @functools.wraps(task)
         def run() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on, prints none
             argparse.ArgumentParser.error = lambda _, line: fail(f"{line}; see --help")  # type: ignore
@@ -60,7 +66,7 @@ def command(config_name: str) -> Callable:
                     raise  # a bug of ours
                 fail(explain(error, config_name))
             if checked:  # not so after --cfg
-                main(one_line_errors()(task))()
+                main(one_line_errors()(own_task))()
 
         return run
 
@@ -145,13 +151,14 @@ def check_paths(config: DictConfig, overrides: Sequence[str]) -> None:
                 f"write to; leave {key} out to use your own"
             )
     if config.resume is not None:
-        others = [text for text in overrides if not text.startswith("resume=")]
+        free = ("resume=", "trainer=", *(f"trainer.{key}=" for key in run_directory.PLACEMENT))
+        others = [text for text in overrides if not text.lstrip("+").startswith(free)]
         if others:
             raise UserError(
                 f"{others[0]}: an earlier run goes on with its own config; try resume="
                 f"{config.resume} alone, or a new run without resume"
             )
-        run_directory.find(config.resume)
+        check_devices(plain(run_directory.own_config(config, overrides)))
 
 
 def unknown_key(key: str, default: DictConfig) -> str:

@@ -6,37 +6,48 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig
 
 from classic_cnns import run_directory
 from classic_cnns.classifier import Classifier, Diverged
 from classic_cnns.errors import UserError
 from classic_cnns.files import disk_trouble, read_json, write_json
 from classic_cnns.report import summary
+from classic_cnns.report.log import show_log, train_log
 from classic_cnns.report.tensorboard import RunLogger
 from classic_cnns.trainer import precision
 from classic_cnns.trainer.checkpoint import AtomicCheckpointIO, BestAndLast
+from classic_cnns.trainer.launch import report
 from classic_cnns.trainer.loop import LeanLoop
 from classic_cnns.trainer.memory import keep_freed_memory
 from classic_cnns.trainer.progress import Progress
+from classic_cnns.trainer.stop import Stop, Stopped
 
 log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig) -> float:
-    """Carry out one run, new or resumed, and return its validation error for a sweeper."""
+    """Carry out one run, new or resumed, and return its validation error for a sweeper.
+
+    With several ranks each of them calls this; they meet, and rank 0 speaks and writes for all.
+    """
+    with Stop() as stop:
+        return carry_out(config, stop)
+
+
+def carry_out(config: DictConfig, stop: Stop) -> float:
     show_log()
     keep_freed_memory()
     directory = None
     if config.resume:
         directory = run_directory.find(config.resume)
-        config = DictConfig(OmegaConf.load(directory / "config.yaml"))
         done = read_json(directory / "result.json") or {}
         if done.get("status") == "finished":
             log.info("%s is finished already", directory)
@@ -45,10 +56,21 @@ def run(config: DictConfig) -> float:
 
     classifier, data = build(config)
     data.prepare_data()  # before there is a directory: what fails here leaves nothing behind
-
-    directory = directory or run_directory.create(config)
+    trainer = make_trainer(config, stop)
+    trainer.strategy.setup_environment()  # the ranks meet
+    if trainer.is_global_zero:
+        directory = directory or run_directory.create(config)
+        report(directory=str(directory))
+    directory = Path(trainer.strategy.broadcast(str(directory)))
+    if not trainer.is_global_zero:
+        result: dict = {}
+        try:
+            train_and_test(config, directory, trainer, classifier, data, result)
+        except Diverged:
+            sys.exit(1)  # rank 0 says so
+        return result["metrics"]["val"]["error"]
     with train_log(directory / "train.log"), recorded(directory) as result:
-        train_and_test(config, directory, classifier, data, result)
+        train_and_test(config, directory, trainer, classifier, data, result)
         log.info(final_table(result))
     return result["metrics"]["val"]["error"]
 
@@ -71,49 +93,47 @@ def build(config: DictConfig) -> tuple[Classifier, pl.LightningDataModule]:
         raise
 
 
-def make_trainer(config: DictConfig, logger: RunLogger, checkpoints: BestAndLast) -> pl.Trainer:
+def make_trainer(config: DictConfig, stop: Stop) -> Any:
+    """A trainer that is still to be given the logger and the checkpoints of a run directory."""
+    several = config.trainer.devices * config.trainer.get("num_nodes", 1) > 1
     chosen = precision.choose(config.trainer.precision, config.trainer.accelerator)
-    trainer = pl.Trainer(
+    trainer: Any = pl.Trainer(
         **{**config.trainer, "precision": chosen},
+        strategy=DDPStrategy(gradient_as_bucket_view=True) if several else "auto",
         gradient_clip_val=config.optim.clip_norm,
-        logger=logger,
-        callbacks=[Progress(config.data.batch_size), checkpoints],
+        logger=False,
+        callbacks=[Progress(config.data.batch_size), stop],
         plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,  # Lightning's own
         enable_progress_bar=False,  # ours is one of the callbacks
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit_loop.epoch_loop = LeanLoop(trainer)
+    trainer.fit_loop.epoch_loop = LeanLoop(trainer, stop)
+    trainer._signal_connector.register_signal_handlers = lambda: None  # `stop` has the signals
     return trainer
 
 
-def train_and_test(config, directory: Path, classifier: Classifier, data, result: dict) -> None:
+def train_and_test(
+    config, directory: Path, trainer: Any, classifier: Classifier, data, result: dict
+) -> None:
     checkpoints = BestAndLast(directory / "checkpoints")
     last = checkpoints.last if checkpoints.last.exists() else None
     step = torch.load(last, weights_only=True)["global_step"] if last else -1
     logger = RunLogger(directory, first_step=step + 1)
-    trainer = make_trainer(config, logger, checkpoints)
-    device = trainer.strategy.root_device
-    facts = {"device": str(device), "precision": trainer.precision, "data": data.facts()}
-    if device.type == "cuda":
-        facts["device"] = torch.cuda.get_device_name(device)
-    run_directory.write_provenance(directory, facts)
-
-    side = config.model.input.size
-    layers = summary.layers(classifier.net, torch.zeros(1, config.data.channels, side, side))
-    trainable = sum(p.numel() for p in classifier.net.parameters() if p.requires_grad)
-    table = summary.table(layers, trainable)
-    log.info("%s on %s, %s\n%s", config.name, facts["device"], directory, table)
+    trainer.logger = logger
+    trainer.callbacks.append(checkpoints)
     if trainer.precision.startswith("bf16"):
         classifier.net.to(memory_format=torch.channels_last)  # the layout in which it is fast
-        log.info("bfloat16 and channels last; trainer.precision=32-true takes float32")
-    logger.write_start(config, table)
+    if trainer.is_global_zero:
+        write_start(config, directory, trainer, classifier, data, logger)
 
     trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
     last_results = dict(classifier.results)
     # Testing loads the best checkpoint, and with it the results of that epoch.
     trainer.test(classifier, data, ckpt_path=checkpoints.best, weights_only=True, verbose=False)
-    logger.close()
+    if trainer.is_global_zero:
+        logger.close()
 
     result["metrics"] = {
         split: {
@@ -125,6 +145,25 @@ def train_and_test(config, directory: Path, classifier: Classifier, data, result
     result["epochs"], result["steps"] = trainer.current_epoch, trainer.global_step
     result["seconds"] = last_results["time/seconds"]
     result["images_per_second"] = last_results["speed/images_per_second"]
+
+
+def write_start(config, directory: Path, trainer: Any, classifier, data, logger) -> None:
+    device = trainer.strategy.root_device
+    facts = {"device": str(device), "precision": trainer.precision, "data": data.facts()}
+    if device.type == "cuda":
+        facts["device"] = torch.cuda.get_device_name(device)
+    if trainer.world_size > 1:
+        facts["device"] = f"{trainer.world_size} x {facts['device']}"
+    run_directory.write_provenance(directory, facts)
+
+    side = config.model.input.size
+    layers = summary.layers(classifier.net, torch.zeros(1, config.data.channels, side, side))
+    trainable = sum(p.numel() for p in classifier.net.parameters() if p.requires_grad)
+    table = summary.table(layers, trainable)
+    log.info("%s on %s, %s\n%s", config.name, facts["device"], directory, table)
+    if trainer.precision.startswith("bf16"):
+        log.info("bfloat16 and channels last; trainer.precision=32-true takes float32")
+    logger.write_start(config, table)
 
 
 @contextmanager
@@ -139,11 +178,10 @@ def recorded(directory: Path) -> Iterator[dict]:
         result |= {"status": "diverged", "error": str(error)}
         log.error("error: %s; try a smaller optim.lr. The run so far: %s", error, directory)
         sys.exit(1)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        result |= {"status": "interrupted", "error": repr(stop)}
+    except Stopped as stop:
+        result |= {"status": "interrupted", "error": signal.Signals(stop.code - 128).name}
         log.warning("interrupted; %s", resume)
-        number = signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT
-        sys.exit(128 + number)  # as shells have it
+        raise
     except BaseException as error:
         result["error"] = f"{type(error).__name__}: {error}"
         if isinstance(error, OSError) and disk_trouble(error):
@@ -166,31 +204,3 @@ def final_table(result: dict) -> str:
         f"{result['images_per_second']:,.0f} images/s, {result['directory']}"
     )
     return "\n".join(lines)
-
-
-def show_log() -> None:
-    """Our own messages on the terminal; from Lightning only warnings."""
-    root = logging.getLogger("classic_cnns")
-    root.setLevel(logging.INFO)
-    if not root.handlers:
-        root.addHandler(logging.StreamHandler(sys.stdout))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-
-
-@contextmanager
-def train_log(path: Path) -> Iterator[None]:
-    """All messages and warnings of the run in `path` too."""
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.captureWarnings(True)
-    logging.raiseExceptions = False  # a full disk is told once, not by each message
-    loggers = [logging.getLogger(name) for name in ("classic_cnns", "lightning", "py.warnings")]
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-        logging.captureWarnings(False)
-        handler.close()

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from classic_cnns.files import read_json, replacing, write_json
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 OUTPUTS = Path("outputs")
+PLACEMENT = ("accelerator", "devices", "num_nodes")  # keys of trainer that a run does not depend on
 
 
 def create(config: DictConfig) -> Path:
@@ -69,6 +71,19 @@ def find(path: str) -> Path:
         hint = f"try resume={runs[0]}" if runs else "no run has been started here yet"
         raise UserError(f"resume={path}: no run is there (it would have a config.yaml); {hint}")
     return directory
+
+
+def own_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """With `resume` the config of that run, on the devices that `overrides` name."""
+    if config.resume is None:
+        return config
+    own = DictConfig(OmegaConf.load(find(config.resume) / "config.yaml"))
+    named = {text.lstrip("+").partition("=")[0] for text in overrides}
+    for key in PLACEMENT:
+        if {"trainer", f"trainer.{key}"} & named:
+            own.trainer[key] = config.trainer[key]
+    own.resume = config.resume
+    return own
 
 
 def write_provenance(directory: Path, facts: dict) -> None:

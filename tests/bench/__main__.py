@@ -8,6 +8,7 @@ import torch
 
 from classic_cnns.files import write_json
 from classic_cnns.run_directory import processor
+from tests.bench.ddp import ddp
 from tests.bench.images import images
 from tests.bench.layers import layers
 from tests.bench.lenet import epochs
@@ -18,7 +19,8 @@ parser = argparse.ArgumentParser(prog="make bench")
 parser.add_argument("--rounds", type=int, default=5)
 rounds = parser.parse_args().rounds
 
-rows = [*start(rounds), *epochs(rounds), *layers(rounds), *steps(rounds), *images(rounds)]
+rows = [*start(rounds), *epochs(rounds), *layers(rounds), *images(rounds)]
+rows += [*steps(rounds), *ddp(rounds)]
 machine = f"{processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}"
 lines = ["| | | | ratio | goal |", "|---|---|---|--:|--:|"]
 lines += [f"| {r.what} | {r.ours} | {r.other} | {r.ratio:.2f} | {r.goal} |" for r in rows]

@@ -27,6 +27,7 @@ from classic_cnns.report.tensorboard import RunLogger
 from classic_cnns.run import build, make_trainer
 from classic_cnns.trainer.checkpoint import BestAndLast
 from classic_cnns.trainer.memory import keep_freed_memory
+from classic_cnns.trainer.stop import Stop
 from tests.bench import Row, row
 
 
@@ -154,8 +155,9 @@ def epochs(rounds: int) -> list[Row]:
     in_turn = InTurn(config)
     with TemporaryDirectory() as folder:
         logger = RunLogger(Path(folder), first_step=0)
-        trainer = make_trainer(config, logger, BestAndLast(Path(folder)))
-        trainer.callbacks.append(in_turn)
+        trainer = make_trainer(config, Stop())
+        trainer.logger = logger
+        trainer.callbacks += [BestAndLast(Path(folder)), in_turn]
         trainer.fit(classifier, data)
         logger.close()
     times, loader = in_turn.times, f"PIL and DataLoader, {in_turn.workers} workers"

@@ -98,6 +98,43 @@ def test_the_ranks_batches_are_parts_of_the_batch_of_one_process_to_the_pixel(wo
         assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.parametrize("count, batch_size", [(100, 10), (103, 10), (7, 10), (41, 5)])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_unshuffled_batches_go_whole_to_one_rank_each(count, batch_size, world_size):
+    options = {"shuffle": False, "augment": []}
+    ranks = [
+        batches(count, batch_size, rank=rank, world_size=world_size, **options)
+        for rank in range(world_size)
+    ]
+    lengths = {len(list(rank)) for rank in ranks} | {len(rank) for rank in ranks}
+    assert len(lengths) == 1  # though a share may be empty
+    shares = [tuple(numbers.tolist()) for rank in ranks for _, numbers in rank]
+    whole = [tuple(n.tolist()) for _, n in batches(count, batch_size, **options)]
+    assert sorted(filter(None, shares)) == whole
+
+
+@pytest.mark.parametrize("batch_size", [3, 10, 300])
+@pytest.mark.parametrize("rank, world_size", [(0, 1), (1, 2)])
+def test_a_pass_goes_on_where_it_was_saved_on_any_rank(batch_size, rank, world_size):
+    whole = list(batches(batch_size=batch_size, rank=rank, world_size=world_size))
+    for stop in range(len(whole)):
+        before = batches(batch_size=batch_size)  # of another number of ranks
+        for _, _ in zip(range(stop), before, strict=False):
+            pass
+        after = batches(batch_size=batch_size, rank=rank, world_size=world_size)
+        after.load_state_dict(before.state_dict())
+        for mine, right in zip(after, whole[stop:], strict=True):
+            assert all(map(torch.equal, mine, right))
+        assert len(list(after)) == len(whole)  # the next pass is a whole one
+
+
+def test_a_pass_that_was_finished_or_never_begun_is_not_cut_short():
+    some = batches()
+    assert some.state_dict() == {"passed": 0}
+    list(some)
+    assert some.state_dict() == {"passed": 0}
+
+
 def test_a_second_pass_through_the_same_epoch_gives_the_same_bits():
     some = batches()
     for (images, numbers), (again, same) in zip(some, some, strict=True):

@@ -133,7 +133,7 @@ def test_seed_and_epoch_of_the_run_choose_the_order(data):
         module = data(seed=seed)
         device = torch.device("cpu")
         module.trainer = SimpleNamespace(
-            global_rank=0, world_size=1, current_epoch=epoch,
+            distributed_sampler_kwargs=None, current_epoch=epoch,
             strategy=SimpleNamespace(root_device=device),
         )  # fmt: skip
         return tuple(collect(module.train_dataloader())[1])
@@ -148,7 +148,9 @@ def test_three_ranks_share_each_split_of_the_data_without_repeating_any(data, lo
     whole, labels = collect(getattr(module, loader)())
     parts = []
     for rank in range(3):
-        module.trainer = SimpleNamespace(global_rank=rank, world_size=3, current_epoch=0)
+        module.trainer = SimpleNamespace(
+            distributed_sampler_kwargs={"rank": rank, "num_replicas": 3}, current_epoch=0
+        )
         parts += [image.tobytes() for image in collect(getattr(module, loader)())[0]]
     assert sorted(parts) == sorted(image.tobytes() for image in whole)
 

@@ -18,8 +18,10 @@ class Batches:
 
     `images` (N, C, H, W) uint8 and `labels` (N,) are whole data sets; `indices` (n,) says which of
     them take part. With `shuffle`, their order in an epoch is a pure function of (seed, epoch).
-    Rank r of R takes every R-th image of each global batch from the r-th on, so that all ranks
-    together see each image exactly once. `epoch` is asked at the start of each pass.
+    Rank r of R takes every R-th image of each shuffled batch from the r-th on, and every R-th batch
+    of those that are only read, whose mean losses are then those of one process to the last bit. So
+    all ranks together see each image exactly once; a share may be empty. `epoch` is asked at the
+    start of each pass, and a pass that was saved under way goes on where it was.
     """
 
     def __init__(
@@ -42,10 +44,23 @@ class Batches:
         self.prepare, self.augment, self.shuffle = prepare, augment, shuffle
         self.seed, self.epoch = seed, epoch
         # One process makes some batches at once, since the calls cost more than the work.
-        self.block = batch_size * (max(1, 1024 // batch_size) if world_size == 1 else 1)
+        at_once = max(1, 1024 // batch_size) if world_size == 1 else 1 if shuffle else world_size
+        self.block = batch_size * at_once
+        self.first = self.passed = 0
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return -(-len(self.indices) // (self.batch_size * (1 if self.shuffle else self.world_size)))
+
+    def size(self, number: int) -> int:
+        """Images in a batch over all ranks."""
+        return min(self.batch_size, len(self.indices) - number * self.batch_size)
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches of the pass under way that have been handed out; the same on all ranks."""
+        return {"passed": self.passed % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.first = state["passed"]
 
     def order(self, epoch: int) -> Tensor:
         """The indices of all images of an epoch, over all ranks, in the order of their visit."""
@@ -60,11 +75,21 @@ class Batches:
         draws = [transform.draws for transform in self.augment]
         noise = torch.rand(len(order), sum(draws), generator=generator(self.seed, epoch, 1))
         noise = noise.to(order.device)
-        for start in range(0, len(order), self.block):
-            mine = slice(start + self.rank, start + self.block, self.world_size)
+        first, self.first = self.first, 0
+        skipped = first * self.batch_size // self.block * self.block
+        for start in range(skipped, len(order), self.block):
+            if self.shuffle or self.world_size == 1:
+                mine = slice(start + self.rank, start + self.block, self.world_size)
+            else:
+                begin = start + self.rank * self.batch_size
+                mine = slice(begin, begin + self.batch_size)
             index = order[mine]
             images = self.images.index_select(0, index)
             for transform, numbers in zip(self.augment, noise[mine].split(draws, 1), strict=True):
                 images = transform(images, numbers)
             pairs = self.prepare(images), self.labels.index_select(0, index)
-            yield from zip(*(part.split(self.batch_size) for part in pairs), strict=True)
+            batches = zip(*(part.split(self.batch_size) for part in pairs), strict=True)
+            for number, batch in enumerate(batches, start // self.batch_size):
+                if number >= first:
+                    self.passed = number + 1
+                    yield batch

@@ -59,7 +59,7 @@ def classes(root: str | None) -> list[str]:
             )
     if len(found["train"]) < 2:
         raise UserError(
-            f"data.root={root}: train/ has {len(found['train'])} class folders; at least two are needed"
+            f"data.root={root}: train/ has {len(found['train'])} class folders; two are the least"
         )
     return found["train"]
 
@@ -82,8 +82,8 @@ def files(root: str, split: str) -> tuple[list[str], list[int]]:
         ]
     if wrong:
         raise UserError(
-            f"data.root={root}: {len(wrong)} of {len(paths)} files in {folder.name}/ are no images: "
-            f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}; remove them"
+            f"data.root={root}: {len(wrong)} of {len(paths)} files are no images, like {wrong[0]}; "
+            f"remove them: {' '.join(wrong[1:10])}"
         )
     if not paths:
         raise UserError(

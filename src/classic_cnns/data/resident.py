@@ -105,8 +105,9 @@ class ResidentData(pl.LightningDataModule):
 
     def batches(self, split: str, indices: np.ndarray, batch_size: int, **training) -> Batches:
         images, labels = self.resident[f"{split}_images"], self.resident[f"{split}_labels"]
-        if self.trainer:
-            training |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        ranks = self.trainer and self.trainer.distributed_sampler_kwargs
+        if ranks:  # those that share the data, as Lightning's strategy has it
+            training |= {"rank": ranks["rank"], "world_size": ranks["num_replicas"]}
         index = torch.from_numpy(indices).to(images.device)
         return Batches(images, labels, index, batch_size, prepare=self.prepare, **training)
 

@@ -63,7 +63,7 @@ class StochasticDiagonalLM(Optimizer):
         return loss
 
 
-def gauss_newton_diagonal(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def gauss_newton_diagonal(net: Any, images: Tensor) -> dict[str, Tensor]:
     """The mean over images (B, C, H, W) of h_k for each parameter of `net`, by its name.
 
     For the error of eq. 8, whose second derivative with respect to each unit that the RBF layer

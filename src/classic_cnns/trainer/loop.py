@@ -11,14 +11,25 @@ their part as ever. The other hooks for each batch, gradient accumulation and `s
 from typing import Any
 
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
+
+from classic_cnns.trainer.stop import Stop, Stopped
 
 
 class LeanLoop(_TrainingEpochLoop):
+    """`stop` is asked after each step but an epoch's last, which ends with a checkpoint anyway."""
+
+    def __init__(self, trainer, stop: Stop) -> None:
+        super().__init__(trainer)
+        self.stop = stop
+
+    def on_run_start(self, data_fetcher) -> None:
+        # Where the batches had got to: Lightning misses it when a schedule has asked for the number
+        # of steps, for which it makes the loader before it reads the checkpoint.
+        self.trainer.fit_loop._load_combined_loader_states()
+        super().on_run_start(data_fetcher)
+
     def advance(self, data_fetcher) -> None:
-        if self.restarting:  # Lightning knows where in an epoch a resumed run stands
-            return super().advance(data_fetcher)
         self.val_loop.restarting = False
         trainer: Any = self.trainer
         module, strategy = trainer.lightning_module, trainer.strategy
@@ -54,5 +65,7 @@ class LeanLoop(_TrainingEpochLoop):
         if self.batch_progress.is_last_batch:  # time for validation
             return super().on_advance_end(data_fetcher)
         self._batches_that_stepped += 1
-        if self.trainer.received_sigterm:
-            raise SIGTERMException
+        if self.stop.agreed():
+            trainer: Any = self.trainer
+            trainer.save_checkpoint(trainer.checkpoint_callback.last)
+            raise Stopped(self.stop.number)

@@ -1,0 +1,80 @@
+"""What this machine has to run on, and whether it suffices; found out without importing torch."""
+
+import os
+import socket
+import sys
+from glob import glob
+
+from classic_cnns.errors import UserError
+
+
+def gpu_count() -> int:
+    """GPUs by their device files; 1 where a machine has one of another make."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    other = sys.platform == "darwin" or os.path.exists("/dev/kfd") or os.path.exists("/dev/dxg")
+    return len(glob("/dev/nvidia[0-9]*")) or int(other)
+
+
+def started_outside() -> int | None:
+    """Processes that torchrun, SLURM or our own launcher started for this run; None if nobody did.
+
+    By the variables that Lightning goes by, and its names of SLURM jobs that run no `srun`.
+    """
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ.get("WORLD_SIZE", 1))
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None
+    return int(os.environ["SLURM_NTASKS"]) if "SLURM_NTASKS" in os.environ else None
+
+
+def free_port() -> int:
+    """A port for the ranks to meet at: $MASTER_PORT, or one that nobody listens to."""
+    wanted = os.environ.get("MASTER_PORT", "0")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(wanted)))
+        except (OSError, OverflowError, ValueError) as error:
+            raise UserError(
+                f"MASTER_PORT={wanted}: is in use or no port; try another one, or unset "
+                "MASTER_PORT and a free one is found"
+            ) from error
+        return probe.getsockname()[1]
+
+
+def check_devices(config: dict) -> None:
+    """Raise UserError where the machine has not what `trainer` asks for, before anything starts."""
+    trainer = config["trainer"]
+    devices, nodes = trainer["devices"], trainer.get("num_nodes", 1)
+    gpus, cores, outside = gpu_count(), os.cpu_count() or 1, started_outside()
+    if trainer["accelerator"] == "gpu" and not gpus:
+        raise UserError("trainer.accelerator=gpu: this machine shows no GPU; try trainer=cpu")
+    on_gpus = gpus and trainer["accelerator"] != "cpu"
+    if devices > (gpus if on_gpus else max(4, 2 * cores)):
+        has = (
+            f"{gpus} GPU{'s' * (gpus > 1)}" if on_gpus else f"{cores} cores, for two processes each"
+        )
+        raise UserError(
+            f"trainer.devices={devices}: this machine has {has}; "
+            f"try trainer.devices={gpus if on_gpus else cores}"
+        )
+    total = devices * nodes
+    if outside is None and nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes={nodes}: torchrun or srun has to start the processes on all of "
+            "them, as the README shows; try trainer.num_nodes=1"
+        )
+    if outside not in (None, total):
+        raise UserError(
+            f"trainer.devices={devices}: {nodes} x {devices} processes are wanted and {outside} "
+            f"were started; try trainer.devices={outside // nodes}"
+        )
+    if config["data"]["batch_size"] < total:
+        raise UserError(
+            f"data.batch_size={config['data']['batch_size']}: the batch is shared by {total} "
+            f"processes and each needs an image; try data.batch_size={total}"
+        )
+    if outside is None and devices > 1:
+        free_port()

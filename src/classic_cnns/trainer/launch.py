@@ -1,0 +1,186 @@
+"""One process for each device, and the one that the user started, which watches over them.
+
+Lightning's launcher kills the process that the user started as soon as another one dies, and with
+it the last word on the run; torch's elastic agent takes seconds to import torch for itself and
+leaves its processes behind when it is killed. This one does neither. Each rank reports how it ended
+through a pipe; its standard input ends when we do, however that was, and then it ends too.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from math import inf
+from pathlib import Path
+from typing import Any, NoReturn
+
+from classic_cnns.devices import free_port, started_outside
+from classic_cnns.errors import UserError
+from classic_cnns.files import write_json
+
+REPORT = "CLASSIC_CNNS_REPORT"  # the pipe's number, in the environment of a rank
+GRACE = 10.0  # seconds that the other ranks have once one has failed
+
+
+def needed(devices: int) -> int:
+    """Processes to start from here: none beside this one where torchrun or SLURM start them."""
+    return 1 if started_outside() else devices
+
+
+# --- In a rank -----------------------------------------------------------------------------------
+
+
+def report(**facts: Any) -> None:
+    """Tell the watching process, if there is one; a line is short enough to stay in one piece."""
+    if REPORT in os.environ:
+        line = json.dumps(facts | {"rank": int(os.environ["RANK"])})
+        os.write(int(os.environ[REPORT]), f"{line}\n".encode())
+
+
+def in_rank(task: Callable[[], float]) -> float:
+    """Carry out `task`; where somebody watches, an error is reported and not printed."""
+    if REPORT not in os.environ:
+        return task()
+    threading.Thread(target=end_with_standard_input, daemon=True).start()
+    try:
+        value = task()
+        report(value=value)
+        return value
+    except SystemExit as stop:
+        report(code=stop.code)
+        raise
+    except UserError as error:
+        report(code=2, error=str(error))
+        sys.exit(2)
+    except BaseException as error:
+        line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        report(code=1, error=line[:500], trace=traceback.format_exc(limit=-8, chain=False)[:3000])
+        sys.exit(1)
+
+
+def end_with_standard_input() -> None:
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# --- In the process that the user started --------------------------------------------------------
+
+
+def launch(count: int) -> float:
+    """Run this very command in `count` ranks and return what rank 0 does, or exit as they did."""
+    asked: list[int] = []
+    receiver, sender = os.pipe()
+    os.set_blocking(receiver, False)
+    # The ranks are born deaf to Ctrl-C, which a terminal sends to all: they are told by us.
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN) == signal.SIG_IGN
+    port = free_port()
+    ranks = [start(rank, count, port, sender) for rank in range(count)]
+    os.close(sender)
+    for number in [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGINT]:
+        signal.signal(number, lambda number, _: asked.append(number))
+    pumps = [threading.Thread(target=pump, args=pair, daemon=True) for pair in enumerate(ranks)]
+    for thread in pumps:
+        thread.start()
+
+    first = wait(ranks, asked)
+    for thread in pumps:
+        thread.join(timeout=1)
+    told = [json.loads(line) for line in read_all(receiver).splitlines()]
+    if not first:
+        return next(facts["value"] for facts in told if facts["rank"] == 0 and "value" in facts)
+    end(first, told, asked)
+
+
+def start(rank: int, count: int, port: int, sender: int) -> subprocess.Popen:
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    env = {"OMP_NUM_THREADS": str(max(1, cores // count))} | os.environ
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    return subprocess.Popen(
+        [sys.executable, *sys.argv],
+        env=env | {REPORT: str(sender)},
+        pass_fds=[sender],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL if rank else None,
+        stderr=subprocess.PIPE if rank else None,
+    )
+
+
+def pump(rank: int, process: subprocess.Popen) -> None:
+    """Hand on the warnings and errors of a rank above 0."""
+    for line in process.stderr or ():
+        sys.stderr.write(f"rank {rank}: {line.decode(errors='replace')}")
+
+
+def wait(ranks: list[subprocess.Popen], asked: list[int]) -> dict[int, int]:
+    """Exit codes of the ranks that were the first to fail, once all ranks have ended.
+
+    Signals are handed on. All ranks stop at the same step, so that one which ends early has failed
+    and the others wait for it in vain.
+    """
+    first: dict[int, int] = {}
+    handed_on, deadline = 0, inf
+    while any(rank.poll() is None for rank in ranks):
+        failed = {i: rank.returncode for i, rank in enumerate(ranks) if rank.returncode}
+        first = first or failed
+        late = time.monotonic() > deadline
+        for rank in ranks:
+            if rank.poll() is None and (late or len(asked) > handed_on):
+                rank.send_signal(signal.SIGKILL if late else signal.SIGTERM)
+        handed_on = len(asked)
+        if deadline == inf and (first or handed_on > 1):
+            deadline = time.monotonic() + GRACE
+        time.sleep(0.05)
+    return first or {i: rank.returncode for i, rank in enumerate(ranks) if rank.returncode}
+
+
+def read_all(pipe: int) -> bytes:
+    parts = []
+    with suppress(BlockingIOError):  # a process that a rank left behind may keep the pipe open
+        while part := os.read(pipe, 65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def end(first: dict[int, int], told: list[dict], asked: list[int]) -> NoReturn:
+    """Print one line on why the run ended, see that `result.json` says so too, and exit."""
+    ends = [facts for facts in told if "code" in facts]
+    silent = [rank for rank in first if rank not in {facts["rank"] for facts in ends}]
+    cause: dict[str, Any] = ends[0] if ends and not silent else {"code": 1}
+    status: str
+    line: str
+    if asked:
+        status, code, line = "interrupted", 128 + asked[0], f"{signal.Signals(asked[0]).name}"
+        if any(facts["rank"] == 0 and facts["code"] == 143 for facts in ends):
+            sys.exit(code)  # rank 0 has told it all
+    else:
+        status, code, line = "failed", cause["code"], cause.get("error", "")
+        if silent:
+            line = f"rank {silent[0]} {how(first[silent[0]])}"
+        elif code != 2:
+            line = line and f"rank {cause['rank']}: {line}"
+        if not line:  # it ended as it meant to, and said why
+            sys.exit(code)
+    directory = next((facts["directory"] for facts in told if "directory" in facts), None)
+    sys.stderr.write(cause.get("trace", ""))
+    resume = ""
+    if directory:
+        result = {"status": status, "directory": directory, "error": line}
+        with suppress(OSError):
+            write_json(Path(directory) / "result.json", result)
+        resume = f"; go on with: python src/train.py resume={directory}"
+    print(f"error: {line}{resume * (code != 2)}", file=sys.stderr)
+    sys.exit(code)
+
+
+def how(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    memory = ", as happens when memory runs out" if code == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{memory}"

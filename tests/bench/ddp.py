@@ -1,0 +1,93 @@
+"""Two processes that share each batch beside one, and what they spend on talking to each other.
+
+Only reported: on the cores of one machine there is little to win. Both train LeNet-5 in batches of
+128, one process with all cores and two with half of them each.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from statistics import median
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from classic_cnns.devices import free_port
+from classic_cnns.model.lenet5 import LeNet5, MAPLoss
+from classic_cnns.trainer.stop import Stop
+from tests.bench import Row, row
+
+STEPS = 50
+
+
+def lightnings_flag() -> None:
+    """What Lightning's own loop does before each batch."""
+    flag = torch.tensor([0])
+    dist.broadcast(flag, src=0)
+    flag.item()
+
+
+def measure(rounds: int) -> list[list[float]]:
+    """Seconds a step of each way, in turn: alone; or with gradients, without, and with flags."""
+    torch.manual_seed(0)
+    size = int(os.environ["WORLD_SIZE"])
+    images, labels = torch.rand(128 // size, 1, 32, 32), torch.arange(128 // size) % 10
+    net, loss = LeNet5(), MAPLoss(j=0.1)
+    ways: list = [(net, lambda: None)]
+    if size > 1:
+        dist.init_process_group("gloo")
+        stop = Stop()
+        stop.on_train_start(None, None)
+        # As the classifier has it: what is in buffers is not sent round at each step.
+        net._ddp_params_and_buffers_to_ignore = [name for name, _ in net.named_buffers()]
+        shared = DistributedDataParallel(net, gradient_as_bucket_view=True)
+        ways = [(shared, lambda: None), (net, lambda: None)]
+        ways += [(shared, stop.agreed), (shared, lightnings_flag)]
+    optimizer = torch.optim.SGD(net.parameters(), 1e-3, fused=True)
+
+    def seconds(forward, flag) -> float:
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            loss(forward(images), labels).backward()
+            optimizer.step()
+            flag()
+        return (time.perf_counter() - start) / STEPS
+
+    return [[seconds(*way) for way in ways] for _ in range(rounds + 1)][1:]
+
+
+def processes(count: int, rounds: int) -> list[list[float]]:
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    env |= {"WORLD_SIZE": str(count)}
+    env["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // count))
+    command = [sys.executable, "-m", "tests.bench.ddp", str(rounds)]
+    started = [
+        subprocess.Popen(command, env=env | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(count)
+    ]
+    printed = [process.communicate()[0] for process in started]
+    return [[float(word) for word in line.split()] for line in printed[0].splitlines()]
+
+
+def ddp(rounds: int) -> list[Row]:
+    one, two = processes(1, rounds), processes(2, rounds)
+    shared, silent, ours, lightnings = ([times[way] for times in two] for way in range(4))
+    both = list(zip(shared, [times[0] for times in one], strict=True))
+    flags = [
+        row(f"LeNet-5 step, CPU, {what}", list(zip(times, shared, strict=True)), "none", names)
+        for what, times, names in (
+            ("two processes stop together", ours, ("with our flag", "without")),
+            ("the same", lightnings, ("with Lightning's flag", "without")),
+        )
+    ]
+    talking = 1 - median(silent) / median(shared)
+    names = (f"two processes, {talking:.0%} of it exchanging gradients,", "one process")
+    return [row("LeNet-5 step, CPU", both, "none", names), *flags]
+
+
+if __name__ == "__main__":
+    for times in measure(int(sys.argv[1])):
+        print(*times)

@@ -1,0 +1,237 @@
+"""Runs on two processes over gloo, as real processes: the numbers of one, and how they end."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+TRAIN = [sys.executable, str(ROOT / "src" / "train.py")]
+TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+pytestmark = pytest.mark.slow
+
+# A loss that fails as FATE has it, on rank 1 in its 12th batch, which is in epoch 2.
+FATEFUL = """
+import os, warnings
+import torch
+from torch.nn.functional import cross_entropy
+class Loss(torch.nn.Module):
+    calls = 0
+    def __init__(self, **_):
+        super().__init__()
+    def forward(self, scores, labels):
+        self.calls += 1
+        fate = os.environ.get("FATE") if os.environ.get("RANK") == "1" and self.calls == 12 else ""
+        if fate == "raise":
+            warnings.warn("this is going wrong")
+            raise RuntimeError("no luck")
+        return cross_entropy(-scores, labels) * (float("nan") if fate == "nan" else 1)
+"""
+
+
+@pytest.fixture
+def start(tiny_mnist, tiny_config_dir, tmp_path):
+    """A function that starts a run of the tiny data set in `tmp_path` and gives its process."""
+    (tmp_path / "fateful.py").write_text(FATEFUL)
+    processes = []
+
+    def start(*words: str, command=TRAIN, **env: str) -> subprocess.Popen:
+        new = [word for word in words if word.startswith("resume=")] == []
+        usual = ["data=tiny", f"data_dir={tiny_mnist.folder}", "trainer=cpu"]
+        # 8 batches: 7 of 73 images, which are not even, and the last of one image for two ranks.
+        usual += ["data.batch_size=73", "data.eval_batch_size=48", "trainer.log_every_n_steps=3"]
+        usual += ["trainer.max_epochs=3"]
+        given = {word.partition("=")[0] for word in words}
+        usual = [word for word in usual if word.partition("=")[0] not in given] * new
+        processes.append(
+            subprocess.Popen(
+                [*command, "--config-dir", str(tiny_config_dir), *usual, *words],
+                cwd=tmp_path,
+                env=os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"} | env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+@pytest.fixture
+def train(start):
+    """The same, but it waits for the end and gives exit code, output and errors."""
+
+    def train(*words: str, **options) -> tuple[int, str, str]:
+        process = start(*words, **options)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+    return train
+
+
+def result(directory: Path) -> dict:
+    return json.loads((directory / "result.json").read_text())
+
+
+def checkpoint(directory: Path) -> dict:
+    return torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def difference(one: Path, other: Path) -> float:
+    a, b = (checkpoint(path)["state_dict"] for path in (one, other))
+    assert a.keys() == b.keys()
+    return max((a[key] - b[key]).abs().max().item() for key in a)
+
+
+def ranks(process: subprocess.Popen) -> list[int]:
+    """The ranks' process ids, in their order."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/status"):
+        try:
+            if f"\nPPid:\t{process.pid}\n" in path.read_text():
+                environ = (path.parent / "environ").read_bytes()
+                found[int(re.search(rb"\0RANK=(\d)", environ)[1])] = int(path.parent.name)
+        except (OSError, TypeError):
+            continue  # it has ended, or is not yet what it will be
+    return [found[rank] for rank in sorted(found)]
+
+
+def until(process: subprocess.Popen, words: str) -> None:
+    for line in process.stdout:
+        if words in line:
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def gone(pids: list[int]) -> bool:
+    end = time.monotonic() + 10
+    while time.monotonic() < end and any(Path(f"/proc/{pid}").exists() for pid in pids):
+        time.sleep(0.05)
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_two_processes_give_the_numbers_of_one(train, tmp_path):
+    one = tmp_path / "one"
+    assert train(f"run_dir={one}")[0] == 0
+    code, out, err = train(*TWO, "name=lenet5-tiny")
+    assert (code, err) == (0, "")
+
+    # One directory, one event file, one voice.
+    runs = tmp_path / "outputs" / "lenet5-tiny"
+    (two,) = [path for path in runs.iterdir() if path.is_dir()]
+    assert (runs / "latest").read_text() == f"{two.name}\n"
+    assert len(list((two / "tensorboard").iterdir())) == 1
+    assert re.findall(r"^epoch +(\d)/3", out, re.M) == ["1", "2", "3"]
+    assert json.loads((two / "provenance.json").read_text())[0]["device"] == "2 x cpu"
+
+    assert checkpoint(one)["global_step"] == checkpoint(two)["global_step"] == 24
+    assert checkpoint(one).keys() == checkpoint(two).keys()
+    assert 0 < difference(one, two) < 1e-6
+    for split, values in result(one)["metrics"].items():
+        for name, value in values.items():
+            assert result(two)["metrics"][split][name] == pytest.approx(value, abs=1e-5)
+
+    # The same checkpoint, read by one process: the same test, to the last bit of the loss.
+    test = result(two)["metrics"]["test"]
+    (two / "result.json").unlink()
+    assert train(f"resume={two}", "trainer.devices=1")[0] == 0
+    assert result(two)["metrics"]["test"] == test
+    devices = [start["device"] for start in json.loads((two / "provenance.json").read_text())]
+    assert devices == ["2 x cpu", "cpu"]
+
+
+def test_ctrl_c_is_heard_at_one_step_and_any_number_of_devices_goes_on(start, train, tmp_path):
+    words = ["trainer.max_epochs=8", "data.batch_size=16"]
+    stopped = tmp_path / "stopped"
+    process = start(*TWO, *words, f"run_dir={stopped}")
+    until(process, "epoch   1/")
+    pids = ranks(process)
+    assert len(pids) == 2
+    for pid in [process.pid, *pids]:  # as a terminal sends it
+        os.kill(pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == "" and gone(pids)
+    assert f"interrupted; go on with: python src/train.py resume={stopped}" in out
+    assert result(stopped)["status"] == "interrupted"
+    step = checkpoint(stopped)["global_step"]
+    assert 32 < step < 8 * 32
+
+    assert train(f"resume={stopped}", "trainer.devices=1")[0] == 0
+    whole = tmp_path / "whole"
+    assert train(*words, f"run_dir={whole}")[0] == 0
+    assert result(stopped)["steps"] == result(whole)["steps"] == 8 * 32
+    assert difference(stopped, whole) < 1e-3  # 256 steps magnify what rounding differs
+
+
+def test_a_killed_rank_ends_the_run_with_its_name_and_whole_checkpoints(start, tmp_path):
+    process = start(*TWO, "trainer.max_epochs=500", "run_dir=run")
+    until(process, "epoch   2/")
+    pids = ranks(process)
+    began = time.monotonic()
+    os.kill(pids[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - began < 30 and gone(pids)
+    assert process.returncode == 1
+    (line,) = [line for line in err.splitlines() if "gloo" not in line.lower()]
+    assert line.startswith("error: rank 1 was killed by SIGKILL")
+    assert line.endswith("go on with: python src/train.py resume=run")
+    run = tmp_path / "run"
+    assert result(run)["status"] == "failed" and "rank 1 was killed" in result(run)["error"]
+    assert checkpoint(run)["global_step"] >= 8
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_an_error_in_a_rank_ends_the_run_with_its_name_and_its_warnings_arrive(train, tmp_path):
+    code, _, err = train(*TWO, "model.loss._target_=fateful.Loss", "run_dir=run", FATE="raise")
+    assert code == 1
+    assert re.search(r"^rank 1: .*UserWarning: this is going wrong$", err, re.M)
+    last = err.splitlines()[-1]
+    assert last.startswith("error: rank 1: RuntimeError: no luck; go on with")
+    assert err.count("Traceback") == 1
+    assert result(tmp_path / "run")["error"] == "rank 1: RuntimeError: no luck"
+
+
+def test_a_loss_that_is_no_number_on_one_rank_ends_all_of_them(train, tmp_path):
+    code, out, err = train(*TWO, "model.loss._target_=fateful.Loss", "run_dir=run", FATE="nan")
+    assert code == 1, out + err
+    assert (
+        len(re.findall(r"^error: the loss became nan in epoch \d; try a smaller", out, re.M)) == 1
+    )
+    assert result(tmp_path / "run")["status"] == "diverged"
+
+
+def test_no_rank_outlives_the_main_process(start):
+    process = start(*TWO, "trainer.max_epochs=500", "run_dir=run")
+    until(process, "epoch   1/")
+    pids = ranks(process)
+    process.kill()
+    assert len(pids) == 2 and gone(pids)
+
+
+def test_torchrun_on_two_nodes_gives_the_numbers_of_one_process(start, train, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "outputs" / "lenet5-tiny"
+    assert train(f"run_dir={one}")[0] == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    launcher += ["--master-addr=127.0.0.1", "--master-port=29717"]
+    words = ["trainer.num_nodes=2", "name=lenet5-tiny"]
+    nodes = [
+        start(*words, command=[*launcher, f"--node-rank={rank}", TRAIN[1]]) for rank in range(2)
+    ]
+    outs = [node.communicate(timeout=120) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outs
+    assert [len(re.findall("^epoch", out, re.M)) for out, _ in outs] == [3, 0]
+    (run,) = [path for path in two.iterdir() if path.is_dir()]
+    assert difference(one, run) < 1e-6

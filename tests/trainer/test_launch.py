@@ -1,0 +1,179 @@
+"""The process that watches over the ranks: what it says, leaves and ends with, without torch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[2] / "src"
+
+# Two ranks that carry out the code in argv[1].
+DRIVER = """
+import os, signal, sys, time
+from classic_cnns.errors import UserError
+from classic_cnns.trainer import launch
+launch.GRACE = 1.0
+rank = int(os.environ.get("RANK", -1))
+def task():
+    scope = globals() | {"value": 0.0}
+    exec(sys.argv[1], scope)
+    return scope["value"]
+if rank < 0:
+    print("returned", launch.launch(2))
+else:
+    launch.in_rank(task)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    (tmp_path / "driver.py").write_text(DRIVER)
+    processes = []
+
+    def start(code: str, **env: str) -> subprocess.Popen:
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, tmp_path / "driver.py", code],
+                cwd=tmp_path,
+                env=os.environ | {"PYTHONPATH": str(SRC)} | env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+@pytest.fixture
+def run(start):
+    def run(code: str, **env: str) -> tuple[int, str, str]:
+        process = start(code, **env)
+        out, err = process.communicate(timeout=25)
+        return process.returncode, out, err
+
+    return run
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def gone(pids: list[int], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while any(map(alive, pids)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not any(map(alive, pids))
+
+
+def test_rank_0_speaks_and_its_value_is_returned(run):
+    code, out, err = run("print('rank', rank); value = rank + 0.5")
+    assert (code, out, err) == (0, "rank 0\nreturned 0.5\n", "")
+
+
+def test_what_the_other_ranks_write_to_stderr_arrives_with_their_number(run):
+    code, out, err = run("print('watch out', file=sys.stderr)")
+    assert code == 0 and sorted(err.splitlines()) == ["rank 1: watch out", "watch out"]
+
+
+def test_each_rank_knows_its_place_and_all_meet_at_one_port(run):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+    code = f"print([os.environ[n] for n in {names}], file=sys.stderr)"
+    lines = run(code, OMP_NUM_THREADS="3")[2].replace("rank 1: ", "").splitlines()
+    first, second = sorted(json.loads(line.replace("'", '"')) for line in lines)
+    assert first[:4] == ["0", "0", "2", "127.0.0.1"] and second[:3] == ["1", "1", "2"]
+    assert first[4] == second[4] and int(first[4]) > 0
+    assert first[5] == second[5] == "3"  # the user's word counts
+
+
+CASUALTY = "time.sleep(1 - rank); rank == 0 and 1 / 0"  # what rank 0 makes of the loss of rank 1
+
+
+@pytest.mark.parametrize(
+    ("fate", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "rank 1 was killed by SIGKILL, as happens when"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "rank 1 was killed by SIGSEGV"),
+        ("os._exit(7)", "rank 1 ended with exit code 7"),
+        ("raise RuntimeError('out of\\n  luck')", "rank 1: RuntimeError: out of luck"),
+    ],
+)
+def test_the_line_names_the_rank_that_failed_first_and_not_one_that_failed_of_it(
+    run, fate, words, tmp_path
+):
+    report = f"rank or launch.report(directory={str(tmp_path)!r})\n"
+    code, out, err = run(f"{report}if rank == 1: {fate}\n{CASUALTY}")
+    assert code == 1 and out == ""
+    last = err.splitlines()[-1]
+    assert last.startswith(f"error: {words}")
+    assert last.endswith(f"; go on with: python src/train.py resume={tmp_path}")
+    assert "ZeroDivisionError" not in err
+    assert ("Traceback" in err) == ("RuntimeError" in words)  # traces are for bugs
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "failed" and words in result["error"]
+
+
+def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(run):
+    code, out, err = run("raise UserError('data=x: is not there; try data=mnist')")
+    assert (code, out, err) == (2, "", "error: data=x: is not there; try data=mnist\n")
+
+
+def test_ranks_that_end_as_they_mean_to_have_the_word(run):
+    assert run("rank or print('diverged'); sys.exit(1)") == (1, "diverged\n", "")
+
+
+def test_a_rank_that_waits_in_vain_is_ended(run):
+    began = time.monotonic()
+    code, _, err = run("os._exit(3) if rank else time.sleep(60)")
+    assert code == 1 and "rank 1 ended with exit code 3" in err
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_all_ranks_once_and_the_exit_code_is_the_shells(start, number):
+    code = (
+        "got = []; signal.signal(signal.SIGTERM, lambda *_: got.append(1))\n"
+        "print('up', file=sys.stderr, flush=True)\n"
+        "while not got: time.sleep(0.01)\n"
+        "time.sleep(0.3); print('got', len(got), file=sys.stderr, flush=True); sys.exit(143)"
+    )
+    process = start(code)
+    assert sorted(process.stderr.readline() for _ in range(2)) == ["rank 1: up\n", "up\n"]
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert sorted(err.splitlines()) == ["got 1", "rank 1: got 1"]
+    assert process.returncode == 128 + number
+
+
+def test_a_second_signal_ends_ranks_that_do_not_stop(start):
+    process = start("signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', file=sys.stderr,"
+                    "flush=True)\nwhile True: time.sleep(1)")  # fmt: skip
+    process.stderr.readline()
+    process.stderr.readline()
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+    process.communicate(timeout=10)
+    assert process.returncode == 143
+
+
+def test_no_rank_outlives_the_process_that_the_user_started(start):
+    process = start("print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)")
+    pids = [int(process.stderr.readline().replace("rank 1: ", "")) for _ in range(2)]
+    assert all(map(alive, pids))
+    process.kill()
+    assert gone(pids, 5)
