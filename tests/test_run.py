@@ -277,5 +277,5 @@ def test_the_hparams_tab_has_real_metrics_and_the_same_few_keys_in_every_run(tra
         rows.append((metrics, dict(start.hparams)))
     (metrics, first), (others, second) = rows
     assert metrics == others and first.keys() == second.keys()
-    assert (first["lr"].number_value, second["lr"].number_value) == (0.02, 0.001)
-    assert second["augment"].string_value == "none"
+    assert (first["optim.lr"].number_value, second["optim.lr"].number_value) == (0.02, 0.001)
+    assert second["data.augment"].string_value == "none"

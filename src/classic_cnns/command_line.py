@@ -19,25 +19,30 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from classic_cnns import run_directory
 from classic_cnns.allowed import check_values, leaves
-from classic_cnns.errors import UserError
+from classic_cnns.errors import JobFailed, UserError
 
 CONF = Path(__file__).parents[2] / "conf"
+HOW_HYDRA_SWEEPS = ("hydra.sweep.", "hydra.launcher", "hydra/launcher", "hydra.mode")
 
 
 def command(config_name: str) -> Callable:
     """`hydra.main` on this project's conf/, with checked values and one line for each mistake.
 
-    Hydra goes through the command line twice: first every job is checked, then each is run.
+    Hydra goes through the command line twice: first it is checked, then run. A sweep ends in the
+    first, since our launcher has each job checked, and carries it out as a command of its own.
     """
 
     def decorate(task: Callable[[DictConfig], object]) -> Callable[[], None]:
         main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
         checked = []
+        sweeps = []  # directories
+        compose = functools.cache(lambda name, *words: hydra.compose(name, list(words)))
 
         def check_job(config: DictConfig) -> None:
             checked.append(config)
@@ -46,19 +51,32 @@ def command(config_name: str) -> Callable:
             choices = [
                 word for word in overrides if parse(word).key_or_group in own.runtime.choices
             ]
-            check(config, hydra.compose(own.job.config_name, choices), overrides)
+            check(config, compose(own.job.config_name, *choices), overrides)
+            if own.mode == RunMode.MULTIRUN:
+                sweeps.append(Path(str(config.sweep.dir)))
+            elif of_sweep := [word for word in overrides if word.startswith("sweep")]:
+                raise UserError(f"{of_sweep[0]}: is for a sweep, which -m starts; add -m")
 
         @functools.wraps(task)
         def run() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on, prints none
             argparse.ArgumentParser.error = lambda _, line: fail(f"{line}; see --help")  # type: ignore
+            for word in sys.argv[1:]:
+                if word.lstrip("+~").startswith(HOW_HYDRA_SWEEPS):
+                    fail(f"{word}: how a sweep is run is said by -m and by sweep.*; try sweep.dir=")
             try:
-                with sweep_elsewhere():
+                with one_line_errors(), sweep_elsewhere():
                     main(one_line_errors()(check_job))()
             except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
                 if checked:
                     raise  # a bug of ours
                 fail(explain(error, config_name))
+            except JobFailed:
+                pass  # a sweeper that bears no failure has given up; the table tells
+            if sweeps:
+                from classic_cnns.report.results import end  # here, since a run has no table
+
+                sys.exit(end(sweeps[0]))
             if checked:  # not so after --cfg
                 main(one_line_errors()(task))()
 
@@ -77,6 +95,8 @@ def one_line_errors() -> Iterator[None]:
         yield
     except UserError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells have it
 
 
 def fail(line: str) -> NoReturn:
@@ -134,14 +154,15 @@ def check(config: DictConfig, default: DictConfig, overrides: Sequence[str]) -> 
 
 
 def check_paths(config: DictConfig, overrides: Sequence[str]) -> None:
-    for key in ("data_dir", "run_dir"):
-        if config[key] is None:
+    for key in ("data_dir", "run_dir", "sweep.dir"):
+        value = OmegaConf.select(config, key)
+        if value is None:
             continue
-        folder = Path(str(config[key])).expanduser().absolute()
+        folder = Path(str(value)).expanduser().absolute()
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         if not there.is_dir() or (there != folder and not os.access(there, os.W_OK)):
             raise UserError(
-                f"{key}={config[key]}: cannot be made, since {there} is not a folder that you may "
+                f"{key}={value}: cannot be made, since {there} is not a folder that you may "
                 f"write to; leave {key} out to use your own"
             )
     if config.resume is not None:
@@ -172,6 +193,8 @@ def explain(error: Exception, config_name: str) -> str:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = error.options or ([] if group else [config_name])
         group = group or "--config-name"
+        if (group, name) == ("hydra/sweeper", "optuna"):
+            return "hydra/sweeper=optuna: needs an extra; try pip install -e '.[optuna]'"
         near = get_close_matches(name, options, n=1)
         hint = f"did you mean {group}={near[0]}? " if near else ""
         return f"{group}={name}: {hint}{group} is one of {', '.join(options) or 'null'}"

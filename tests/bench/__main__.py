@@ -10,12 +10,13 @@ from classic_cnns.files import write_json
 from classic_cnns.run_directory import processor
 from tests.bench.lenet import epochs
 from tests.bench.start import start
+from tests.bench.sweep import sweeps
 
 parser = argparse.ArgumentParser(prog="make bench")
 parser.add_argument("--rounds", type=int, default=5)
 rounds = parser.parse_args().rounds
 
-rows = [*start(rounds), *epochs(rounds)]
+rows = [*start(rounds), *epochs(rounds), *sweeps(rounds)]
 machine = f"{processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}"
 lines = ["| | | | ratio | goal |", "|---|---|---|--:|--:|"]
 lines += [f"| {r.what} | {r.ours} | {r.other} | {r.ratio:.2f} | {r.goal} |" for r in rows]
