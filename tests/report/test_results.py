@@ -60,8 +60,8 @@ def test_over_seeds_there_are_mean_deviation_and_n(runs):
     text = markdown(read(runs))
     values = [100 * error for (lr, _), error in ERRORS.items() if lr == "0.1"]
     spread = f"{np.mean(values):.2f}% ± {np.std(values, ddof=1):.2f}%"
-    assert re.search(rf"\| 0.1 +\| 3 \| {re.escape(spread)} \|", text), text
-    assert re.search(r"\| 0.2 +\| 1 \| 2.00% +\|", text), text
+    assert re.search(rf"\| 0.1 +\| 3 +\| {re.escape(spread)} +\|", text), text
+    assert re.search(r"\| 0.2 +\| 1 +\| 2.00% +\|", text), text
 
 
 def test_the_best_run_is_named_with_the_command_that_repeats_it(runs):
@@ -96,9 +96,9 @@ def test_the_command_prints_the_table_and_draws_the_curves(runs, tmp_path):
     assert done.returncode == 0, done.stderr
     assert markdown(read(runs)) in done.stdout
     pixels = np.asarray(Image.open(tmp_path / "out" / "curves.png").convert("RGB"))
-    colours = {tuple(pixel) for pixel in pixels.reshape(-1, 3)}
-    assert (31, 119, 180) in colours  # the line of the mean
-    assert (210, 228, 240) in colours  # a fifth of it: the band
+    line, band = np.array([31, 119, 180]), np.array([210, 228, 240])  # a fifth of it, on white
+    for colour, at_least in ((line, 500), (band, 5000)):
+        assert (abs(pixels - colour.astype(int)).max(-1) <= 2).sum() > at_least
 
     missing = subprocess.run([sys.executable, SRC / "results.py", tmp_path / "no"],
                              capture_output=True, text=True)  # fmt: skip

@@ -12,6 +12,8 @@ from classic_cnns.report.results import Row
 
 def validation_errors(directory: Path) -> list[float]:
     """Of each epoch of a run, a start after a start; empty where there are none yet."""
+    if not (directory / "tensorboard").is_dir():
+        return []
     events = EventAccumulator(str(directory / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     tag = "error/val"
     return [e.value for e in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
