@@ -137,8 +137,8 @@ def test_other_engines_give_the_same_table_and_go_on(place, package, start, tmp_
     process.stdout.readline()
     time.sleep(15)
     process.terminate()
-    process.communicate(timeout=100)
-    assert process.returncode in (143, 0)
+    out = process.communicate(timeout=100)[0]
+    assert process.returncode in (143, 0), out
     end(start(*words, *f"sweep={place}".split(), "sweep.dir=there", "sweep.parallel=2"))
     for ours, theirs in zip(sheet(tmp_path / "here"), sheet(tmp_path / "there"), strict=True):
         assert all(ours[key] == theirs[key] for key in ("seed", "state", *METRICS))

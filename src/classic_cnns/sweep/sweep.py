@@ -105,8 +105,9 @@ class Sweep:
         self.jobs += added
         with replacing(self.kept) as file:
             file.write(OmegaConf.to_yaml(self.known).encode())
-        with stop_signals() as signals:
-            self.carry_out(added, signals)
+        place = instantiate(self.config.sweep.place)(jobs=added)
+        with stop_signals() as signals:  # only now, since Ray sets some of its own
+            self.carry_out(added, place, signals)
         if signals:
             self.lines.say(f"interrupted; go on with: {self.command}")
             sys.exit(128 + signals[0])  # as shells have it
@@ -145,8 +146,7 @@ class Sweep:
             if not job.is_over:
                 job.state = "waiting"
 
-    def carry_out(self, jobs: list[Job], signals: list[int]) -> None:
-        place = instantiate(self.config.sweep.place)(jobs=jobs)
+    def carry_out(self, jobs: list[Job], place: Any, signals: list[int]) -> None:
         waiting = [job for job in jobs if not job.is_over]
         running: list[Job] = []
         over = len(jobs) - len(waiting)
