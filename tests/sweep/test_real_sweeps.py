@@ -131,11 +131,11 @@ def test_a_search_finds_the_better_rate_and_goes_on_where_it_was(start, tmp_path
 )
 def test_other_engines_give_the_same_table_and_go_on(place, package, start, tmp_path):
     pytest.importorskip(package)
-    words = ["seed=0,1", "trainer.max_epochs=10"]
+    words = ["seed=0,1", "trainer.max_epochs=6"]
     end(start(*words, "sweep.dir=here"))
     process = start(*words, *f"sweep={place}".split(), "sweep.dir=there", "sweep.parallel=2")
     process.stdout.readline()
-    time.sleep(15)
+    time.sleep(9)
     process.terminate()
     out = process.communicate(timeout=100)[0]
     assert process.returncode in (143, 0), out

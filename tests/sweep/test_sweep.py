@@ -54,6 +54,7 @@ def test_failures_are_rows_and_the_others_go_on(sweep):
     assert [len(starts(sweep.folder / "s" / str(n))) for n in range(4)] == [2, 2, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_job_that_takes_too_long_is_a_row_too(sweep):
     assert sweep("optim.lr=0.7,0.1", "sweep.time_limit=4", "sweep.dir=s").code == 1
     hung, other = sheet(sweep.folder / "s")
@@ -68,6 +69,7 @@ def test_fail_fast_ends_the_others_and_starts_no_more(sweep):
     assert states == ["interrupted", "failed", "waiting"]
 
 
+@pytest.mark.slow
 def test_no_more_jobs_run_at_a_time_than_said(sweep):
     assert sweep("seed=range(4)", "sweep.parallel=2", "sweep.dir=s", EPOCH_SECONDS="0.2").code == 0
     spans = []
@@ -78,14 +80,8 @@ def test_no_more_jobs_run_at_a_time_than_said(sweep):
     assert max(together) == 2
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        signal.SIGKILL,
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_sweep_stopped_at_random_moments_ends_with_the_undisturbed_table(sweep, number):
     words = ["optim.lr=0.01,0.1", "seed=range(2)", "sweep.parallel=2"]
     assert sweep(*words, "sweep.dir=whole").code == 0

@@ -72,7 +72,9 @@ class Process:
         self.directory, self.time_limit = directory, time_limit
         self.started, self.asked_to_end = time.monotonic(), 0.0
         self.too_long = self.is_over = False
-        (directory / "result.json").unlink(missing_ok=True)  # of an earlier start
+        earlier = read_json(directory / "result.json")
+        if earlier and earlier["status"] != "finished":  # not meanwhile, by a start before this
+            (directory / "result.json").unlink()
         with open(directory / "output.log", "ab") as log:
             self.popen = subprocess.Popen(
                 command,

@@ -1,5 +1,7 @@
 """SLURM by way of submitit: each job waits in the cluster's queue, with its cores and GPUs."""
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +37,8 @@ class Slurm:
         self.cluster, self.parameters, self.cpus = cluster, dict(parameters), cpus_per_rank
         self.time_limit, self.parallel = time_limit, parallel or len(jobs)
         self.handles: list[Handle] = []
+        # Jobs find the code in the directories that the machines share.
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
     def start(self, job: Job) -> Handle | None:
         self.handles = [handle for handle in self.handles if not handle.poll()]

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns.allowed import gpu_count
 from classic_cnns.errors import UserError
-from classic_cnns.files import read_json, replacing
+from classic_cnns.files import read_json, replacing, write_json
 from classic_cnns.report import results
 from classic_cnns.sweep.grid import grid_words, is_sweep_key, varied_keys
 from classic_cnns.sweep.job import Job
@@ -161,8 +161,12 @@ class Sweep:
                 if not job.handle.poll():
                     continue
                 running.remove(job)
-                gone = {"status": "killed", "error": "its machine no longer answers"}
-                job.result = read_json(job.directory / "result.json") or gone
+                outcome = job.directory / "result.json"
+                if not outcome.exists():
+                    gone = {"status": "killed", "error": "its machine no longer answers"}
+                    outcome.parent.mkdir(exist_ok=True)
+                    write_json(outcome, gone)
+                job.result = read_json(outcome)
                 job.state, job.handle = job.result["status"], None
                 failed |= job.state != "finished"
                 self.lines.ended(job)
