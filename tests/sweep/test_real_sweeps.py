@@ -77,7 +77,7 @@ def test_tensorboard_has_a_row_for_each_job_with_what_was_varied(start, tmp_path
         seen.append((values["model"].string_value, values["optim.momentum"].number_value))
         assert log.Scalars("error/test")[-1].value == pytest.approx(float(row["test_error"]))
         names = {info.name for info in plugin["_hparams_/experiment"].experiment.hparam_infos}
-        assert {"model", "optim.momentum", "optim.lr", "seed"} <= names
+        assert names == {"model", "optim.momentum"}  # the first five are all that is shown
     models, momenta = ("lenet5", "simple_cnn"), (0.5, 0.9)
     assert seen == [(model, momentum) for model in models for momentum in momenta]
 
