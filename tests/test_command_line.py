@@ -47,8 +47,11 @@ class Answer(NamedTuple):
 
     @property
     def started(self) -> bool:
-        """It passed all checks and went on to `import torch`, which is a stub that raises."""
-        return self.code == 1 and "torch was imported" in self.err
+        """It passed all checks and went on to `import torch`, which is a stub that raises.
+
+        In a sweep that is the jobs' end, of which the table tells.
+        """
+        return self.code == 1 and "torch was imported" in self.err + self.out
 
     def line(self) -> str:
         """The one line of a mistake, as each mistake has to be told."""
@@ -161,6 +164,30 @@ MISTAKES = {
     "-m optim.lr=0.1,-1": ["optim.lr=-1", "above 0", "try optim.lr=0.02"],
     "seed=1,-1 -m": [" seed=-1", "whole number"],
     "-m model=lenet5,lenet6": ["model=lenet6", "did you mean model=lenet5"],
+    # sweeps
+    "-m": ["-m", "the grid is empty", "seed=range(3)"],
+    "-m seed=range(0)": ["the grid is empty"],
+    "-m seed=0,1 seed=2,3": ["seed", "2 times"],
+    "-m seed=0,1 ++seed=2": ["seed", "2 times"],
+    "-m seed=range(1001)": ["more than 1,000 jobs", "sweep.max_jobs"],
+    "-m seed=range(1000000000)": ["more than 1,000 jobs", "sweep.max_jobs"],
+    "-m seed=range(40) optim.lr=1,2,3 data.batch_size=range(1,11)": ["more than 1,000 jobs"],
+    "-m seed=0,1 sweep.max_jobs=1": ["more than 1 jobs"],
+    "-m seed=0,1 sweep.max_jobs=many": ["sweep.max_jobs=many", "whole number"],
+    "-m seed=0,1 sweep.parallel=0": ["sweep.parallel=0", "at least 1", "null"],
+    "-m seed=0,1 sweep.parallel=1,2": ["sweep.parallel=1,2", "one value"],
+    "-m seed=0,1 sweep.time_limit=0": ["sweep.time_limit=0", "above 0"],
+    "-m seed=0,1 sweep.fail_fast=2": ["sweep.fail_fast=2", "true or false"],
+    "-m seed=0,1 sweep.dir=/dev/null/s": ["sweep.dir=/dev/null/s"],
+    "-m seed=0,1 sweep.paralel=2": ["sweep.paralel=2", "did you mean sweep.parallel"],
+    "-m seed=0,1 sweep=rya": ["sweep=rya", "did you mean sweep=ray"],
+    "-m seed=0,1 run_dir=x": ["run_dir=x", "sweep.dir="],
+    "-m resume=a,b": ["resume=a,b", "sweep.dir="],
+    "-m seed=0,1 hydra.sweep.dir=x": ["hydra.sweep.dir=x", "sweep.dir="],
+    "-m seed=0,1 hydra/launcher=basic": ["hydra/launcher=basic"],
+    "-m seed=0,1 optim.lrr=1": ["optim.lrr=1", "did you mean optim.lr"],
+    "-m optim.lrr=1,2": ["optim.lrr=1", "did you mean optim.lr"],
+    "sweep.parallel=2": ["sweep.parallel=2", "add -m"],
     "-m optim.lr=-1,0.1": ["optim.lr=-1", "above 0", "try optim.lr=0.02"],
 }
 

@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from classic_cnns import run_directory
 from classic_cnns.classifier import Classifier
-from classic_cnns.command_line import CONF
+from classic_cnns.overrides import CONF
 from classic_cnns.errors import UserError
 from classic_cnns.model.lenet5 import LeNet5, MAPLoss
 from classic_cnns.run import run
@@ -308,5 +308,5 @@ def test_the_hparams_tab_has_real_metrics_and_the_same_few_keys_in_every_run(tra
         rows.append((metrics, dict(start.hparams)))
     (metrics, first), (others, second) = rows
     assert metrics == others and first.keys() == second.keys()
-    assert (first["lr"].number_value, second["lr"].number_value) == (0.02, 0.001)
-    assert second["augment"].string_value == "none"
+    assert (first["optim.lr"].number_value, second["optim.lr"].number_value) == (0.02, 0.001)
+    assert second["data.augment"].string_value == "none"

@@ -72,6 +72,14 @@ def rules(default: dict) -> dict[str, Rule]:
         "data.data_dir": folder,
         "run_dir": folder,
         "resume": folder,
+        "varied": Rule(
+            "a list of key=value", lambda x: type(x) is list and all("=" in str(y) for y in x)
+        ),
+        "sweep.dir": folder,
+        "sweep.parallel": null_or(whole(1)),
+        "sweep.time_limit": null_or(number(0, above=True)),
+        "sweep.max_jobs": whole(1),
+        "sweep.cpus_per_rank": whole(1),
         "data.train_size": whole(2, default["data"].get("train_size")),
         "data.batch_size": whole(1),
         "data.eval_batch_size": whole(1),

@@ -35,8 +35,9 @@ def create(config: DictConfig) -> Path:
     else:
         directory = unique(OUTPUTS / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
         point_latest(directory)
+    own = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])  # type: ignore
     with replacing(directory / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(config, resolve=True).encode())
+        file.write(OmegaConf.to_yaml(own, resolve=True).encode())
     return directory
 
 

@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from classic_cnns.command_line import CONF
+from classic_cnns.overrides import CONF
 from classic_cnns.data import fetch, sources
 
 SIDE = 32

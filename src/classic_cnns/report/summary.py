@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from classic_cnns.report.markdown import aligned
+
 
 @dataclass
 class Layer:
@@ -56,6 +58,4 @@ def table(rows: list[Layer], total: int) -> str:
         shape = "x".join(map(str, row.output))
         cells.append((row.name, row.kind, shape, f"{row.parameters:,}", f"{row.connections:,}"))
     cells.append(("total", "", "", f"{total:,}", f"{sum(row.connections for row in rows):,}"))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+    return aligned(cells)

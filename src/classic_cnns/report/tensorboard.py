@@ -10,15 +10,21 @@ from torch.utils.tensorboard.summary import hparams
 METRICS = ("error/val", "error/test", "loss/val", "loss/test", "speed/images_per_second")
 
 
+# Its other columns; in a sweep what it varies instead, since TensorBoard shows the first five only.
+KEYS = ("data.augment", "optim.lr", "data.batch_size", "trainer.max_epochs", "seed")
+
+
 def hyperparameters(config: DictConfig) -> dict[str, str | float]:
-    return {
-        "run": config.name,
-        "augment": str(config.data.augment),
-        "lr": config.optim.lr,
-        "batch_size": config.data.batch_size,
-        "max_epochs": config.trainer.max_epochs,
-        "seed": config.seed,
-    }
+    values = dict(word.split("=", 1) for word in config.get("varied") or [])
+    values = values or {"run": config.name} | {key: OmegaConf.select(config, key) for key in KEYS}
+    return {key: number_or_text(value) for key, value in values.items()}
+
+
+def number_or_text(value: object) -> str | float:
+    try:
+        return float(str(value))
+    except ValueError:
+        return str(value)
 
 
 class RunLogger(TensorBoardLogger):

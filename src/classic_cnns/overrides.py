@@ -1,0 +1,121 @@
+"""The overrides of a command line, checked against the config's files, and what is wrong with them.
+
+Nothing here imports torch.
+"""
+
+import os
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from classic_cnns import run_directory
+from classic_cnns.allowed import check_values, leaves
+from classic_cnns.devices import check_devices
+from classic_cnns.errors import UserError
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def plain(config: Any, resolve: bool = False) -> Any:
+    return OmegaConf.to_container(config, resolve=resolve)
+
+
+def parse(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
+
+
+def check(config: DictConfig, default: DictConfig, overrides: Sequence[str]) -> None:
+    """Raise UserError for a key that no file has, or a value of a wrong kind or range.
+
+    `default` is the config as its files state it, with the same choices of groups.
+    """
+    known = dict(leaves(plain(default), groups=True))
+    for text in overrides:
+        override = parse(text)
+        if override.is_delete():
+            raise UserError(f"{text}: keys cannot be removed; some take null, as --cfg job shows")
+        key = override.get_key_element().lstrip("+")
+        if (override.is_add() or override.is_force_add()) and key not in known:
+            raise UserError(f"{text}: {unknown_key(key, default)}")
+    raw = leaves(plain(config))
+    copies = [key for key, value in raw if isinstance(value, str) and "${" in value]
+    try:
+        values = plain(config, resolve=True)
+    except OmegaConfBaseException as error:
+        given = [text for text in overrides if "${" in text]
+        raise UserError(": ".join([*given[:1], one_line(error)])) from error
+    check_values(values, plain(default, resolve=True), copies)
+    check_paths(config, overrides)
+
+
+def check_paths(config: DictConfig, overrides: Sequence[str]) -> None:
+    for key in ("data_dir", "run_dir", "sweep.dir"):
+        value = OmegaConf.select(config, key)
+        if value is None:
+            continue
+        folder = Path(str(value)).expanduser().absolute()
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not there.is_dir() or (there != folder and not os.access(there, os.W_OK)):
+            raise UserError(
+                f"{key}={value}: cannot be made, since {there} is not a folder that you may "
+                f"write to; leave {key} out to use your own"
+            )
+    if config.resume is not None:
+        free = ("resume=", "trainer=", *(f"trainer.{key}=" for key in run_directory.PLACEMENT))
+        others = [text for text in overrides if not text.lstrip("+").startswith(free)]
+        if others:
+            raise UserError(
+                f"{others[0]}: an earlier run goes on with its own config; try resume="
+                f"{config.resume} alone, or a new run without resume"
+            )
+        check_devices(plain(run_directory.own_config(config, overrides)))
+
+
+def unknown_key(key: str, default: DictConfig) -> str:
+    known = [name for name, _ in leaves(plain(default)) if not name.startswith("hydra.")]
+    groups = {name.split(".")[0] for name in known}
+    near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    near += get_close_matches(key, [*known, *groups], n=2)
+    hint = (
+        f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "--cfg job shows all keys"
+    )
+    return f"there is no key '{key}'; {hint}"
+
+
+def explain(error: Exception, config_name: str, words: Sequence[str]) -> str:
+    """An error of Hydra's before any job, in one line, with the nearest name that exists."""
+    given = [word for word in words if "=" in word]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = error.options or ([] if group else [config_name])
+        group = group or "--config-name"
+        if (group, name) == ("hydra/sweeper", "optuna"):
+            return "hydra/sweeper=optuna: needs an extra; try pip install -e '.[optuna]'"
+        near = get_close_matches(name, options, n=1)
+        hint = f"did you mean {group}={near[0]}? " if near else ""
+        return f"{group}={name}: {hint}{group} is one of {', '.join(options) or 'null'}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not of the form key=value; quote values with special characters"
+    if key := getattr(cause := error.__cause__, "full_key", None):
+        found = cause.parent_node._get_root()  # type: ignore  # the config, as far as composed
+        named = [word for word in given if word.lstrip("+").startswith(f"{key}=")]
+        return ": ".join([*named[:1], unknown_key(key, found)])
+    for word in given:  # Hydra does not say which choice of a group it stumbled over
+        group, _, choice = word.partition("=")
+        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        if options and choice not in options:
+            return f"{word}: " + (
+                f"{group} is one of {', '.join(options)}" if group else "not of the form key=value"
+            )
+    return one_line(error)
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,43 @@
+"""One picture of learning curves, with a band where runs differ in nothing but their seed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from classic_cnns.report.results import Row
+
+
+def validation_errors(directory: Path) -> list[float]:
+    """Of each epoch of a run, a start after a start; empty where there are none yet."""
+    if not (directory / "tensorboard").is_dir():
+        return []
+    events = EventAccumulator(str(directory / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    tag = "error/val"
+    return [e.value for e in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """Validation error over epochs: the mean, and a standard deviation around it, as a PNG."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.add_subplot(xlabel="epoch", ylabel="validation error [%]", yscale="log")
+    for group in dict.fromkeys(row.group for row in rows):
+        curves = [validation_errors(row.directory) for row in rows if row.group == group]
+        if not any(curves):
+            continue
+        epochs = np.arange(1, max(map(len, curves)) + 1)
+        errors = np.full((len(curves), len(epochs)), np.nan)  # a run may have ended earlier
+        for line, curve in zip(errors, curves, strict=True):
+            line[: len(curve)] = 100 * np.array(curve)
+        mean, deviation = np.nanmean(errors, 0), np.nanstd(errors, 0)
+        label = " ".join(f"{key}={value}" for key, value in group) or "all"
+        (drawn,) = axes.plot(epochs, mean, marker=".", label=f"{label}, n={len(curves)}")
+        axes.fill_between(
+            epochs, mean - deviation, mean + deviation, color=drawn.get_color(), alpha=0.2, lw=0
+        )
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        figure.legend(loc="outside right upper", fontsize="small")
+    figure.savefig(path, dpi=120)

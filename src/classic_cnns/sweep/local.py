@@ -1,0 +1,73 @@
+"""This machine, shared among jobs: each has its threads and, of GPUs, its own."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from classic_cnns.devices import gpu_count
+from classic_cnns.sweep.job import Job
+from classic_cnns.sweep.process import Process
+
+MEMORY = 2 * 2**30  # bytes that a rank may want
+
+
+class Local:
+    """At most `parallel` jobs at a time; None takes as many as there are GPUs or cores for.
+
+    What a job gets depends on the machine and on the whole grid alone, so that a sweep that goes
+    on computes as it did before, to the last bit.
+    """
+
+    def __init__(self, parallel: int | None, time_limit: float | None, jobs: Sequence[Job]) -> None:
+        self.time_limit = time_limit
+        self.gpus = visible_gpus() if any(job.on_gpu for job in jobs) else []
+        cores = core_count()
+        widest = max(job.ranks for job in jobs)
+        carries = (len(self.gpus) or min(cores, max(1, memory() // MEMORY))) // widest
+        self.parallel = min(parallel or max(1, carries), len(jobs))
+        self.threads = max(1, cores // (self.parallel * widest))
+        if os.environ.get("OMP_NUM_THREADS", "").isdigit():  # the user's own wish
+            self.threads = min(self.threads, int(os.environ["OMP_NUM_THREADS"]))
+        self.running: list[tuple[Process, list[str]]] = []
+
+    def start(self, job: Job) -> Process | None:
+        """Start the job, or return None when there is no room now."""
+        self.running = [pair for pair in self.running if not pair[0].is_over]
+        if len(self.running) >= self.parallel:
+            return None
+        environment = {"OMP_NUM_THREADS": str(self.threads)}
+        mine: list[str] = []
+        if job.on_gpu:
+            used = Counter(gpu for _, gpus in self.running for gpu in gpus)
+            mine = sorted(self.gpus, key=lambda gpu: used[gpu])[: job.ranks]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+        process = Process.start(job.command, job.directory, environment, self.time_limit)
+        if process:
+            self.running.append((process, mine))
+        return process
+
+
+def visible_gpus() -> list[str]:
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(i) for i in range(gpu_count())]
+
+
+def core_count() -> int:
+    """Cores that this process may use, also where a container has a share of them."""
+    linux = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
+    quota, period = (*cgroup("cpu.max"), "max", "1")[:2]
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def memory() -> int:
+    """Bytes of the machine, or of the container."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = (*cgroup("memory.max"), "max")[0]
+    return total if limit == "max" else min(total, int(limit))
+
+
+def cgroup(name: str) -> list[str]:
+    path = Path("/sys/fs/cgroup") / name
+    return path.read_text().split() if path.is_file() else []

@@ -1,0 +1,123 @@
+"""One command: how it ends, what it leaves, and who ends with it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from classic_cnns.files import read_json
+from classic_cnns.sweep import process
+from classic_cnns.sweep.process import Process, clean_environment
+
+
+def start(directory: Path, program: str, time_limit: float | None = None) -> Process:
+    started = Process.start([sys.executable, "-c", program], directory, {}, time_limit)
+    assert started
+    return started
+
+
+def outcome(started: Process) -> dict:
+    deadline = time.monotonic() + 20
+    while not started.poll():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return read_json(started.directory / "result.json")
+
+
+def alive(pid: int) -> bool:
+    """Also a process that nobody has waited for is over."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def number_in(path: Path) -> int:
+    deadline = time.monotonic() + 20
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return int(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "error"),
+    [
+        ("raise MemoryError('of 5 GB')", "failed", "MemoryError: of 5 GB"),
+        ("import sys; sys.exit(3)", "failed", "exit code 3"),
+        ("import os; os.kill(os.getpid(), 11)", "killed", "killed by SIGSEGV"),
+        ("import os; os.kill(os.getpid(), 9)", "killed", "memory runs out"),
+    ],
+)
+def test_an_end_without_a_result_is_a_result(tmp_path, program, status, error):
+    result = outcome(start(tmp_path, program))
+    assert result["status"] == status and error in result["error"]
+
+
+def test_a_command_that_ignores_the_request_to_end_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "GRACE", 0.3)
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+    result = outcome(start(tmp_path, deaf, time_limit=0.5))
+    assert result["status"] == "timeout" and "sweep.time_limit=0.5" in result["error"]
+
+
+def test_its_other_processes_end_with_it(tmp_path):
+    pid = tmp_path / "pid"
+    outcome(
+        start(
+            tmp_path,
+            "import subprocess, sys\n"
+            "rank = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+            f"open({str(pid)!r}, 'w').write(str(rank.pid))",
+        )
+    )
+    deadline = time.monotonic() + 10
+    while alive(int(pid.read_text())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(int(pid.read_text()))
+
+
+def test_a_sweep_killed_without_warning_leaves_no_job_that_runs_on(tmp_path):
+    pid = tmp_path / "pid"
+    job = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    sweep = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time; from pathlib import Path\n"
+            "from classic_cnns.sweep.process import Process\n"
+            f"Process.start([sys.executable, '-c', {job!r}], Path({str(tmp_path)!r}), {{}}, None)\n"
+            "time.sleep(60)",
+        ],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    number = number_in(pid)
+    assert Process.start(["true"], tmp_path, {}, None) is None  # one at a time in a directory
+    sweep.kill()
+    sweep.wait()
+    deadline = time.monotonic() + 10
+    while alive(number) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(number)
+    assert outcome(start(tmp_path, "raise SystemExit"))["status"] == "failed"
+
+
+def test_the_environment_holds_nothing_of_other_ranks(monkeypatch):
+    foreign = ["LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"]
+    foreign += ["PL_GLOBAL_SEED", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "GROUP_RANK"]
+    for name in foreign:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("CLASSIC_CNNS_DATA", "kept")
+    clean = clean_environment()
+    assert not set(foreign) & set(clean) and clean["CLASSIC_CNNS_DATA"] == "kept"
+
+
+def test_being_asked_to_end_is_no_failure(tmp_path):
+    started = start(tmp_path, "import time; time.sleep(60)")
+    started.stop()
+    assert outcome(started)["status"] == "interrupted"
+    assert started.popen.returncode == -signal.SIGTERM

@@ -1,0 +1,139 @@
+"""Sweeps of real runs: real kills, real resumes, real event files."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from tests.sweep.conftest import TRAIN, sheet
+
+pytestmark = pytest.mark.slow
+METRICS = ("best_validation_error", "last_validation_error", "test_error")
+
+
+@pytest.fixture
+def start(tiny_config_dir, tiny_mnist, tmp_path):
+    def start(*words: str) -> subprocess.Popen:
+        own = ["--config-dir", str(tiny_config_dir), "data=tiny", f"data_dir={tiny_mnist.folder}"]
+        return subprocess.Popen(
+            [sys.executable, TRAIN, "-m", *own, "trainer=cpu", *words],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+def end(process: subprocess.Popen) -> str:
+    out = process.communicate(timeout=170)[0]
+    assert process.returncode == 0, out
+    return out
+
+
+def test_a_sweep_killed_at_random_moments_ends_with_the_undisturbed_table(start, tmp_path):
+    words = ["optim.lr=0.01,0.02", "trainer.max_epochs=20", "sweep.parallel=2"]
+    whole = end(start(*words, "sweep.dir=whole"))
+    random.seed(5)
+    stops = []
+    for number in (signal.SIGINT, signal.SIGKILL, signal.SIGTERM):
+        process = start(*words, "sweep.dir=stopped")
+        process.stdout.readline()  # the jobs are about to start
+        time.sleep(random.uniform(4, 12))
+        process.send_signal(number)
+        process.communicate(timeout=100)
+        stops.append(process.returncode)
+    assert stops[0] in (130, 0) and stops[1] in (-9, 0) and stops[2] in (143, 0)
+    assert stops[0] == 130
+    end(start(*words, "sweep.dir=stopped"))
+    pairs = zip(sheet(tmp_path / "whole"), sheet(tmp_path / "stopped"), strict=True)
+    for ours, theirs in pairs:
+        for key in ("optim.lr", "state", *METRICS):
+            assert ours[key] == theirs[key]
+        assert ours["state"] == "finished"
+    assert "Best: job" in whole
+
+
+def test_tensorboard_has_a_row_for_each_job_with_what_was_varied(start, tmp_path):
+    words = ["model=lenet5,simple_cnn", "optim.momentum=0.5,0.9", "trainer.max_epochs=1"]
+    end(start(*words, "sweep.dir=s"))
+    seen = []
+    for row in sheet(tmp_path / "s"):
+        log = EventAccumulator(str(tmp_path / "s" / row["job"] / "tensorboard")).Reload()
+        plugin = {
+            tag: HParamsPluginData.FromString(content)
+            for tag, content in log._plugin_to_tag_to_content["hparams"].items()
+        }
+        values = plugin["_hparams_/session_start_info"].session_start_info.hparams
+        seen.append((values["model"].string_value, values["optim.momentum"].number_value))
+        assert log.Scalars("error/test")[-1].value == pytest.approx(float(row["test_error"]))
+        names = {info.name for info in plugin["_hparams_/experiment"].experiment.hparam_infos}
+        assert names == {"model", "optim.momentum"}  # the first five are all that is shown
+    models, momenta = ("lenet5", "simple_cnn"), (0.5, 0.9)
+    assert seen == [(model, momentum) for model in models for momentum in momenta]
+
+
+def test_the_results_of_a_sweep_are_printed_and_drawn_again(start, tmp_path):
+    out = end(start("seed=0,1", "trainer.max_epochs=2", "sweep.dir=s"))
+    command = [sys.executable, TRAIN.parent / "results.py", tmp_path / "s"]
+    again = subprocess.run(command, capture_output=True, text=True)
+    table = (tmp_path / "s" / "results.md").read_text().strip()
+    assert again.returncode == 0 and table in again.stdout and table in out
+    assert (tmp_path / "s" / "curves.png").stat().st_size > 10_000
+
+
+def test_any_number_of_devices_can_be_swept_over(start, tmp_path):
+    end(start("trainer.devices=1,2", "seed=0,1", "trainer.max_epochs=2", "sweep.dir=s"))
+    rows = sheet(tmp_path / "s")
+    devices = [(row["trainer.devices"], row["seed"], row["state"]) for row in rows]
+    assert devices == [(n, seed, "finished") for n in ("1", "2") for seed in ("0", "1")]
+    folders = [path.name for path in Path(tmp_path / "s").iterdir() if path.is_dir()]
+    assert sorted(folders) == ["0", "1", "2", "3"]
+
+
+def test_a_search_finds_the_better_rate_and_goes_on_where_it_was(start, tmp_path):
+    pytest.importorskip("optuna")
+    words = ["hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=4"]
+    words += ["hydra.sweeper.storage='sqlite:///${sweep.dir}/study.db'", "sweep.dir=s"]
+    words += ["hydra.sweeper.n_jobs=2", "optim.lr=choice(0.000001,0.02)", "trainer.max_epochs=3"]
+    words += ["hydra.sweeper.study_name=x"]
+    process = start(*words)
+    process.stdout.readline()
+    time.sleep(9)
+    process.kill()
+    process.communicate()
+    assert "optim.lr=0.02" in end(start(*words)).split("To repeat it:")[1]
+    rows = sheet(tmp_path / "s")
+    assert [row["state"] for row in rows] == ["finished"] * 4
+    import optuna
+
+    study = optuna.load_study(study_name="x", storage=f"sqlite:///{tmp_path}/s/study.db")
+    told = [trial.value for trial in study.trials]
+    assert told == [float(row["best_validation_error"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("place", "package"), [("ray", "ray"), ("slurm sweep.place.cluster=local", "submitit")]
+)
+def test_other_engines_give_the_same_table_and_go_on(place, package, start, tmp_path):
+    pytest.importorskip(package)
+    words = ["seed=0,1", "trainer.max_epochs=6"]
+    end(start(*words, "sweep.dir=here"))
+    process = start(*words, *f"sweep={place}".split(), "sweep.dir=there", "sweep.parallel=2")
+    process.stdout.readline()
+    time.sleep(9)
+    process.terminate()
+    out = process.communicate(timeout=100)[0]
+    assert process.returncode in (143, 0), out
+    end(start(*words, *f"sweep={place}".split(), "sweep.dir=there", "sweep.parallel=2"))
+    for ours, theirs in zip(sheet(tmp_path / "here"), sheet(tmp_path / "there"), strict=True):
+        assert all(ours[key] == theirs[key] for key in ("seed", "state", *METRICS))
