@@ -16,9 +16,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from classic_cnns import run_directory
 from classic_cnns.classifier import Classifier
-from classic_cnns.overrides import CONF
 from classic_cnns.errors import UserError
 from classic_cnns.model.lenet5 import LeNet5, MAPLoss
+from classic_cnns.overrides import CONF
 from classic_cnns.run import run
 
 

@@ -13,8 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from classic_cnns.overrides import CONF
 from classic_cnns.data import fetch, sources
+from classic_cnns.overrides import CONF
 
 SIDE = 32
 
