@@ -1,5 +1,6 @@
 """The launcher of `-m`. Hydra finds it by this folder's name, and takes launchers from no other."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
@@ -34,8 +35,11 @@ class CommandLauncher(BasicLauncher):
     def setup(self, *, hydra_context, task_function, config) -> None:
         # Here, since each start of a program scans this file.
         from classic_cnns.sweep import grid
+        from classic_cnns.sweep.process import clean_environment
         from classic_cnns.sweep.sweep import Sweep
 
+        for name in os.environ.keys() - clean_environment().keys():  # also for the checks
+            del os.environ[name]
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         grid.check(config)
         if config.hydra.sweeper.get("storage"):  # a study, which is opened before the first job
