@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 from glob import glob
+from pathlib import Path
 
 from classic_cnns.errors import UserError
 
@@ -15,6 +16,19 @@ def gpu_count() -> int:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
     other = sys.platform == "darwin" or os.path.exists("/dev/kfd") or os.path.exists("/dev/dxg")
     return len(glob("/dev/nvidia[0-9]*")) or int(other)
+
+
+def core_count() -> int:
+    """Cores that this process may use, also where a container has a share of them."""
+    linux = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
+    quota, period = (*cgroup("cpu.max"), "max", "1")[:2]
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def cgroup(name: str) -> list[str]:
+    path = Path("/sys/fs/cgroup") / name
+    return path.read_text().split() if path.is_file() else []
 
 
 def started_outside() -> int | None:
@@ -48,7 +62,7 @@ def check_devices(config: dict) -> None:
     """Raise UserError where the machine has not what `trainer` asks for, before anything starts."""
     trainer = config["trainer"]
     devices, nodes = trainer["devices"], trainer.get("num_nodes", 1)
-    gpus, cores, outside = gpu_count(), os.cpu_count() or 1, started_outside()
+    gpus, cores, outside = gpu_count(), core_count(), started_outside()
     if trainer["accelerator"] == "gpu" and not gpus:
         raise UserError("trainer.accelerator=gpu: this machine shows no GPU; try trainer=cpu")
     on_gpus = gpus and trainer["accelerator"] != "cpu"

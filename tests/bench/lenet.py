@@ -92,18 +92,19 @@ class InTurn(pl.Callback):
 
     def on_train_start(self, trainer, module) -> None:
         other, _ = build(self.config)
-        self.net, self.loss = other.net, other.loss
+        self.net, self.loss = other.net.to(module.device), other.loss
         self.optimizer = other.optimizer(self.net.named_parameters())
         self.scheduler = other.scheduler(self.optimizer, total_steps=10**6)
 
     def on_train_epoch_end(self, trainer, module) -> None:
         data = trainer.datamodule
-        index = torch.from_numpy(data.train_indices)
+        index = torch.from_numpy(data.train_indices).to(module.device)
         images, labels = (data.resident[f"train_{name}"][index] for name in ("images", "labels"))
         ours = len(index) / module.results["speed/images_per_second"]
         tensors = scale(images, -0.1, 1.175)
-        in_memory = ((tensors[i], labels[i]) for i in torch.randperm(len(tensors)).split(128))
-        digits = Digits(images[:, 0, 2:30, 2:30].contiguous(), labels)
+        order = torch.randperm(len(tensors), device=module.device)
+        in_memory = ((tensors[i], labels[i]) for i in order.split(128))
+        digits = Digits(images[:, 0, 2:30, 2:30].contiguous().cpu(), labels.cpu())
         seconds = {"plain": self.loop(in_memory, measured=False)}
         if not trainer.current_epoch:  # the first round warms up, and chooses
             self.workers = min((0, 2), key=lambda n: self.loop(self.loader(digits, n), True))
@@ -119,7 +120,9 @@ class InTurn(pl.Callback):
     def loop(self, batches: Iterable, measured: bool) -> float:
         """Seconds of a plain loop, the bare minimum or, as in tutorials, `measured`."""
         start, loss_sum, errors = time.perf_counter(), 0.0, 0.0
+        device = next(self.net.parameters()).device
         for x, y in batches:
+            x, y = x.to(device), y.to(device)
             self.optimizer.zero_grad()
             scores = self.net(x)
             loss = self.loss(scores, y)
@@ -137,7 +140,8 @@ class InTurn(pl.Callback):
         with TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of too few workers
             pl.Trainer(
-                accelerator="cpu",
+                accelerator="auto",
+                devices=1,
                 max_epochs=1,
                 gradient_clip_val=5.0,
                 default_root_dir=folder,
@@ -149,7 +153,7 @@ class InTurn(pl.Callback):
 def epochs(rounds: int) -> list[Row]:
     keep_freed_memory()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        words = ["name=bench", "trainer=cpu", f"trainer.max_epochs={rounds + 1}"]
+        words = ["name=bench", f"trainer.max_epochs={rounds + 1}"]
         config = hydra.compose("train", words)
     classifier, data = build(config)
     in_turn = InTurn(config)
@@ -161,7 +165,7 @@ def epochs(rounds: int) -> list[Row]:
         trainer.fit(classifier, data)
         logger.close()
     times, loader = in_turn.times, f"PIL and DataLoader, {in_turn.workers} workers"
-    what = "LeNet-5 epoch, CPU"
+    what = "LeNet-5 epoch"
     return [
         row(what, times["plain"], "<= 1.10", ("ours", "plain loop over tensors")),
         row(what, times["usual"], ">= 2.5", ("ours", f"Lightning, torchmetrics, {loader}")),

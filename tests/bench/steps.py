@@ -1,8 +1,9 @@
 """Training steps of the larger nets: as we run them beside plain float32 torch.
 
 Ours is the net, its optimizer and what a run on this machine chooses by itself: precision, layout,
-memory. The other is the same net written with torch's layers as anybody would run it. Each has a
-process of its own, which waits while the other one measures.
+memory. The other is the same net written with torch's layers as anybody would run it; on a GPU,
+beside AlexNet, torchvision's with autocast and channels last. Each has a process of its own, which
+waits while the other one measures.
 """
 
 import subprocess
@@ -12,8 +13,10 @@ from statistics import median
 
 import hydra
 import torch
+import torchvision
 from torch import nn
 
+from classic_cnns.model.alexnet import AlexNet
 from classic_cnns.model.local_response_norm import LocalResponseNorm
 from classic_cnns.overrides import CONF
 from classic_cnns.run import build
@@ -53,10 +56,12 @@ def serve(ours: bool, batch_size: int, overrides: list[str]) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net, loss = classifier.net.to(device), classifier.loss
     half = ours and choose(config.trainer.precision, config.trainer.accelerator) == "bf16-mixed"
-    if half:
-        net.to(memory_format=torch.channels_last)
     if not ours:
         net = with_torchs_norm(net)
+        if device == "cuda" and isinstance(net, AlexNet):
+            net, half = torchvision.models.alexnet(num_classes=1000).to(device), True
+    if half:
+        net.to(memory_format=torch.channels_last)
     optimizer = classifier.optimizer(net.named_parameters())
     side = config.model.input.size
     x = torch.randn(batch_size, 3, side, side, device=device)
@@ -95,7 +100,7 @@ def compare(name: str, batch_size: int, overrides: list[str], goal: str, rounds:
         times = [(seconds(ours), seconds(other)) for _ in range(rounds + 1)][1:]
         ours.stdin.close()
         other.stdin.close()
-    return row(f"step of {name}, batch {batch_size}", times, goal, ("ours", "torch, float32"))
+    return row(f"step of {name}, batch {batch_size}", times, goal, ("ours", "torch"))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,8 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-from classic_cnns.devices import gpu_count
+from classic_cnns.devices import cgroup, core_count, gpu_count
 from classic_cnns.sweep.job import Job
 from classic_cnns.sweep.process import Process
 
@@ -53,21 +52,8 @@ def visible_gpus() -> list[str]:
     return named.split(",") if named else [str(i) for i in range(gpu_count())]
 
 
-def core_count() -> int:
-    """Cores that this process may use, also where a container has a share of them."""
-    linux = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
-    quota, period = (*cgroup("cpu.max"), "max", "1")[:2]
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
-
-
 def memory() -> int:
     """Bytes of the machine, or of the container."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = (*cgroup("memory.max"), "max")[0]
     return total if limit == "max" else min(total, int(limit))
-
-
-def cgroup(name: str) -> list[str]:
-    path = Path("/sys/fs/cgroup") / name
-    return path.read_text().split() if path.is_file() else []

@@ -20,7 +20,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
 
-from classic_cnns.devices import free_port, started_outside
+from classic_cnns.devices import core_count, free_port, started_outside
 from classic_cnns.errors import UserError
 from classic_cnns.files import write_json
 
@@ -98,8 +98,7 @@ def launch(count: int) -> float:
 
 
 def start(rank: int, count: int, port: int, sender: int) -> subprocess.Popen:
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    env = {"OMP_NUM_THREADS": str(max(1, cores // count))} | os.environ
+    env = {"OMP_NUM_THREADS": str(max(1, core_count() // count))} | os.environ
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     return subprocess.Popen(
