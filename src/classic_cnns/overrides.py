@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 import os
 from collections.abc import Sequence
+from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from classic_cnns.devices import check_devices
 from classic_cnns.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf"
+# Hydra's own `now` is another moment in each job of a sweep.
+STARTED = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+OmegaConf.register_new_resolver("started", lambda: STARTED, replace=True)
 
 
 def plain(config: Any, resolve: bool = False) -> Any:

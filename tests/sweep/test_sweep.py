@@ -36,6 +36,13 @@ def test_a_sweep_ends_with_a_row_for_each_job_and_the_answer(sweep):
         assert "sweep" not in config and "model=" in config
 
 
+def test_a_sweep_without_a_directory_gets_one_of_its_own(sweep):
+    done = sweep("seed=0,1")
+    assert done.code == 0, done.err
+    (directory,) = (sweep.folder / "outputs" / "sweep").iterdir()
+    assert [row["state"] for row in sheet(directory)] == ["finished"] * 2
+
+
 def test_failures_are_rows_and_the_others_go_on(sweep):
     words = ["optim.lr=0.5,0.6,0.8,0.1", "sweep.dir=s", "sweep.parallel=4"]
     done = sweep(*words)
