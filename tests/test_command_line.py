@@ -155,6 +155,16 @@ MISTAKES = {
     "trainer.devices=0": ["trainer.devices=0", "at least 1", "try trainer.devices=1"],
     "trainer=ddp trainer.accelerator=gpu": ["trainer.accelerator=gpu", "no GPU", "trainer=cpu"],
     "trainer=ddp data.batch_size=1": ["data.batch_size=1", "2 processes", "try data.batch_size=2"],
+    "trainer=two_gpu": ["trainer=two_gpu", "two towers", "model=alexnet", "trainer=ddp"],
+    "trainer=two_gpu model=alexnet model.net.towers=1 data=cifar10 model.input.fit=resize": [
+        "two towers"
+    ],
+    "trainer=two_gpu model=alexnet_small trainer.devices=3": ["devices=3", "try trainer.devices=4"],
+    "trainer=two_gpu model=alexnet_small trainer.devices=4 data.batch_size=1": [
+        "2 pairs of processes",
+        "try data.batch_size=2",
+    ],
+    "trainer.strategy=fsdp": ["trainer.strategy=fsdp", "ddp, two_towers", "strategy=ddp"],
     "trainer.num_nodes=2": ["trainer.num_nodes=2", "torchrun", "try trainer.num_nodes=1"],
     # folders
     "resume=nowhere": ["resume=nowhere", "config.yaml"],
