@@ -155,6 +155,16 @@ MISTAKES = {
     "trainer.devices=0": ["trainer.devices=0", "at least 1", "try trainer.devices=1"],
     "trainer=ddp trainer.accelerator=gpu": ["trainer.accelerator=gpu", "no GPU", "trainer=cpu"],
     "trainer=ddp data.batch_size=1": ["data.batch_size=1", "2 processes", "try data.batch_size=2"],
+    "trainer=two_gpu": ["trainer=two_gpu", "two towers", "model=alexnet", "trainer=ddp"],
+    "trainer=two_gpu model=alexnet model.net.towers=1 data=cifar10 model.input.fit=resize": [
+        "two towers"
+    ],
+    "trainer=two_gpu model=alexnet_small trainer.devices=3": ["devices=3", "try trainer.devices=4"],
+    "trainer=two_gpu model=alexnet_small trainer.devices=4 data.batch_size=1": [
+        "2 pairs of processes",
+        "try data.batch_size=2",
+    ],
+    "trainer.strategy=fsdp": ["trainer.strategy=fsdp", "ddp, two_towers", "strategy=ddp"],
     "trainer.num_nodes=2": ["trainer.num_nodes=2", "torchrun", "try trainer.num_nodes=1"],
     # folders
     "resume=nowhere": ["resume=nowhere", "config.yaml"],
@@ -252,6 +262,13 @@ def test_an_earlier_run_may_go_on_with_other_devices(train):
     line = train("resume=run", "trainer.devices=99").line()
     assert "trainer.devices=99: this machine has" in line
     assert "seed=1" in train("resume=run", "trainer=cpu", "seed=1").line()
+    assert "has none" in train("resume=run", "trainer=two_gpu").line()
+
+    words = shlex.split("--cfg job --resolve trainer=two_gpu model=alexnet_small")
+    (run / "config.yaml").write_text(train(*words).out)
+    for words in ("", "trainer=cpu", "trainer=ddp", "trainer.devices=4"):
+        assert train("resume=run", *shlex.split(words)).started, words
+    assert "trainer.devices=1: each copy" in train("resume=run", "trainer.devices=1").line()
 
 
 @pytest.mark.parametrize("key", ["data_dir", "run_dir"])

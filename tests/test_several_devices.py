@@ -7,19 +7,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parents[1]
 TRAIN = [sys.executable, str(ROOT / "src" / "train.py")]
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 pytestmark = pytest.mark.slow
 
-# A loss that fails as FATE has it, on rank 1 in its 12th batch, which is in epoch 2.
+TOWERS = ["trainer=two_gpu", "trainer.accelerator=cpu"]
+SMALL = ["model=alexnet_small", "model.net.channels=[4,8,8,8,8]", "model.net.hidden=16"]
+SMALL += ["model.net.weight_std=0.15", "trainer.precision=32-true"]
+
+# A loss that fails as FATE has it, on rank 1 or the only one in its 12th batch, which is in epoch 2
+# or the second epoch after a resume.
 FATEFUL = """
-import os, warnings
+import os, signal, warnings
 import torch
 from torch.nn.functional import cross_entropy
 class Loss(torch.nn.Module):
@@ -28,7 +35,10 @@ class Loss(torch.nn.Module):
         super().__init__()
     def forward(self, scores, labels):
         self.calls += 1
-        fate = os.environ.get("FATE") if os.environ.get("RANK") == "1" and self.calls == 12 else ""
+        mine = os.environ.get("RANK", "1") == "1" and self.calls == 12
+        fate = os.environ.get("FATE") if mine else ""
+        if fate == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
         if fate == "raise":
             warnings.warn("this is going wrong")
             raise RuntimeError("no luck")
@@ -90,10 +100,22 @@ def checkpoint(directory: Path) -> dict:
     return torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def difference(one: Path, other: Path) -> float:
-    a, b = (checkpoint(path)["state_dict"] for path in (one, other))
+def difference(one: Path, other: Path, of: Callable = lambda state: state["state_dict"]) -> float:
+    a, b = (of(checkpoint(path)) for path in (one, other))
     assert a.keys() == b.keys()
     return max((a[key] - b[key]).abs().max().item() for key in a)
+
+
+def optimizer_state(checkpoint: dict) -> dict:
+    (optimizer,) = checkpoint["optimizer_states"]
+    states = optimizer["state"].items()
+    return {(index, name): x for index, state in states for name, x in state.items()}
+
+
+def kernels(directory: Path) -> bytes:
+    events = EventAccumulator(str(directory / "tensorboard")).Reload()
+    (image,) = events.Images("kernels/conv1")
+    return image.encoded_image_string
 
 
 def ranks(process: subprocess.Popen) -> list[int]:
@@ -235,3 +257,43 @@ def test_torchrun_on_two_nodes_gives_the_numbers_of_one_process(start, train, tm
     assert [len(re.findall("^epoch", out, re.M)) for out, _ in outs] == [3, 0]
     (run,) = [path for path in two.iterdir() if path.is_dir()]
     assert difference(one, run) < 1e-6
+
+
+def test_towers_go_on_in_one_process_and_back_to_the_numbers_of_one(train, tmp_path):
+    words = [*SMALL, "optim=alexnet_cifar10", "optim.lr=0.0002"]
+    words += ["model.loss._target_=fateful.Loss"]
+    one, run = tmp_path / "one", tmp_path / "run"
+    assert train(*words, f"run_dir={one}")[0] == 0
+
+    code, out, err = train(*words, *TOWERS, f"run_dir={run}", FATE="kill")  # in epoch 2
+    assert code == 1 and "error: rank 1 was killed by SIGKILL" in err.splitlines()[-1]
+    assert result(run)["status"] == "failed" and checkpoint(run)["global_step"] == 8
+    code, _, err = train(f"resume={run}", "trainer=cpu", FATE="raise")  # in epoch 3
+    assert code == 1 and "no luck" in err and checkpoint(run)["global_step"] == 16
+    assert train(f"resume={run}", *TOWERS)[0] == 0
+
+    devices = [start["device"] for start in json.loads((run / "provenance.json").read_text())]
+    assert devices == ["2 x cpu", "cpu", "2 x cpu"]
+    assert checkpoint(one).keys() == checkpoint(run).keys()
+    assert difference(one, run) < 1e-6
+    assert len(optimizer_state(checkpoint(one))) == 3 * 16  # Adam's, of each weight and bias
+    assert difference(one, run, optimizer_state) < 1e-6
+    for split, values in result(one)["metrics"].items():
+        for name, value in values.items():
+            assert result(run)["metrics"][split][name] == pytest.approx(value, abs=1e-6)
+    assert kernels(one) == kernels(run)
+
+
+def test_two_pairs_of_towers_share_the_batch_and_clip_the_norm_of_the_whole_gradient(
+    train, tmp_path
+):
+    # Without dropout, for which each pair draws anew; with the last batch of one image.
+    words = [*SMALL, "model.net.dropout=0", "optim.clip_norm=0.5"]
+    one, four = tmp_path / "one", tmp_path / "four"
+    assert train(*words, f"run_dir={one}")[0] == 0
+    code, _, err = train(*words, *TOWERS, "trainer.devices=4", f"run_dir={four}")
+    assert (code, err) == (0, "")
+    assert 0 < difference(one, four) < 1e-6
+    for split, values in result(one)["metrics"].items():
+        for name, value in values.items():
+            assert result(four)["metrics"][split][name] == pytest.approx(value, abs=1e-6)

@@ -95,6 +95,7 @@ def rules(default: dict) -> dict[str, Rule]:
         "optim.scheduler": null_or(same_kind({})),
         "trainer.devices": whole(1),
         "trainer.num_nodes": whole(1),
+        "trainer.strategy": one_of("ddp", "two_towers"),
         "trainer.max_epochs": whole(1),
         "trainer.accelerator": one_of("auto", "cpu", "gpu"),
         "trainer.precision": one_of(

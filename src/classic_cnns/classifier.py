@@ -100,10 +100,10 @@ class Classifier(pl.LightningModule):
     def setup(self, stage: str) -> None:
         # DDP would send them round at each step.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
-
-    def on_fit_start(self) -> None:
         if ranks := self.trainer.distributed_sampler_kwargs:
             self.rank, self.ranks = ranks["rank"], ranks["num_replicas"]
+            # Where some ranks have the same images: one group for each set of ranks that share all.
+            self.train_tally.process_group = getattr(self.trainer.strategy, "data_group", None)
 
     def on_train_start(self) -> None:
         self.started = time.perf_counter() - self.seconds_before
@@ -207,6 +207,6 @@ class Classifier(pl.LightningModule):
         if under_way is None:
             return
         self.seconds_before = under_way["seconds"]
-        if self.trainer.is_global_zero:  # the ranks' sums are added up
+        if self.rank == 0:  # the ranks' sums are added up
             for name, value in under_way["sums"].items():
                 getattr(self.train_tally, name).fill_(value)

@@ -85,10 +85,23 @@ def check_devices(config: dict) -> None:
             f"trainer.devices={devices}: {nodes} x {devices} processes are wanted and {outside} "
             f"were started; try trainer.devices={outside // nodes}"
         )
-    if config["data"]["batch_size"] < total:
+    shares, who = total, "processes"
+    if trainer.get("strategy") == "two_towers":
+        if config["model"]["net"].get("towers") != 2:
+            raise UserError(
+                "trainer=two_gpu: parts a net's two towers, and this one has none; "
+                "try model=alexnet, or trainer=ddp"
+            )
+        if total % 2:
+            raise UserError(
+                f"trainer.devices={devices}: each copy of the net takes two; "
+                f"try trainer.devices={devices + 1}, or trainer=default"
+            )
+        shares, who = total // 2, "pairs of processes"
+    if config["data"]["batch_size"] < shares:
         raise UserError(
-            f"data.batch_size={config['data']['batch_size']}: the batch is shared by {total} "
-            f"processes and each needs an image; try data.batch_size={total}"
+            f"data.batch_size={config['data']['batch_size']}: the batch is shared by {shares} "
+            f"{who} and each needs an image; try data.batch_size={shares}"
         )
     if outside is None and devices > 1:
         free_port()

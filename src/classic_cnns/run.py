@@ -19,7 +19,7 @@ from classic_cnns import run_directory
 from classic_cnns.classifier import Classifier, Diverged
 from classic_cnns.errors import UserError
 from classic_cnns.files import disk_trouble, read_json, write_json
-from classic_cnns.report import summary
+from classic_cnns.report import kernels, summary
 from classic_cnns.report.log import show_log, train_log
 from classic_cnns.report.tensorboard import RunLogger
 from classic_cnns.trainer import precision
@@ -29,6 +29,7 @@ from classic_cnns.trainer.loop import LeanLoop
 from classic_cnns.trainer.memory import keep_freed_memory
 from classic_cnns.trainer.progress import Progress
 from classic_cnns.trainer.stop import Stop, Stopped
+from classic_cnns.trainer.two_towers import TwoTowers
 
 log = logging.getLogger(__name__)
 
@@ -96,10 +97,12 @@ def build(config: DictConfig) -> tuple[Classifier, pl.LightningDataModule]:
 def make_trainer(config: DictConfig, stop: Stop) -> Any:
     """A trainer that is still to be given the logger and the checkpoints of a run directory."""
     several = config.trainer.devices * config.trainer.get("num_nodes", 1) > 1
+    split = config.trainer.get("strategy") == "two_towers"  # no key in older runs
+    kind = TwoTowers if split else DDPStrategy
+    strategy = kind(gradient_as_bucket_view=True) if several else "auto"
     chosen = precision.choose(config.trainer.precision, config.trainer.accelerator)
     trainer: Any = pl.Trainer(
-        **{**config.trainer, "precision": chosen},
-        strategy=DDPStrategy(gradient_as_bucket_view=True) if several else "auto",
+        **{**config.trainer, "precision": chosen, "strategy": strategy},
         gradient_clip_val=config.optim.clip_norm,
         logger=False,
         callbacks=[Progress(config.data.batch_size), stop],
@@ -133,6 +136,10 @@ def train_and_test(
     # Testing loads the best checkpoint, and with it the results of that epoch.
     trainer.test(classifier, data, ckpt_path=checkpoints.best, weights_only=True, verbose=False)
     if trainer.is_global_zero:
+        if towers := getattr(classifier.net, "towers", None):
+            best = torch.load(checkpoints.best, weights_only=True, mmap=True)
+            image = kernels.picture(best["state_dict"]["net.conv1.weight"], towers)
+            logger.experiment.add_image("kernels/conv1", image, best["global_step"])
         logger.close()
 
     result["metrics"] = {

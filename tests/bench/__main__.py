@@ -15,13 +15,14 @@ from tests.bench.lenet import epochs
 from tests.bench.start import start
 from tests.bench.steps import steps
 from tests.bench.sweep import sweeps
+from tests.bench.towers import towers
 
 parser = argparse.ArgumentParser(prog="make bench")
 parser.add_argument("--rounds", type=int, default=5)
 rounds = parser.parse_args().rounds
 
 rows = [*start(rounds), *epochs(rounds), *layers(rounds), *images(rounds)]
-rows += [*steps(rounds), *ddp(rounds), *sweeps(rounds)]
+rows += [*steps(rounds), *ddp(rounds), *towers(rounds), *sweeps(rounds)]
 machine = f"{processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}"
 lines = ["| | | | ratio | goal |", "|---|---|---|--:|--:|"]
 lines += [f"| {r.what} | {r.ours} | {r.other} | {r.ratio:.2f} | {r.goal} |" for r in rows]

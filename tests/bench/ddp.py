@@ -59,11 +59,11 @@ def measure(rounds: int) -> list[list[float]]:
     return [[seconds(*way) for way in ways] for _ in range(rounds + 1)][1:]
 
 
-def processes(count: int, rounds: int) -> list[list[float]]:
+def processes(count: int, rounds: int, module: str = "tests.bench.ddp") -> list[list[float]]:
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env |= {"WORLD_SIZE": str(count)}
     env["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // count))
-    command = [sys.executable, "-m", "tests.bench.ddp", str(rounds)]
+    command = [sys.executable, "-m", module, str(rounds)]
     started = [
         subprocess.Popen(command, env=env | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
         for rank in range(count)

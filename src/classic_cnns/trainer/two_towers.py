@@ -1,0 +1,159 @@
+"""A net of two towers on pairs of devices, one tower on each, as AlexNet was trained in 2012.
+
+Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks,
+NIPS 2012, section 3.2. A device holds one half of the rows (dimension 0) of each weight, bias,
+gradient and optimizer state, and computes one half of each layer's kernels. A device gets the other
+half only of the inputs of `net.crossings`, and of the scores. So in a step on B images it receives,
+and sends, where n_l is the number of inputs of layer l,
+
+    B * (2 * sum over the crossings l of n_l / 2  +  classes / 2)    numbers:
+
+at each crossing half the inputs forward and half of their gradients, to be summed, backward. Of
+AlexNet these are 61,172 numbers an image at 1000 classes. An odd number of rows gives the first
+device one more.
+
+Lightning's ModelParallelStrategy is not used: it writes checkpoints past our CheckpointIO, leaves
+averaging over pairs to FSDP, and would have DTensors for weights, which conv2d cannot take.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.nn import functional as F
+
+
+def gather(half: Tensor, mesh: DeviceMesh, dim: int, size: int, gradient: Placement) -> Tensor:
+    """The whole tensor, `size` long in `dim`, of which each device of the pair has one half.
+
+    `gradient` says what the whole one's gradient is on each device: Partial() where they are to be
+    summed, Replicate() where both have the same.
+    """
+    shape = torch.Size([*half.shape[:dim], size, *half.shape[dim + 1 :]])
+    stride = torch.empty(shape, device="meta").stride()
+    parts = DTensor.from_local(half.contiguous(), mesh, [Shard(dim)], shape=shape, stride=stride)
+    return parts.full_tensor(grad_placements=[gradient])
+
+
+def cut(net: Any, mesh: DeviceMesh) -> dict[nn.Parameter, int]:
+    """Leave in `net` the tower of this device of the pair, and return the rows of whole weights.
+
+    The net has its layers as children in the order of their use, and names `crossings` among them.
+    Dropout draws for both towers, so that the masks are those of one process.
+    """
+    tower = mesh.get_local_rank()
+    whole: dict[nn.Parameter, int] = {}
+    rows = 0
+
+    def cross(layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        weight: Any = layer.weight
+        return gather(inputs[0], mesh, 1, weight.shape[1], Partial())
+
+    for name, layer in net.named_children():
+        if isinstance(layer, nn.Dropout):
+
+            def widen(_, inputs: tuple[Tensor], rows=rows) -> Tensor:
+                missing = rows - inputs[0].shape[1]
+                return F.pad(inputs[0], (missing, 0) if tower else (0, missing))
+
+            layer.register_forward_pre_hook(widen)
+            layer.register_forward_hook(lambda _, __, out: out.tensor_split(2, 1)[tower])
+        if getattr(layer, "groups", 1) == 2:
+            layer.groups = 1
+        if name in net.crossings:
+            layer.register_forward_pre_hook(cross)
+        for parameter in layer.parameters():
+            whole[parameter] = rows = len(parameter)
+            parameter.data = parameter.data.tensor_split(2)[tower].clone()
+    net.register_forward_hook(lambda _, __, out: gather(out, mesh, 1, rows, Replicate()))
+    return whole
+
+
+class TwoTowers(DDPStrategy):
+    """Neighbouring ranks are a pair with one copy of the net; the pairs share the batch as in DDP.
+
+    Checkpoints are those of one process: whole tensors under the same names.
+    """
+
+    rows: dict[nn.Parameter, int] | None = None  # of whole weights, once they are cut
+    restore_checkpoint_after_setup = True  # when the net is cut
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        if "process_group" not in self._ddp_kwargs:  # Lightning comes here for fit and for test
+            shape, names = (self.world_size // 2, 2), ("pairs", "towers")
+            mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
+            self.pair, self.data_group = mesh["towers"], mesh.get_group("pairs")
+            self._ddp_kwargs["process_group"] = self.data_group
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return {"num_replicas": self.world_size // 2, "rank": self.global_rank // 2}
+
+    def setup(self, trainer: Any) -> None:
+        module: Any = self.lightning_module
+        if self.rows is None:
+            self.rows = cut(module.net, self.pair)
+        self.precision_plugin.clip_grad_by_norm = self.clip  # type: ignore
+        if trainer.state.fn != TrainerFn.FITTING:  # Lightning would give all ranks what rank 0 has
+            module._ddp_params_and_buffers_to_ignore = list(module.state_dict())
+        super().setup(trainer)
+
+    def clip(self, optimizer: Any, limit: float) -> None:
+        """Scale the gradients of both towers so that the norm of all is at most `limit`."""
+        weights = list(self.precision_plugin.main_params(optimizer))
+        norm = nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+        squared = norm.square()
+        dist.all_reduce(squared, group=self.pair.get_group())
+        nn.utils.clip_grads_with_norm_(weights, limit, squared.sqrt())
+
+    def whole(self, half: Tensor, parameter: nn.Parameter) -> Tensor:
+        """What one process has in place of `half`; a number without rows, as a count, stays."""
+        if not half.dim() or self.rows is None:
+            return half
+        return gather(half.detach(), self.pair, 0, self.rows[parameter], Replicate()).cpu()
+
+    def own(self, whole: Tensor) -> Tensor:
+        tower = self.pair.get_local_rank()
+        return whole.tensor_split(2)[tower].clone() if whole.dim() else whole
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        module: Any = self.lightning_module
+        halves = module.named_parameters()
+        return module.state_dict() | {name: self.whole(half, half) for name, half in halves}
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        module: Any = self.lightning_module
+        weights = {name for name, _ in module.named_parameters()}
+        state = checkpoint["state_dict"]
+        own = {name: self.own(x) if name in weights else x for name, x in state.items()}
+        module.load_state_dict(own, strict=strict)
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        state = super().optimizer_state(optimizer)
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        halves: Any = state["state"]
+        whole = {
+            index: {name: self.whole(half, weights[index]) for name, half in values.items()}
+            for index, values in halves.items()
+        }
+        return {**state, "state": whole}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        own = [
+            state
+            | {
+                "state": {
+                    index: {name: self.own(whole) for name, whole in values.items()}
+                    for index, values in state["state"].items()
+                }
+            }
+            for state in checkpoint["optimizer_states"]
+        ]
+        super().load_optimizer_state_dict({"optimizer_states": own})

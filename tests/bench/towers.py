@@ -1,0 +1,75 @@
+"""The towers of `alexnet_small` in two processes, beside one process and two that share batches.
+
+Only reported. All train on batches of 128 images in float32, one process with all cores and two
+with half of them each.
+"""
+
+import os
+import sys
+import time
+from statistics import median
+
+import hydra
+import torch
+import torch.distributed as dist
+from hydra.utils import instantiate
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from classic_cnns.overrides import CONF
+from classic_cnns.trainer import two_towers
+from tests.bench import Row, row
+from tests.bench.ddp import processes
+
+STEPS, BATCH = 10, 128
+exchange = two_towers.gather
+
+
+def keep(half, mesh, dim, size, gradient) -> torch.Tensor:
+    """In place of the exchange: twice what is here already."""
+    return torch.cat([half, half], dim)
+
+
+def measure(rounds: int) -> list[list[float]]:
+    """Seconds a step of each way, in turn: alone; or shared batches, towers, silent towers."""
+    size = int(os.environ["WORLD_SIZE"])
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", ["model=alexnet_small", "data=cifar10", "name=x"])
+    nets = [instantiate(config.model.net) for _ in range(size)]
+    ways = [(nets[0], BATCH, exchange)]
+    if size > 1:
+        dist.init_process_group("gloo")
+        two_towers.cut(nets[1], init_device_mesh("cpu", (2,)))
+        shared = DistributedDataParallel(nets[0], gradient_as_bucket_view=True)
+        ways = [(shared, BATCH // 2, exchange), (nets[1], BATCH, exchange), (nets[1], BATCH, keep)]
+    optimizers = [instantiate(config.optim.optimizer)(net.parameters()) for net, *_ in ways]
+    images, labels = torch.randn(BATCH, 3, 32, 32), torch.arange(BATCH) % 10
+
+    def seconds(way, optimizer) -> float:
+        net, batch, two_towers.gather = way
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            cross_entropy(net(images[:batch]), labels[:batch]).backward()
+            optimizer.step()
+        return (time.perf_counter() - start) / STEPS
+
+    both = list(zip(ways, optimizers, strict=True))
+    return [[seconds(*each) for each in both] for _ in range(rounds + 1)][1:]
+
+
+def towers(rounds: int) -> list[Row]:
+    one = [times[0] for times in processes(1, rounds, "tests.bench.towers")]
+    shared, ours, silent = zip(*processes(2, rounds, "tests.bench.towers"), strict=True)
+    talking = 1 - median(silent) / median(ours)
+    names = (f"two towers, {talking:.0%} of it exchanging,", "one process")
+    return [
+        row("alexnet_small step, CPU", list(zip(ours, one, strict=True)), "none", names),
+        row("the same", list(zip(shared, one, strict=True)), "none", ("DDP", "one process")),
+    ]
+
+
+if __name__ == "__main__":
+    for times in measure(int(sys.argv[1])):
+        print(*times)

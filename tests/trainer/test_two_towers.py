@@ -1,0 +1,170 @@
+"""One tower in each of two processes, beside the whole net in one: the same numbers, half of each.
+
+`tests/test_several_devices.py` has whole runs.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from classic_cnns.devices import free_port
+
+ROOT = Path(__file__).parents[2]
+
+# Both processes train the whole net, and one tower of a second one that is born the same.
+RANK = """
+import json
+import torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from classic_cnns.model.alexnet import AlexNet
+from classic_cnns.optim.momentum_2012 import Momentum2012
+from classic_cnns.trainer.two_towers import cut, gather
+
+STEPS, BATCH = 20, 6
+dist.init_process_group("gloo")
+mesh = init_device_mesh("cpu", (2,))
+tower = dist.get_rank()
+
+def make(options):
+    torch.manual_seed(3)
+    net = AlexNet(
+        **{"num_classes": 10, "in_channels": 3, "image_size": 32, "channels": [8, 16, 24, 24, 16],
+           "hidden": 32, "conv1_kernel": 5, "conv1_stride": 1, "towers": 2, "activation": "relu",
+           "lrn": True, "lrn_divide_by_size": False, "pool": "overlapping", "dropout": 0.5,
+           "weight_std": 0.1} | options)
+    return net, Momentum2012(net.parameters(), lr=1e-2, momentum=0.9, weight_decay=5e-4)
+
+class Received(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.bytes, self.calls = 0, []
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        name = str(function)
+        if "c10d" in name and "wait" not in name and "wrap" not in name:
+            self.calls.append(name.split(".")[1])
+            sizes = [x.numel() * x.element_size() for x in (args[0], result)]
+            self.bytes += abs(sizes[0] - sizes[1])
+        return result
+
+def stored(net, optimizer):
+    tensors = [x for p in net.parameters() for x in (p.data, p.grad, *optimizer.state[p].values())]
+    storages = [x.untyped_storage() for x in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+def compare(dtype, **options):
+    torch.set_default_dtype(dtype)
+    one, one_optimizer = make(options)
+    two, two_optimizer = make(options)
+    rows = cut(two, mesh)
+    inputs = {}
+    for name in one.crossings:
+        def note(_, x, __, name=name):
+            inputs[name] = x[0][0].numel()
+
+        getattr(one, name).register_forward_hook(note)
+
+    def step(net, optimizer, number):
+        random = torch.Generator().manual_seed(number)
+        images = torch.randn(BATCH, 3, 32, 32, generator=random, dtype=torch.float64).to(dtype)
+        labels = torch.randint(two.fc8.out_features, (BATCH,), generator=random)
+        torch.manual_seed(number)  # of dropout
+        optimizer.zero_grad()
+        loss = cross_entropy(net(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    def apart(whole, half):
+        return (whole.tensor_split(2)[tower] - half).abs().max().item()
+
+    born = {name: p.detach().clone() for name, p in one.named_parameters()}
+    facts = {"losses": 0.0, "gradients": 0.0}
+    for number in range(STEPS):
+        with Received() as received:
+            ours = step(two, two_optimizer, number)
+        facts["losses"] = max(facts["losses"], abs(step(one, one_optimizer, number) - ours))
+        pairs = list(zip(one.parameters(), two.parameters()))
+        facts["gradients"] = max([facts["gradients"], *(apart(a.grad, b.grad) for a, b in pairs)])
+    facts["weights"] = max(apart(a, b) for a, b in pairs)
+    facts["moved"] = min((p - born[name]).abs().max().item() for name, p in one.named_parameters())
+    facts["memory"] = stored(two, two_optimizer) / stored(one, one_optimizer)
+    facts["bytes"], facts["calls"] = received.bytes, received.calls
+    facts["inputs"], facts["itemsize"] = inputs, torch.empty(0).element_size()
+    facts["rows"] = {name: len(p) for name, p in two.named_parameters() if "weight" in name}
+    whole = [gather(b.detach(), mesh, 0, rows[b], Replicate()) for _, b in pairs]
+    facts["gathered"] = max((a - b).abs().max().item() for (a, _), b in zip(pairs, whole))
+    one.eval(); two.eval()
+    with torch.no_grad():
+        images = torch.randn(4, 3, 32, 32)
+        dist.broadcast(images, 0)
+        facts["scores"] = (one(images) - two(images)).abs().max().item()
+    return facts
+
+facts = [
+    compare(torch.float32),
+    compare(torch.float64, num_classes=5, hidden=31),
+]
+open(f"facts{tower}.json", "w").write(json.dumps(facts))
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> list[list[dict]]:
+    """What each of the two processes tells of 20 steps, in single and in double precision."""
+    folder = tmp_path_factory.mktemp("pair")
+    env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK], cwd=folder, env=env | {"RANK": str(rank)}, stderr=-1
+        )
+        for rank in range(2)
+    ]
+    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    return [json.loads((folder / f"facts{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture
+def single(told):
+    return [facts[0] for facts in told]
+
+
+def test_losses_gradients_and_weights_are_those_of_one_process(single):
+    for facts in single:
+        assert facts["moved"] > 1e-4  # each tensor, so that there is something to be equal
+        for what in ("losses", "gradients", "weights", "gathered", "scores"):
+            assert facts[what] < 1e-6, what
+
+
+def test_each_process_has_half_of_the_kernels_and_of_the_memory(single):
+    for facts in single:
+        halves = [4, 8, 12, 12, 8, 16, 16, 5]
+        assert list(facts["rows"].values()) == halves
+        assert facts["memory"] == 0.5
+
+
+def test_the_towers_exchange_what_crosses_between_them_and_no_more(single):
+    for facts in single:
+        assert facts["inputs"] == {"conv3": 16 * 6 * 6, "fc6": 16 * 2 * 2, "fc7": 32, "fc8": 32}
+        numbers = 6 * (2 * sum(facts["inputs"].values()) // 2 + 10 // 2)
+        assert facts["bytes"] == facts["itemsize"] * numbers
+        # Forward at each crossing and for the scores, backward at each crossing.
+        assert facts["calls"] == 5 * ["all_gather_into_tensor"] + 4 * ["reduce_scatter_tensor"]
+
+
+def test_rounding_is_the_only_difference_also_where_rows_are_odd(told):
+    facts = [facts[1] for facts in told]
+    assert [list(each["rows"].values())[-3:] for each in facts] == [[16, 16, 3], [15, 15, 2]]
+    for each in facts:
+        for what in ("losses", "gradients", "weights", "gathered", "scores"):
+            assert each[what] < 1e-12, what
