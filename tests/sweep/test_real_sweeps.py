@@ -20,10 +20,10 @@ METRICS = ("best_validation_error", "last_validation_error", "test_error")
 
 @pytest.fixture
 def start(tiny_config_dir, tiny_mnist, tmp_path):
-    def start(*words: str) -> subprocess.Popen:
+    def start(*words: str, trainer: str = "cpu") -> subprocess.Popen:
         own = ["--config-dir", str(tiny_config_dir), "data=tiny", f"data_dir={tiny_mnist.folder}"]
         return subprocess.Popen(
-            [sys.executable, TRAIN, "-m", *own, "trainer=cpu", *words],
+            [sys.executable, TRAIN, "-m", *own, f"trainer={trainer}", *words],
             cwd=tmp_path,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
@@ -98,6 +98,17 @@ def test_any_number_of_devices_can_be_swept_over(start, tmp_path):
     assert devices == [(n, seed, "finished") for n in ("1", "2") for seed in ("0", "1")]
     folders = [path.name for path in Path(tmp_path / "s").iterdir() if path.is_dir()]
     assert sorted(folders) == ["0", "1", "2", "3"]
+
+
+def test_nets_whose_towers_are_on_two_devices_can_be_swept(start, tmp_path):
+    words = ["model=alexnet_small", "model.net.channels=[4,8,8,8,4]", "model.net.hidden=16"]
+    words += ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=1"]
+    end(start(*words, "optim.lr=0.01,0.02", "seed=0,1", "sweep.dir=s", trainer="two_gpu"))
+    rows = sheet(tmp_path / "s")
+    assert [row["state"] for row in rows] == ["finished"] * 4
+    for row in rows:
+        config = (tmp_path / "s" / row["job"] / "config.yaml").read_text()
+        assert f"lr: {row['optim.lr']}\n" in config and f"\nseed: {row['seed']}\n" in config
 
 
 def test_a_search_finds_the_better_rate_and_goes_on_where_it_was(start, tmp_path):
