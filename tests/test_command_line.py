@@ -150,6 +150,8 @@ MISTAKES = {
     ],
     "model=alexnet data=image_folder": ["data.root=null", "train/<class>/", "try data.root="],
     "model=alexnet data=image_folder data.root=/nowhere": ["data.root=/nowhere", "has no train/"],
+    "data.test_patches=ten": ["data.test_patches=ten", "fit=pad", "try data.test_patches=centre"],
+    "model=convnet_cifar10_13pct data=cifar10 data.test_patches=five": ["centre, nine, ten"],
     # groups, keys and the form of the line
     "model=lenet": ["model=lenet", "did you mean model=lenet5"],
     "optim=adam": ["optim=adam", "optim is one of", "lenet5"],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -100,6 +101,37 @@ def test_the_test_error_is_that_of_the_best_checkpoint_on_the_whole_test_set(tra
     wrong = net(torch.from_numpy(pixels)).argmax(1).numpy() != tiny_mnist.arrays["test_labels"]
     assert result(directory)["metrics"]["test"]["error"] == wrong.mean()
     assert wrong.mean() < 0.8  # ten classes: guessing gives 0.9
+
+
+@pytest.mark.parametrize("which", ["nine", "ten"])
+def test_the_test_averages_the_softmax_over_patches(train, tiny_mnist, which):
+    directory = train(
+        "a", "model=convnet_cifar10", "optim=lenet5_relu", "model.precision=32-true",
+        "model.input={size: 24, fit: crop, low: -1, high: 1, subtract_mean: false}",
+        f"data.test_patches={which}", "trainer.max_epochs=2",
+    )  # fmt: skip
+    net = hydra.utils.instantiate(OmegaConf.load(directory / "config.yaml").model.net).eval()
+    best = weights(directory, "best")
+    net.load_state_dict({key.removeprefix("net."): value for key, value in best.items()})
+    images = torch.from_numpy(tiny_mnist.arrays["test_images"] / 255 * 2 - 1).float()[:, None]
+    every = {
+        "nine": [(top, left, False) for top in (0, 2, 4) for left in (0, 2, 4)],
+        "ten": [
+            (top, left, mirrored)
+            for top, left in [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
+            for mirrored in (False, True)
+        ],
+    }
+    total = torch.zeros(200, 10)
+    for top, left, mirrored in every[which]:
+        patch = images[:, :, top : top + 24, left : left + 24]
+        with torch.no_grad():
+            total += net(patch.flip(3) if mirrored else patch).softmax(1)
+    mean, labels = total / len(every[which]), torch.from_numpy(tiny_mnist.arrays["test_labels"])
+    found = result(directory)["metrics"]["test"]
+    assert found["error"] == (mean.argmax(1) != labels).double().mean().item()
+    loss = -mean[torch.arange(200), labels.long()].log().mean().item()
+    assert found["loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_the_same_seed_gives_bitwise_the_same_weights_and_another_seed_does_not(train):

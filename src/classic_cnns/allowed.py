@@ -108,10 +108,14 @@ def rules(default: dict) -> dict[str, Rule]:
 
 def relations(config: dict) -> dict[str, Rule]:
     """What a key allows beside the other keys, whose values hold by themselves."""
-    data = config["data"]
+    data, fit = config["data"], config["model"]["input"]["fit"]
+    patches = ("centre", "nine", "ten") if fit == "crop" else ("centre",)
     return {
         "data.val_size": whole(1, data.get("train_size", 2) - 1),
         "data.augment": one_of(*data.get("augmentations", ())),
+        "data.test_patches": one_of(*patches)._replace(
+            allowed=f"one of {', '.join(patches)} with model.input.fit={fit}", example="centre"
+        ),
     }
 
 

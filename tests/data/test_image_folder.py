@@ -56,6 +56,7 @@ def data(root: Path, **options) -> ImageFolderData:
     options = {
         "dataset": "image_folder", "channels": 3, "size": SIDE, "num_classes": 2, "workers": 0,
         "batch_size": 8, "eval_batch_size": 4, "augment": "crop_flip", "seed": 3,
+        "test_patches": "centre",
         "augmentations": {"none": [], "crop_flip": [RandomCrop(32), RandomFlip()]},
         "input": {"size": 32, "fit": "crop", "low": 0, "high": 255, "subtract_mean": False},
     } | options  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from classic_cnns.data.batches import Batches
-from classic_cnns.data.transforms import crop_to, pad_to, resize_to, scale
+from classic_cnns.data.transforms import crop_to, pad_to, patches_of, resize_to, scale
 
 FITS = {"pad": pad_to, "crop": crop_to, "resize": resize_to}
 
@@ -16,7 +16,8 @@ class ImageData(pl.LightningDataModule):
     """Batches of (images float32 (B, C, H, W) as the model's `input` asks, labels int64 (B,)).
 
     Only training images are distorted, before they get their size, which leaves the ones alone that
-    a distortion has cropped.
+    a distortion has cropped. With `test_patches` "nine" or "ten" the images of the test come as
+    that many patches each, float32 (B, V, C, H, W).
     """
 
     def __init__(
@@ -27,12 +28,13 @@ class ImageData(pl.LightningDataModule):
         augment: str,
         augmentations: dict[str, list],
         input: dict,
+        test_patches: str,
         seed: int,
     ) -> None:
         super().__init__()
         self.dataset, self.input, self.seed = dataset, dict(input), seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.augment = augmentations[augment]
+        self.augment, self.test_patches = augmentations[augment], test_patches
         self.mean: Tensor | None = None
 
     @property
@@ -78,7 +80,14 @@ class ImageData(pl.LightningDataModule):
         return self.shared("val", self.eval_batch_size)
 
     def test_dataloader(self) -> Batches:
-        return self.shared("test", self.eval_batch_size)
+        if self.test_patches == "centre":
+            return self.shared("test", self.eval_batch_size)
+
+        def prepare(images: Tensor) -> Tensor:
+            patches = patches_of(images, self.input["size"], self.test_patches)
+            return self.prepare(patches.flatten(0, 1)).view_as(patches)
+
+        return self.shared("test", self.eval_batch_size, prepare=prepare)
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         return batch  # already there
