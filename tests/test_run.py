@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -267,6 +268,33 @@ def test_a_loss_that_is_no_number_stops_the_run_with_one_line(train, caplog, mon
     assert "the loss became nan in epoch 2" in line and "smaller optim.lr" in line
     assert result(Path("a"))["status"] == "diverged"
     assert all(value.isfinite().all() for value in weights(Path("a")).values())  # of epoch 1
+
+
+REFUSED = {
+    "model=lenet5_relu model.net.norm=layer": "^model.net.norm=layer: allowed are none, batch",
+    "model=lenet5_relu model.net.pool=min": "^model.net.pool=min: allowed are average, max",
+    "model=lenet5_relu model.net.c3=half": "^model.net.c3=half: allowed are table, full",
+    "model=alexnet_cifar10 model.net.norm=yes": "^model.net.norm=yes: allowed are none, batch",
+    "model=alexnet model.net.activation=gelu": "^model.net.activation=gelu: allowed are relu, tanh",
+    "model=alexnet model.net.pool=max": "^model.net.pool=max: allowed are overlapping, non_over",
+    "model=alexnet model.net.towers=3": "^model.net.towers=3: allowed are 1, 2",
+    "model=alexnet model.net.channels=[9,8,8,8,8]": "^model.net: .*divisible by groups",
+    "model=alexnet model.net.image_size=100": "^model.net: .*leave the keys of model out",
+    "model=alexnet model.net.in_channels=3": "^model.net: .*leave the keys of model out",
+    "model=simple_cnn model.input.size=32": "^model.net: .*leave the keys of model out",
+    "model=convnet_cifar10 model.net.activation=gelu": "^model.net.activation=gelu: allowed are",
+    "model=convnet_cifar10 model.net.layers=[{name: a, type: pool}]": "^model.net.layers: a has",
+    "model=convnet_cifar10 model.net.layers=[{name: a, type: fc}]": "^model.net: .*outputs",
+    "model=convnet_cifar10 optim=convnet_cifar10_13pct": "^optim.weight_decay: conv3, fc64",
+    "optim=lenet5_relu_fast optim.scheduler.pct_start=2": "^optim: .*pct_start.*leave the keys of optim out",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_built_is_one_line_before_there_is_a_directory(train, words):
+    with pytest.raises(UserError, match=REFUSED[words]) as refusal:
+        train("a", *re.split(r" (?=[\w.]+=)", words), "model.input.fit=resize")
+    assert "\n" not in str(refusal.value) and not Path("a").exists()
 
 
 def test_runs_that_start_in_the_same_second_get_two_directories_and_latest_the_newer(train):

@@ -66,6 +66,8 @@ def rules(default: dict) -> dict[str, Rule]:
     folder = null_or(Rule("a folder", lambda x: type(x) in (str, int, float)))  # 5 is a name too
     facts = ("dataset", "channels", "size", "num_classes", "test_size", "sha256")
     data = {f"data.{name}": value for name, value in default["data"].items() if name in facts}
+    decays = default["optim"].get("weight_decay")  # of all layers, or of each
+    layers = decays if isinstance(decays, dict) else {}
     return {key: fact(value) for key, value in leaves(data)} | {
         "seed": whole(0, 2**63 - 1),
         "data_dir": folder,
@@ -86,10 +88,22 @@ def rules(default: dict) -> dict[str, Rule]:
         "data.workers": null_or(whole(0)),
         "model.input.size": whole(1),
         "model.input.fit": one_of("pad", "crop", "resize"),
+        "model.net.channels": Rule(
+            "five whole numbers of at least 1, as in [96,256,384,384,256]",
+            lambda x: type(x) is list and len(x) == 5 and all(type(n) is int and n > 0 for n in x),
+        ),
+        "model.net.hidden": whole(1),
+        "model.net.conv1_kernel": whole(1),
+        "model.net.conv1_stride": whole(1),
+        "model.net.dropout": number(0, 1),
+        "model.net.weight_std": number(0, above=True),
+        "model.net.extra_convs": whole(0),
         "model.loss.j": number(0, above=True),
         "optim.lr": number(0, 1000, above=True),
+        "optim.bias_lr": number(0, 1000, above=True),
         "optim.momentum": number(0, 1),
-        "optim.weight_decay": number(0),
+        "optim.weight_decay": same_kind(layers) if layers else number(0),
+        **{f"optim.weight_decay.{layer}": number(0) for layer in layers},
         "optim.clip_norm": null_or(number(0, above=True)),
         "optim.batch_size": whole(1),
         "optim.epochs": whole(1),
