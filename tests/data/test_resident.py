@@ -220,6 +220,19 @@ def test_test_images_come_as_patches_and_validation_images_as_ever(data, tiny_mn
     assert collect(module.val_dataloader())[0].shape == (128, 1, 24, 24)
 
 
+@pytest.mark.parametrize("shape", [(28, 28, -1), (-1, 784), (-1, 1, 28, 28)])
+def test_right_bytes_in_another_shape_are_the_same_images(data, tiny_mnist, shape, monkeypatch):
+    expected = collect(data().test_dataloader())
+    for split in ("train", "test"):
+        for name, other in (("images", shape), ("labels", (-1, 1))):
+            key = f"{split}_{name}"
+            monkeypatch.setitem(tiny_mnist.arrays, key, tiny_mnist.arrays[key].reshape(other))
+    monkeypatch.setattr(fetch, "load", lambda *_: tiny_mnist.arrays)
+    module = data()
+    found = collect(module.test_dataloader())
+    assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+
+
 def test_setup_twice_keeps_the_tensors_and_uses_no_more_memory(data):
     module = data()
     before = {name: tensor.data_ptr() for name, tensor in module.resident.items()}

@@ -43,6 +43,7 @@ class ResidentData(ImageData):
     ) -> None:
         super().__init__(**options)
         self.sums, self.data_dir, self.channels = dict(sha256), data_dir, channels
+        self.size = size
         self.train_indices, self.val_indices = split_indices(train_size, val_size)
         self.resident: dict[str, Tensor] = {}
 
@@ -55,11 +56,12 @@ class ResidentData(ImageData):
         arrays = fetch.load(self.dataset, self.sums, self.data_dir)
         for split in ("train", "test"):
             images = torch.from_numpy(arrays[f"{split}_images"])
-            images = images.view(len(images), self.channels, *images.shape[-2:]).to(self.device)
+            # The sums vouch for the bytes alone, the config for their shape.
+            images = images.reshape(-1, self.channels, self.size, self.size).to(self.device)
             if self.input["fit"] == "pad":
                 images = pad_to(images, self.input["size"])
             self.resident[f"{split}_images"] = images
-            labels = torch.from_numpy(arrays[f"{split}_labels"])
+            labels = torch.from_numpy(arrays[f"{split}_labels"]).flatten()
             self.resident[f"{split}_labels"] = labels.long().to(self.device)
         training = torch.from_numpy(self.train_indices).to(self.device)  # not the held-out ones
         self.learn(self.resident["train_images"].index_select(0, training))
