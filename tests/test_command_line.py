@@ -133,6 +133,38 @@ MISTAKES = {
     "data.augmentations=null": ["data.augmentations=null"],
     "data.dataset=cifar": ["data.dataset=cifar", "mnist"],
     "model.input.size=8": ["model.input.size=8"],
+    "model=alexnet model.net.lrn='yes please'": ["model.net.lrn=yes please", "true or false"],
+    "model=alexnet model.net.dropout=1": ["model.net.dropout=1", "of at least 0 and below 1"],
+    "model=alexnet model.net.dropout=-0.1": ["model.net.dropout=-0.1", "dropout=0.5"],
+    "model=alexnet model.net.channels=[96,256]": ["model.net.channels=", "five whole numbers"],
+    "model=alexnet model.net.hidden=0": ["model.net.hidden=0", "try model.net.hidden=4096"],
+    "model=simple_cnn model.net.extra_convs=-1": ["model.net.extra_convs=-1", "at least 0"],
+    "model=convnet_cifar10 data=cifar10 optim.bias_lr=0": ["optim.bias_lr=0", "above 0"],
+    "model=convnet_cifar10 data=cifar10 optim.weight_decay.conv1=-1": [
+        "optim.weight_decay.conv1=-1",
+        "try optim.weight_decay.conv1=",
+    ],
+    "model=convnet_cifar10 data=cifar10 +optim.weight_decay.conv9=1": ["no key", "conv9"],
+    "model=convnet_cifar10 data=cifar10 optim.weight_decay=1": ["optim.weight_decay=1"],
+    # data sets and models that do not go together
+    "model=lenet5 data=cifar10": ["data=cifar10", "3 channels", "takes 1", "try data=mnist"],
+    "model=simple_cnn data=cifar10": ["model.input.size=28", "32 pixels", "fit=resize"],
+    "model=alexnet data=cifar10": ["model.input.size=224", "32 pixels", "fit=resize"],
+    "model=convnet_cifar10 data=cifar10 data.augment=crop_flip": ["crop_flip", "lose nothing"],
+    "model=alexnet data=cifar10 model.input.fit=resize data.augment=crop_flip_colour": [
+        "data.augment=crop_flip_colour",
+        "224 pixels do not fit",
+        "32",
+        "try data.augment=none",
+    ],
+    "'data.augmentations.shift=[{_target_: classic_cnns.data.transforms.ColourNoise}]'": [
+        "data.augment=shift",
+        "1 channel have no colours",
+    ],
+    "model=alexnet data=image_folder": ["data.root=null", "train/<class>/", "try data.root="],
+    "model=alexnet data=image_folder data.root=/nowhere": ["data.root=/nowhere", "has no train/"],
+    "data.test_patches=ten": ["data.test_patches=ten", "fit=pad", "try data.test_patches=centre"],
+    "model=convnet_cifar10_13pct data=cifar10 data.test_patches=five": ["centre, nine, ten"],
     # groups, keys and the form of the line
     "model=lenet": ["model=lenet", "did you mean model=lenet5"],
     "optim=adam": ["optim=adam", "optim is one of", "lenet5"],
@@ -207,6 +239,19 @@ def test_a_mistake_is_one_line_that_names_it_and_a_way_out(train, command):
     line = train(*shlex.split(command)).line()
     missing = [words for words in MISTAKES[command] if words not in line]
     assert not missing, line
+
+
+def test_an_image_folder_is_looked_through_before_torch_is_imported(train):
+    words = ["model=alexnet", "data=image_folder", "data.root=images"]
+    for folder in ("train/cat", "train/dog", "val/cat"):
+        (train.folder / "images" / folder).mkdir(parents=True)
+    assert train(*words).started and train(*words, "data.num_classes=2").started
+    assert "try data.num_classes=2" in train(*words, "data.num_classes=3").line()
+    assert "data.workers=-1" in train(*words, "data.workers=-1").line()
+    (train.folder / "images" / "val" / "cow").mkdir()
+    assert "val/ has the class cow that train/ lacks" in train(*words).line()
+    one = [word.replace("images", "images/train") for word in words]
+    assert "data.root=images/train: has no train/" in train(*one).line()
 
 
 @pytest.mark.parametrize(

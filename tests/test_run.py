@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -100,6 +102,37 @@ def test_the_test_error_is_that_of_the_best_checkpoint_on_the_whole_test_set(tra
     wrong = net(torch.from_numpy(pixels)).argmax(1).numpy() != tiny_mnist.arrays["test_labels"]
     assert result(directory)["metrics"]["test"]["error"] == wrong.mean()
     assert wrong.mean() < 0.8  # ten classes: guessing gives 0.9
+
+
+@pytest.mark.parametrize("which", ["nine", "ten"])
+def test_the_test_averages_the_softmax_over_patches(train, tiny_mnist, which):
+    directory = train(
+        "a", "model=convnet_cifar10", "optim=lenet5_relu", "model.precision=32-true",
+        "model.input={size: 24, fit: crop, low: -1, high: 1, subtract_mean: false}",
+        f"data.test_patches={which}", "trainer.max_epochs=2",
+    )  # fmt: skip
+    net = hydra.utils.instantiate(OmegaConf.load(directory / "config.yaml").model.net).eval()
+    best = weights(directory, "best")
+    net.load_state_dict({key.removeprefix("net."): value for key, value in best.items()})
+    images = torch.from_numpy(tiny_mnist.arrays["test_images"] / 255 * 2 - 1).float()[:, None]
+    every = {
+        "nine": [(top, left, False) for top in (0, 2, 4) for left in (0, 2, 4)],
+        "ten": [
+            (top, left, mirrored)
+            for top, left in [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
+            for mirrored in (False, True)
+        ],
+    }
+    total = torch.zeros(200, 10)
+    for top, left, mirrored in every[which]:
+        patch = images[:, :, top : top + 24, left : left + 24]
+        with torch.no_grad():
+            total += net(patch.flip(3) if mirrored else patch).softmax(1)
+    mean, labels = total / len(every[which]), torch.from_numpy(tiny_mnist.arrays["test_labels"])
+    found = result(directory)["metrics"]["test"]
+    assert found["error"] == (mean.argmax(1) != labels).double().mean().item()
+    loss = -mean[torch.arange(200), labels.long()].log().mean().item()
+    assert found["loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_the_same_seed_gives_bitwise_the_same_weights_and_another_seed_does_not(train):
@@ -235,6 +268,33 @@ def test_a_loss_that_is_no_number_stops_the_run_with_one_line(train, caplog, mon
     assert "the loss became nan in epoch 2" in line and "smaller optim.lr" in line
     assert result(Path("a"))["status"] == "diverged"
     assert all(value.isfinite().all() for value in weights(Path("a")).values())  # of epoch 1
+
+
+REFUSED = {
+    "model=lenet5_relu model.net.norm=layer": "^model.net.norm=layer: allowed are none, batch",
+    "model=lenet5_relu model.net.pool=min": "^model.net.pool=min: allowed are average, max",
+    "model=lenet5_relu model.net.c3=half": "^model.net.c3=half: allowed are table, full",
+    "model=alexnet_cifar10 model.net.norm=yes": "^model.net.norm=yes: allowed are none, batch",
+    "model=alexnet model.net.activation=gelu": "^model.net.activation=gelu: allowed are relu, tanh",
+    "model=alexnet model.net.pool=max": "^model.net.pool=max: allowed are overlapping, non_over",
+    "model=alexnet model.net.towers=3": "^model.net.towers=3: allowed are 1, 2",
+    "model=alexnet model.net.channels=[9,8,8,8,8]": "^model.net: .*divisible by groups",
+    "model=alexnet model.net.image_size=100": "^model.net: .*leave the keys of model out",
+    "model=alexnet model.net.in_channels=3": "^model.net: .*leave the keys of model out",
+    "model=simple_cnn model.input.size=32": "^model.net: .*leave the keys of model out",
+    "model=convnet_cifar10 model.net.activation=gelu": "^model.net.activation=gelu: allowed are",
+    "model=convnet_cifar10 model.net.layers=[{name: a, type: pool}]": "^model.net.layers: a has",
+    "model=convnet_cifar10 model.net.layers=[{name: a, type: fc}]": "^model.net: .*outputs",
+    "model=convnet_cifar10 optim=convnet_cifar10_13pct": "^optim.weight_decay: conv3, fc64",
+    "optim=lenet5_relu_fast optim.scheduler.pct_start=2": "^optim: .*leave the keys of opt",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_built_is_one_line_before_there_is_a_directory(train, words):
+    with pytest.raises(UserError, match=REFUSED[words]) as refusal:
+        train("a", *re.split(r" (?=[\w.]+=)", words), "model.input.fit=resize")
+    assert "\n" not in str(refusal.value) and not Path("a").exists()
 
 
 def test_runs_that_start_in_the_same_second_get_two_directories_and_latest_the_newer(train):

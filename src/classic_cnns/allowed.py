@@ -66,6 +66,8 @@ def rules(default: dict) -> dict[str, Rule]:
     folder = null_or(Rule("a folder", lambda x: type(x) in (str, int, float)))  # 5 is a name too
     facts = ("dataset", "channels", "size", "num_classes", "test_size", "sha256")
     data = {f"data.{name}": value for name, value in default["data"].items() if name in facts}
+    decays = default["optim"].get("weight_decay")  # of all layers, or of each
+    layers = decays if isinstance(decays, dict) else {}
     return {key: fact(value) for key, value in leaves(data)} | {
         "seed": whole(0, 2**63 - 1),
         "data_dir": folder,
@@ -83,12 +85,25 @@ def rules(default: dict) -> dict[str, Rule]:
         "data.train_size": whole(2, default["data"].get("train_size")),
         "data.batch_size": whole(1),
         "data.eval_batch_size": whole(1),
+        "data.workers": null_or(whole(0)),
         "model.input.size": whole(1),
         "model.input.fit": one_of("pad", "crop", "resize"),
+        "model.net.channels": Rule(
+            "five whole numbers of at least 1, as in [96,256,384,384,256]",
+            lambda x: type(x) is list and len(x) == 5 and all(type(n) is int and n > 0 for n in x),
+        ),
+        "model.net.hidden": whole(1),
+        "model.net.conv1_kernel": whole(1),
+        "model.net.conv1_stride": whole(1),
+        "model.net.dropout": number(0, 1),
+        "model.net.weight_std": number(0, above=True),
+        "model.net.extra_convs": whole(0),
         "model.loss.j": number(0, above=True),
         "optim.lr": number(0, 1000, above=True),
+        "optim.bias_lr": number(0, 1000, above=True),
         "optim.momentum": number(0, 1),
-        "optim.weight_decay": number(0),
+        "optim.weight_decay": same_kind(layers) if layers else number(0),
+        **{f"optim.weight_decay.{layer}": number(0) for layer in layers},
         "optim.clip_norm": null_or(number(0, above=True)),
         "optim.batch_size": whole(1),
         "optim.epochs": whole(1),
@@ -108,12 +123,14 @@ def rules(default: dict) -> dict[str, Rule]:
 
 def relations(config: dict) -> dict[str, Rule]:
     """What a key allows beside the other keys, whose values hold by themselves."""
-    data, model = config["data"], config["model"]
-    padded = model.get("input", {}).get("fit") == "pad"
+    data, fit = config["data"], config["model"]["input"]["fit"]
+    patches = ("centre", "nine", "ten") if fit == "crop" else ("centre",)
     return {
         "data.val_size": whole(1, data.get("train_size", 2) - 1),
         "data.augment": one_of(*data.get("augmentations", ())),
-        "model.input.size": whole(data.get("size", 1) if padded else 1),
+        "data.test_patches": one_of(*patches)._replace(
+            allowed=f"one of {', '.join(patches)} with model.input.fit={fit}", example="centre"
+        ),
     }
 
 
@@ -134,18 +151,29 @@ def check_values(config: dict, default: dict, copies: Iterable[str] = ()) -> Non
 
 def check_fit(wanted: dict, data: dict) -> None:
     """Raise UserError where the images of the data set are not what the model's `input` wants."""
-    side, has = wanted["size"], data["size"]
-    if wanted["fit"] == "crop" and side > has:
+    side, has, fit = wanted["size"], data["size"], wanted["fit"]
+    takes, channels = wanted.get("channels"), data["channels"]
+    if takes not in (None, channels):
         raise UserError(
-            f"model.input.size={side}: cannot be cut out of images of {has} pixels; try "
-            "model.input.fit=resize, or a data set of larger images"
+            f"data={data['dataset']}: has images of {channels} channels and this model takes "
+            f"{takes}; try data=mnist or data=fashion_mnist, or another model"
         )
-    takes, has = wanted.get("channels"), data["channels"]
-    if takes not in (None, has):
+    if fit != "resize" and (side > has if fit == "crop" else side < has):
         raise UserError(
-            f"data={data['dataset']}: has images of {has} channels and this model takes {takes}; "
-            "try data=mnist or data=fashion_mnist, or another model"
+            f"model.input.size={side}: images of {has} pixels cannot be "
+            f"{'cropped' if fit == 'crop' else 'padded'} to it; try model.input.fit=resize"
         )
+    before = side if fit == "pad" else has
+    for distortion in data["augmentations"][data["augment"]]:
+        name, why = distortion["_target_"].rpartition(".")[2], ""
+        if name == "RandomCrop" and distortion["size"] > before:
+            why = f"crops of {distortion['size']} pixels do not fit into images of {before}"
+        elif name == "RandomCrop" and distortion["size"] == before:
+            why = f"images of {before} pixels lose nothing in crops of {before}"
+        elif name == "ColourNoise" and channels != 3:
+            why = f"images of {channels} channel have no colours"
+        if why:
+            raise UserError(f"data.augment={data['augment']}: {why}; try data.augment=none")
 
 
 def check_rules(values: list[tuple[str, Any]], ruled: dict[str, Rule], examples: dict) -> None:

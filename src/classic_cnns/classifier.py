@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from math import isfinite
+from math import isfinite, log
 from typing import Any
 
 import lightning.pytorch as pl
@@ -170,8 +170,13 @@ class Classifier(pl.LightningModule):
     def evaluate(self, tally: Tally, images: Tensor, labels: Tensor) -> None:
         if not len(labels):
             return tally.update([])
-        scores = self.net(images)
+        scores = self.net(images) if images.dim() == 4 else self.judged_together(images)
         tally.update([(self.loss(scores, labels), scores, labels)])
+
+    def judged_together(self, patches: Tensor) -> Tensor:
+        """Logarithm of the softmax averaged over the patches of an image (B, V, C, H, W)."""
+        views = [self.net(part).float().log_softmax(1) for part in patches.unbind(1)]
+        return torch.stack(views).logsumexp(0) - log(len(views))  # (B, classes)
 
     def on_train_epoch_end(self) -> None:
         self.results["time/seconds"] += time.perf_counter() - self.started

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from classic_cnns import run_directory
 from classic_cnns.allowed import check_values, leaves
+from classic_cnns.data import folders
 from classic_cnns.devices import check_devices
 from classic_cnns.errors import UserError
 
@@ -25,6 +26,11 @@ CONF = Path(__file__).parents[2] / "conf"
 # Hydra's own `now` is another moment in each job of a sweep.
 STARTED = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 OmegaConf.register_new_resolver("started", lambda: STARTED, replace=True)
+
+# ${class_folders:root} in a config is the number of classes of an image folder.
+OmegaConf.register_new_resolver(
+    "class_folders", lambda root: len(folders.classes(root)), use_cache=True
+)
 
 
 def plain(config: Any, resolve: bool = False) -> Any:
@@ -50,9 +56,16 @@ def check(config: DictConfig, default: DictConfig, overrides: Sequence[str]) -> 
             raise UserError(f"{text}: {unknown_key(key, default)}")
     raw = leaves(plain(config))
     copies = [key for key, value in raw if isinstance(value, str) and "${" in value]
+    if "root" in default.data:  # no file can know it
+        default.data.root = config.data.root
     try:
         values = plain(config, resolve=True)
     except OmegaConfBaseException as error:
+        told: BaseException | None = error
+        while told and not isinstance(told, UserError):  # which OmegaConf hides below its own
+            told = told.__cause__ or told.__context__
+        if told:
+            raise told from error
         given = [text for text in overrides if "${" in text]
         raise UserError(": ".join([*given[:1], one_line(error)])) from error
     check_values(values, plain(default, resolve=True), copies)

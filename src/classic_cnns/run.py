@@ -79,19 +79,40 @@ def carry_out(config: DictConfig, stop: Stop) -> float:
 def build(config: DictConfig) -> tuple[Classifier, pl.LightningDataModule]:
     """The objects that the config describes; the initial weights follow from its seed."""
     torch.manual_seed(config.seed)
+    with refused("model.net"):
+        net = instantiate(config.model.net)
+        summary.layers(net, example(config))  # whether images of this size go through it
+    with refused("model.loss"):
+        loss = instantiate(config.model.loss)
+    with refused("optim"):
+        optimizer = instantiate(config.optim.optimizer)
+        scheduler = instantiate(config.optim.scheduler)
+        tried = optimizer(net.named_parameters())
+        if scheduler:
+            scheduler(tried, total_steps=1000)
+    with refused("data"):
+        return Classifier(net, loss, optimizer, scheduler, config.seed), instantiate(config.data)
+
+
+def example(config: DictConfig) -> torch.Tensor:
+    """One image as the net gets it, all zeros."""
+    side = config.model.input.size
+    return torch.zeros(1, config.data.channels, side, side)
+
+
+@contextmanager
+def refused(key: str) -> Iterator[None]:
+    """Tell in one line that what `key` describes cannot be built; the values are the user's."""
     try:
-        classifier = Classifier(
-            instantiate(config.model.net),
-            instantiate(config.model.loss),
-            instantiate(config.optim.optimizer),
-            instantiate(config.optim.scheduler),
-            config.seed,
-        )
-        return classifier, instantiate(config.data)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):  # how a net refuses a choice
-            raise UserError(str(error.__cause__)) from error
-        raise
+        yield
+    except (InstantiationException, RuntimeError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if not isinstance(cause, (RuntimeError, TypeError, ValueError)):
+            raise
+        line = " ".join(str(cause).split())
+        own = line.startswith(("model.", "optim.", "data."))  # says what is allowed
+        way_out = f"; leave the keys of {key.split('.')[0]} out to use those of its file"
+        raise UserError(line if own else f"{key}: {line}{way_out}") from error
 
 
 def make_trainer(config: DictConfig, stop: Stop) -> Any:
@@ -163,8 +184,7 @@ def write_start(config, directory: Path, trainer: Any, classifier, data, logger)
         facts["device"] = f"{trainer.world_size} x {facts['device']}"
     run_directory.write_provenance(directory, facts)
 
-    side = config.model.input.size
-    layers = summary.layers(classifier.net, torch.zeros(1, config.data.channels, side, side))
+    layers = summary.layers(classifier.net, example(config))
     trainable = sum(p.numel() for p in classifier.net.parameters() if p.requires_grad)
     table = summary.table(layers, trainable)
     log.info("%s on %s, %s\n%s", config.name, facts["device"], directory, table)

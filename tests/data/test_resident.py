@@ -30,6 +30,7 @@ def data(tiny_mnist, monkeypatch):
             "batch_size": 50, "eval_batch_size": 60, "augment": "none",
             "augmentations": {"none": [], "shift": [RandomShift(1)]},
             "input": INPUT, "data_dir": str(tiny_mnist.folder), "seed": 0,
+            "test_patches": "centre",
         } | options  # fmt: skip
         module = ResidentData(**options)
         module.prepare_data()
@@ -206,6 +207,32 @@ def test_training_images_that_a_distortion_has_cropped_are_not_cropped_again(dat
     assert all(image.astype(np.uint8).tobytes() in truth for image in images)
 
 
+@pytest.mark.parametrize("which, count", [("nine", 9), ("ten", 10)])
+def test_test_images_come_as_patches_and_validation_images_as_ever(data, tiny_mnist, which, count):
+    options = {"size": 24, "fit": "crop", "low": 0, "high": 255, "subtract_mean": True}
+    module = data(input=options, test_patches=which)
+    images, labels = collect(module.test_dataloader())
+    assert images.shape == (200, count, 1, 24, 24) and labels.shape == (200,)
+    whole = tiny_mnist.arrays["test_images"]
+    mean = tiny_mnist.arrays["train_images"][module.train_indices].mean(0)[2:26, 2:26]
+    np.testing.assert_allclose(images[:, 4, 0], whole[:, 2:26, 2:26] - mean, atol=1e-3)
+    np.testing.assert_allclose(images[:, 0, 0], whole[:, :24, :24] - mean, atol=1e-3)
+    assert collect(module.val_dataloader())[0].shape == (128, 1, 24, 24)
+
+
+@pytest.mark.parametrize("shape", [(28, 28, -1), (-1, 784), (-1, 1, 28, 28)])
+def test_right_bytes_in_another_shape_are_the_same_images(data, tiny_mnist, shape, monkeypatch):
+    expected = collect(data().test_dataloader())
+    for split in ("train", "test"):
+        for name, other in (("images", shape), ("labels", (-1, 1))):
+            key = f"{split}_{name}"
+            monkeypatch.setitem(tiny_mnist.arrays, key, tiny_mnist.arrays[key].reshape(other))
+    monkeypatch.setattr(fetch, "load", lambda *_: tiny_mnist.arrays)
+    module = data()
+    found = collect(module.test_dataloader())
+    assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+
+
 def test_setup_twice_keeps_the_tensors_and_uses_no_more_memory(data):
     module = data()
     before = {name: tensor.data_ptr() for name, tensor in module.resident.items()}
@@ -224,7 +251,7 @@ def test_real_mnist_has_the_mean_and_deviation_that_everybody_knows(data):
     module = ResidentData(
         dataset="mnist", channels=1, size=28, num_classes=10, train_size=60000, test_size=10000,
         sha256=sums, val_size=5000, batch_size=128, eval_batch_size=500, augment="none",
-        augmentations={"none": []}, input=INPUT, data_dir=None, seed=0,
+        augmentations={"none": []}, input=INPUT, data_dir=None, seed=0, test_patches="centre",
     )  # fmt: skip
     module.setup("fit")
     assert module.facts()["val_indices_sha256"] == VAL_INDICES

@@ -15,10 +15,10 @@ from classic_cnns.data.transforms import (
     RandomShift,
     crop_to,
     pad_to,
+    patches_of,
     resize_to,
     scale,
 )
-from classic_cnns.errors import UserError
 
 DISTORTIONS = [
     RandomShift(2),
@@ -133,11 +133,6 @@ def test_crops_of_the_edges():
     assert torch.equal(low, batch[0, :, :24, :24]) and torch.equal(high, batch[1, :, 8:, 8:])
 
 
-def test_crops_larger_than_the_images_are_refused():
-    with pytest.raises(UserError, match="crops of 24 pixels do not fit into images of 20 x 32"):
-        RandomCrop(24).learn(images(1, 1, 20, 32))
-
-
 def test_half_of_the_images_are_mirrored():
     batch = images(4, 3, 5, 6)
     result = RandomFlip()(batch, torch.tensor([[0.0], [0.499], [0.5], [0.999]]))
@@ -224,11 +219,6 @@ def test_the_ends_of_the_random_numbers_give_finite_colours(coloured):
     assert noise(coloured[:2], ends).isfinite().all()
 
 
-def test_grey_images_have_no_colour_noise():
-    with pytest.raises(UserError, match="images of 1 channel have no colours"):
-        ColourNoise(0.1).learn(images(2, 1, 4, 4))
-
-
 # --- How images get their size --------------------------------------------------------------------
 
 
@@ -239,6 +229,26 @@ def test_the_middle_is_cut_out(shape, size):
     for n, c, y, x in np.ndindex(2, 3, size, size):
         top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
         assert result[n, c, y, x] == batch[n, c, top + y, left + x]
+
+
+def test_ten_patches_are_torchvisions():
+    batch = images(3, 2, 10, 14)  # even borders: torchvision rounds others up
+    found, expected = patches_of(batch, 6, "ten"), vision.ten_crop(batch, [6, 6])
+    assert found.shape == (3, 10, 2, 6, 6) and found.dtype == torch.uint8
+    for number in range(3):
+        mine = sorted(patch.numpy().tobytes() for patch in found[number])
+        assert mine == sorted(patch[number].numpy().tobytes() for patch in expected)
+    assert torch.equal(found[:, 4], crop_to(batch, 6))
+
+
+def test_nine_patches_are_those_of_the_loop():
+    batch = images(2, 3, 32, 32)
+    found = patches_of(batch, 24, "nine")
+    assert found.shape == (2, 9, 3, 24, 24)
+    for y, x in np.ndindex(3, 3):
+        window = batch[:, :, 4 * y : 4 * y + 24, 4 * x : 4 * x + 24]
+        assert torch.equal(found[:, 3 * y + x], window)
+    assert torch.equal(found[:, 4], crop_to(batch, 24))
 
 
 @pytest.mark.parametrize("shape, size", [((32, 32), 96), ((28, 28), 13), ((9, 14), 12)])

@@ -1,6 +1,7 @@
 """Batches as one gather from tensors that lie on the run's device; nothing per sample in Python."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +25,11 @@ class Batches:
     start of each pass, and a pass that was saved under way goes on where it was.
     """
 
+    at_once = 1024  # images in one process, since the calls cost more than the work
+
     def __init__(
         self,
-        images: Tensor,
+        images: Any,
         labels: Tensor,
         indices: Tensor,
         batch_size: int,
@@ -43,9 +46,8 @@ class Batches:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.prepare, self.augment, self.shuffle = prepare, augment, shuffle
         self.seed, self.epoch = seed, epoch
-        # One process makes some batches at once, since the calls cost more than the work.
-        at_once = max(1, 1024 // batch_size) if world_size == 1 else 1 if shuffle else world_size
-        self.block = batch_size * at_once
+        several = max(1, self.at_once // batch_size)
+        self.block = batch_size * (several if world_size == 1 else 1 if shuffle else world_size)
         self.first = self.passed = 0
 
     def __len__(self) -> int:
@@ -69,6 +71,11 @@ class Batches:
         order = torch.randperm(len(self.indices), generator=generator(self.seed, epoch, 0))
         return self.indices[order.to(self.indices.device)]
 
+    def gather(self, shares: Sequence[Tensor]) -> Iterator[tuple[Tensor, Any]]:
+        """For each of `shares`, which are indices: its images, and which of its rows they are."""
+        for share in shares:
+            yield self.images.index_select(0, share), slice(None)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch = self.epoch()
         order = self.order(epoch)
@@ -77,17 +84,18 @@ class Batches:
         noise = noise.to(order.device)
         first, self.first = self.first, 0
         skipped = first * self.batch_size // self.block * self.block
-        for start in range(skipped, len(order), self.block):
-            if self.shuffle or self.world_size == 1:
-                mine = slice(start + self.rank, start + self.block, self.world_size)
-            else:
-                begin = start + self.rank * self.batch_size
-                mine = slice(begin, begin + self.batch_size)
-            index = order[mine]
-            images = self.images.index_select(0, index)
-            for transform, numbers in zip(self.augment, noise[mine].split(draws, 1), strict=True):
-                images = transform(images, numbers)
-            pairs = self.prepare(images), self.labels.index_select(0, index)
+        starts = range(skipped, len(order), self.block)
+        mine = [slice(s + self.rank, s + self.block, self.world_size) for s in starts]
+        if not self.shuffle and self.world_size > 1:
+            begins = [start + self.rank * self.batch_size for start in starts]
+            mine = [slice(begin, begin + self.batch_size) for begin in begins]
+        gathered = self.gather([order[rows] for rows in mine])
+        for start, rows, (images, there) in zip(starts, mine, gathered, strict=True):
+            numbers = noise[rows][there].split(draws, 1)
+            for transform, own in zip(self.augment, numbers, strict=True):
+                images = transform(images, own)
+            labels = self.labels.index_select(0, order[rows][there])
+            pairs = self.prepare(images), labels
             batches = zip(*(part.split(self.batch_size) for part in pairs), strict=True)
             for number, batch in enumerate(batches, start // self.batch_size):
                 if number >= first:

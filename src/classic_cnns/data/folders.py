@@ -1,65 +1,69 @@
 """Folders of images, one for each class, in the layout of ImageNet; nothing here imports torch.
 
-root/train/<class>/<any name>.jpg
+root/train/<class>/<any name>.jpg     also in folders below; names that begin with a dot are passed
 root/val/<class>/...                  the same classes, or some of them
 root/test/<class>/...                 without it val/ is the test set too, as usual for ImageNet
 """
 
-import logging
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from classic_cnns.errors import UserError
 
-log = logging.getLogger(__name__)
-
 # How files of the formats that Pillow reads begin.
 SIGNATURES = (
-    b"\xff\xd8\xff",
-    b"\x89PNG",
-    b"BM",
-    b"GIF8",
-    b"RIFF",
-    b"II*\0",
-    b"MM\0*",
-    b"P5",
-    b"P6",
-)
+    b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"P5", b"P6",
+)  # fmt: skip
 
 
-def folder_of(root: str | None, split: str) -> Path:
+def folder_of(root: str, split: str) -> Path:
     folder = Path(str(root)).expanduser() / split
     if split == "test" and not folder.is_dir():
         return folder.with_name("val")
     return folder
 
 
+@contextmanager
+def one_line(root: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"data.root={root}: {error.strerror}: {error.filename}") from error
+
+
 def classes(root: str | None) -> list[str]:
     """The names of the classes, sorted; a label is the place in this list.
 
-    Raises UserError where `root` has no train/ and val/ with at least two classes.
+    Raises UserError where `root` has no train/ and val/ with the same two classes or more.
     """
     if root is None:
-        raise UserError("data.root=null: must be a folder with train/<class>/ and val/<class>/")
-    found = {}
-    for split in ("train", "val", "test"):
-        folder = folder_of(root, split)
-        if not folder.is_dir():
-            raise UserError(
-                f"data.root={root}: has no {split}/; needed are train/<class>/ and val/<class>/"
-            )
-        with os.scandir(folder) as entries:
-            found[split] = sorted(entry.name for entry in entries if entry.is_dir())
-        unknown = sorted(set(found[split]) - set(found["train"]))
-        if unknown:
-            raise UserError(
-                f"data.root={root}: {folder.name}/ has the class {unknown[0]} that train/ lacks; "
-                "remove it, or add it to train/"
-            )
-    if len(found["train"]) < 2:
         raise UserError(
-            f"data.root={root}: train/ has {len(found['train'])} class folders; two are the least"
+            "data.root=null: must be a folder with train/<class>/ and val/<class>/; "
+            "try data.root=<that folder>"
+        )
+    found = {}
+    with one_line(root):
+        for split in ("train", "val", "test"):
+            folder = folder_of(root, split)
+            if not folder.is_dir():
+                raise UserError(
+                    f"data.root={root}: has no {split}/; it needs train/<class>/ and val/<class>/"
+                )
+            with os.scandir(folder) as entries:
+                found[split] = sorted(e.name for e in entries if e.is_dir() and e.name[0] != ".")
+            unknown = sorted(set(found[split]) - set(found["train"]))
+            if unknown:
+                raise UserError(
+                    f"data.root={root}: {folder.name}/ has the class {unknown[0]} that train/ "
+                    "lacks; remove it, or add it to train/"
+                )
+    if (count := len(found["train"])) < 2:
+        raise UserError(
+            f"data.root={root}: train/ has {count or 'no'} class folder{'s' * (not count)} and "
+            "two are the least; it needs train/<class>/<name>.jpg"
         )
     return found["train"]
 
@@ -70,28 +74,37 @@ def files(root: str, split: str) -> tuple[list[str], list[int]]:
     Raises UserError where there is none, or for files that are no images, by their first bytes.
     """
     folder, paths, labels = folder_of(root, split), [], []
-    for label, name in enumerate(classes(root)):
-        if (folder / name).is_dir():
-            with os.scandir(folder / name) as entries:
-                own = sorted(entry.path for entry in entries if entry.is_file())
+    with one_line(root):
+        for label, name in enumerate(classes(root)):
+            own = sorted(
+                os.path.join(place, file)
+                for place, _, names in os.walk(folder / name, followlinks=True)
+                for file in names
+                if file[0] != "."
+            )
             paths += own
             labels += [label] * len(own)
-    with ThreadPoolExecutor() as pool:
-        wrong = [
-            path for path, right in zip(paths, pool.map(is_image, paths), strict=True) if not right
-        ]
-    if wrong:
-        raise UserError(
-            f"data.root={root}: {len(wrong)} of {len(paths)} files are no images, like {wrong[0]}; "
-            f"remove them: {' '.join(wrong[1:10])}"
-        )
     if not paths:
         raise UserError(
-            f"data.root={root}: {folder.name}/ has no images; it needs <class>/<name>.jpg"
+            f"data.root={root}: {folder.name}/ has no images; it needs "
+            f"{folder.name}/<class>/<name>.jpg"
+        )
+    with ThreadPoolExecutor(32) as pool:
+        right = pool.map(is_image, paths)
+        wrong = [path for path, fine in zip(paths, right, strict=True) if not fine]
+    if wrong:
+        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UserError(
+            f"data.root={root}: {len(wrong)} of {len(paths)} files in {folder.name}/ are no "
+            f"images; remove {', '.join(wrong[:5])}{more}"
         )
     return paths, labels
 
 
 def is_image(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(4).startswith(SIGNATURES)
+    """By its first bytes; a file that cannot be read is left to those who decode it."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4).startswith(SIGNATURES)
+    except OSError:
+        return True

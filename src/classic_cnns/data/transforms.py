@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from classic_cnns.errors import UserError
-
 
 class Distortion:
     draws: int
@@ -46,14 +44,6 @@ class RandomCrop(Distortion):
 
     def __init__(self, size: int) -> None:
         self.size = size
-
-    def learn(self, images: Tensor) -> None:
-        height, width = images.shape[2:]
-        if self.size > min(height, width):
-            raise UserError(
-                f"data.augment: crops of {self.size} pixels do not fit into images of {height} x "
-                f"{width}; try data.augment=none"
-            )
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
         places = torch.tensor(images.shape[2:], device=noise.device) - self.size + 1
@@ -115,11 +105,6 @@ class ColourNoise(Distortion):
         self.strength = strength
 
     def learn(self, images: Tensor) -> None:
-        if images.shape[1] != self.draws:
-            raise UserError(
-                f"data.augment: images of {images.shape[1]} channel have no colours; "
-                "try data.augment=none"
-            )
         count, total, products = 0, torch.zeros(3).double(), torch.zeros(3, 3).double()
         for part in images.cpu().split(1000):
             pixels = part.transpose(0, 1).flatten(1).double()  # (3, 1000 H W)
@@ -161,6 +146,23 @@ def crop_to(images: Tensor, size: int) -> Tensor:
     """The `size` x `size` pixels in the middle: (N, C, size, size)."""
     top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
     return images[:, :, top : top + size, left : left + size]
+
+
+def patches_of(images: Tensor, size: int, which: str) -> Tensor:
+    """Several `size` x `size` windows of each image, to be judged together: (N, V, C, size, size).
+
+    "ten" are the corners, the middle, and the mirror images of these (K12, 4.1); "nine" are left,
+    middle and right of top, middle and bottom, as cuda-convnet's multiview test has them.
+    """
+    bottom, right = (side - size for side in images.shape[2:])
+    rows, columns = (0, bottom // 2, bottom), (0, right // 2, right)
+    places = [(row, column) for row in rows for column in columns]
+    if which == "ten":
+        places = [places[number] for number in (0, 2, 6, 8, 4)]
+    views = [images[:, :, row : row + size, column : column + size] for row, column in places]
+    if which == "ten":
+        views += [view.flip(3) for view in views]
+    return torch.stack(views, 1)
 
 
 def resize_to(images: Tensor, size: int) -> Tensor:

@@ -1,0 +1,356 @@
+"""Class folders of images: what is read, what is refused, and the batches that come of them."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as vision
+
+from classic_cnns import run_directory
+from classic_cnns.classifier import Classifier
+from classic_cnns.data import folders
+from classic_cnns.data.image_folder import ImageFolderData, decode
+from classic_cnns.data.transforms import RandomCrop, RandomFlip
+from classic_cnns.errors import UserError
+from classic_cnns.overrides import CONF
+from classic_cnns.run import run
+
+SIDE = 40  # what the shorter sides are brought to here, 256 in conf/
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
+
+KINDS = [("RGB", "jpg"), ("L", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("P", "gif")]
+
+
+def picture(seed: int, size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    """Smooth colours under noise, as in a photograph."""
+    random = np.random.RandomState(seed)
+    small = Image.fromarray(random.randint(0, 256, (5, 6, 3)).astype(np.uint8))
+    large = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).astype(int)
+    noisy = large + random.randint(-9, 10, large.shape)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """21 and 10 images of all kinds, landscapes and portraits, in two classes."""
+    for split, count in (("train", 21), ("val", 10)):
+        for number in range(count):
+            mode, suffix = KINDS[number % len(KINDS)]
+            size = (50 + number, 44) if number % 2 else (41, 47 + number)
+            folder = tmp_path / "images" / split / ("cat", "dog")[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            picture(100 * (split == "val") + number, size, mode).save(
+                folder / f"{number:02}.{suffix}"
+            )
+    return tmp_path / "images"
+
+
+def data(root: Path, **options) -> ImageFolderData:
+    options = {
+        "dataset": "image_folder", "channels": 3, "size": SIDE, "num_classes": 2, "workers": 0,
+        "batch_size": 8, "eval_batch_size": 4, "augment": "crop_flip", "seed": 3,
+        "test_patches": "centre",
+        "augmentations": {"none": [], "crop_flip": [RandomCrop(32), RandomFlip()]},
+        "input": {"size": 32, "fit": "crop", "low": 0, "high": 255, "subtract_mean": False},
+    } | options  # fmt: skip
+    module = ImageFolderData(root=str(root), **options)
+    module.prepare_data()
+    module.setup("fit")
+    return module
+
+
+def truncate(path: Path, bytes_kept: int = 200) -> None:
+    path.write_bytes(path.read_bytes()[:bytes_kept])
+
+
+def truth(path: Path) -> np.ndarray:
+    """By torchvision: shorter side to SIDE, the middle of it, (3, SIDE, SIDE) uint8."""
+    with Image.open(path) as file:
+        image = vision.resize(file.convert("RGB"), SIDE)
+    return np.asarray(vision.center_crop(image, [SIDE, SIDE])).transpose(2, 0, 1)
+
+
+# --- Decoding -------------------------------------------------------------------------------------
+
+
+def test_images_of_all_kinds_are_decoded_as_torchvision_does(root):
+    paths = sorted(root.rglob("*.*"))
+    assert len(paths) == 31
+    for path in paths:
+        result = decode(str(path), SIDE)
+        assert result.dtype == np.uint8
+        np.testing.assert_array_equal(result.transpose(2, 0, 1), truth(path))
+
+
+@pytest.mark.parametrize("size", [(256, 256), (500, 375), (301, 511), (255, 300), (20, 333)])
+def test_256_pixels_are_those_of_torchvision_to_the_bit(tmp_path, size):
+    picture(1, size).save(tmp_path / "a.jpg")
+    expected = vision.resize(Image.open(tmp_path / "a.jpg"), 256)
+    expected = np.asarray(vision.center_crop(expected, [256, 256]))
+    np.testing.assert_array_equal(decode(str(tmp_path / "a.jpg"), 256), expected)
+
+
+def test_a_large_jpeg_that_is_decoded_to_a_part_of_its_size_looks_the_same(tmp_path):
+    picture(1, (1200, 900)).save(tmp_path / "a.jpg", quality=95)
+    expected = vision.resize(Image.open(tmp_path / "a.jpg"), 256)
+    expected = np.asarray(vision.center_crop(expected, [256, 256])).astype(int)
+    assert np.abs(decode(str(tmp_path / "a.jpg"), 256) - expected).mean() < 1
+
+
+# --- Batches --------------------------------------------------------------------------------------
+
+
+def collect(batches) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_validation_images_come_in_order_with_the_label_of_their_folder(root):
+    images, labels = collect(data(root).val_dataloader())
+    paths = sorted((root / "val").rglob("*.*"))
+    assert labels.tolist() == [path.parent.name == "dog" for path in paths]
+    middle = np.stack([truth(path)[:, 4:36, 4:36] for path in paths])
+    np.testing.assert_allclose(images.numpy(), middle, atol=1e-4)
+
+
+def test_training_images_are_crops_of_the_decoded_ones(root):
+    images, labels = collect(data(root).train_dataloader())
+    assert images.shape == (21, 3, 32, 32) and labels.dtype == torch.int64
+    windows = {}
+    for path in (root / "train").rglob("*.*"):
+        whole = truth(path)
+        for top, left in np.ndindex(9, 9):
+            window = whole[:, top : top + 32, left : left + 32]
+            windows[window.tobytes()] = windows[window[:, :, ::-1].tobytes()] = path
+    found = [windows[image.byte().numpy().tobytes()] for image in images]
+    assert len(set(found)) == 21
+    assert [path.parent.name == "dog" for path in found] == labels.tolist()
+
+
+def same_batches(one, other) -> bool:
+    pairs = list(zip(one, other, strict=True))
+    return all(torch.equal(a, b) for pair in pairs for a, b in zip(*pair, strict=True))
+
+
+def test_workers_change_nothing_and_leave_the_global_generator_alone(root):
+    before = torch.get_rng_state()
+    assert same_batches(data(root).train_dataloader(), data(root, workers=2).train_dataloader())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_order_follows_from_seed_and_epoch(root):
+    def batches(seed: int, epoch: int):
+        module = data(root, seed=seed)
+        module.trainer = SimpleNamespace(
+            distributed_sampler_kwargs=None, current_epoch=epoch, num_devices=1,
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        )  # fmt: skip
+        return collect(module.train_dataloader())[0]
+
+    assert torch.equal(batches(1, 2), batches(1, 2))
+    different = [batches(seed, epoch) for seed in (1, 2) for epoch in (0, 1)]
+    assert len({images.numpy().tobytes() for images in different}) == 4
+
+
+@pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])
+def test_ranks_share_the_images(root, loader):
+    module = data(root)
+    whole = collect(getattr(module, loader)())[0]
+    parts = []
+    for rank in range(3):
+        module.trainer = SimpleNamespace(
+            distributed_sampler_kwargs={"rank": rank, "num_replicas": 3}, current_epoch=0,
+            num_devices=3, strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        )  # fmt: skip
+        parts += [image.numpy().tobytes() for image in collect(getattr(module, loader)())[0]]
+    assert Counter(parts) == Counter(image.numpy().tobytes() for image in whole)
+
+
+def test_a_pass_goes_on_where_it_was_saved(root):
+    whole = list(data(root).train_dataloader())
+    after = data(root).train_dataloader()
+    after.load_state_dict({"passed": 2})
+    assert same_batches(after, whole[2:])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_truncated_images_are_left_out_named_and_counted(root, caplog, workers):
+    whole = list(data(root).train_dataloader())
+    bad = sorted((root / "train").rglob("*.*"))[3:6]
+    for path in bad:
+        truncate(path)
+    module = data(root, workers=workers)
+    caplog.clear()
+    rest = list(module.train_dataloader())
+    (line,) = caplog.messages
+    assert "3 of 21 files cannot be decoded" in line and all(str(path) in line for path in bad)
+    assert sum(len(labels) for _, labels in rest) == 18
+    for (images, _), (left, labels) in zip(whole, rest, strict=True):  # the others do not move
+        assert len(left) == len(labels)
+        kept = [any(torch.equal(image, other) for other in left) for image in images]
+        assert torch.equal(images[torch.tensor(kept)], left)
+
+
+def test_a_split_without_an_image_that_can_be_decoded_is_one_line(root):
+    for path in (root / "val").rglob("*.*"):
+        truncate(path, 8)
+    with pytest.raises(UserError, match="10 of 10 files cannot be decoded"):
+        list(data(root).val_dataloader())
+
+
+def test_the_mean_image_is_that_of_the_training_images(root):
+    module = data(root, input={
+        "size": 32, "fit": "crop", "low": 0, "high": 255, "subtract_mean": True
+    })  # fmt: skip
+    every = np.stack([truth(path) for path in (root / "train").rglob("*.*")]).astype(float)
+    mean = every.mean(0)[:, 4:36, 4:36]
+    np.testing.assert_allclose(module.mean.numpy(), mean, atol=1e-3)
+
+
+@pytest.mark.parametrize("fit, size", [("pad", 48), ("resize", 20)])
+def test_images_get_their_size(root, fit, size):
+    options = {"size": size, "fit": fit, "low": 0, "high": 255, "subtract_mean": False}
+    images, _ = collect(data(root, augment="none", input=options).val_dataloader())
+    assert images.shape == (10, 3, size, size)
+    if fit == "pad":
+        first = truth(min((root / "val").rglob("*.*")))
+        np.testing.assert_allclose(images[0, :, 4:44, 4:44].numpy(), first, atol=1e-4)
+
+
+# --- What lies in the folders ---------------------------------------------------------------------
+
+
+def test_without_test_images_the_validation_images_are_those_of_the_test(root):
+    val, test = folders.files(str(root), "val"), folders.files(str(root), "test")
+    assert val == test and len(val[0]) == 10
+    shutil.copytree(root / "train", root / "test")
+    assert len(folders.files(str(root), "test")[0]) == 21
+
+
+def test_the_record_names_the_folder_the_numbers_and_a_checksum_of_the_names(root):
+    facts = data(root).facts()
+    assert facts["root"] == str(root) and facts["files"] == {"train": 21, "val": 10, "test": 10}
+    before = facts["names_sha256"]
+    path = min((root / "val").rglob("*.*"))
+    path.rename(path.with_name("other.jpg"))
+    assert data(root).facts()["names_sha256"] != before
+
+
+def test_hidden_files_are_passed_and_folders_below_are_read(root):
+    (root / "train" / ".cache").mkdir()
+    (root / "train" / "cat" / ".DS_Store").write_text("x")
+    below = root / "train" / "cat" / "more"
+    below.mkdir()
+    picture(1, (50, 50)).save(below / "a.png")
+    paths, labels = folders.files(str(root), "train")
+    assert str(below / "a.png") in paths and len(paths) == 22
+    assert folders.classes(str(root)) == ["cat", "dog"] and set(labels) == {0, 1}
+
+
+def test_a_class_may_have_no_validation_images(root):
+    shutil.rmtree(root / "val" / "dog")
+    assert set(folders.files(str(root), "val")[1]) == {0}
+
+
+def one_class(root: Path) -> None:
+    shutil.rmtree(root / "train" / "cat")
+    shutil.rmtree(root / "val" / "cat")
+
+
+SPOILT = {
+    "has no train/": lambda root: shutil.rmtree(root / "train"),
+    "has no val/": lambda root: shutil.rmtree(root / "val"),
+    "1 class folder ": one_class,
+    "val/ has the class cow that train/ lacks": lambda root: (root / "val" / "cow").mkdir(),
+    "1 of 22 files in train/ are no images; remove .*notes.txt": lambda root: (
+        root / "train" / "cat" / "notes.txt"
+    ).write_text("cats"),
+    "val/ has no images": lambda root: [p.unlink() for p in (root / "val").rglob("*.*")],
+}
+
+
+@pytest.mark.parametrize("line", SPOILT)
+def test_folders_that_cannot_be_trained_on_are_one_line(root, line):
+    SPOILT[line](root)
+    with pytest.raises(UserError, match=f"^data.root={root}: .*{line}"):
+        data(root)
+
+
+def test_an_empty_folder_is_one_line(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+    with pytest.raises(UserError, match="train/ has no class folders and two are the least"):
+        folders.classes(str(tmp_path))
+
+
+def test_a_run_does_not_go_on_with_other_classes(root):
+    with pytest.raises(UserError, match="has 2 classes and this run was started with 3"):
+        data(root, num_classes=3)
+
+
+# --- Whole runs -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def train(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def train(name: str, *overrides: str) -> Path:
+        words = [
+            "model=alexnet", "data=image_folder", f"data.root={root}", "name=alexnet-folder",
+            "model.net.channels=[8,8,8,8,8]", "model.net.hidden=16", "model.precision=32-true",
+            "trainer.accelerator=cpu", "trainer.max_epochs=2", "data.batch_size=8",
+            "data.workers=1", "trainer.log_every_n_steps=2", f"run_dir={name}", *overrides,
+        ]  # fmt: skip
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            run(run_directory.own_config(hydra.compose("train", words), []))
+        return tmp_path / name
+
+    return train
+
+
+def test_a_whole_run_names_a_damaged_file_and_resumes_to_the_same_weights(train, root, monkeypatch):
+    bad = sorted((root / "train").rglob("*.*"))[0]
+    truncate(bad)
+    whole = train("whole")
+    result = json.loads((whole / "result.json").read_text())
+    assert result["status"] == "finished" and 0 <= result["metrics"]["test"]["error"] <= 1
+    text = (whole / "train.log").read_text()
+    assert text.count(f"1 of 21 files cannot be decoded and were left out: {bad}") == 3
+    (start,) = json.loads((whole / "provenance.json").read_text())
+    assert start["data"]["files"]["train"] == 21
+
+    def weights(directory: Path) -> dict:
+        path = directory / "checkpoints" / "last.ckpt"
+        return torch.load(path, weights_only=True)["state_dict"]
+
+    step = Classifier.training_step
+
+    def failing(self, batch, batch_idx):
+        if (self.current_epoch, batch_idx) == (1, 0):
+            raise RuntimeError("the power went")
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", failing)
+        with pytest.raises(RuntimeError):
+            train("broken")
+    train("unused", "resume=broken")
+    undisturbed = weights(whole)
+    assert all(
+        torch.equal(undisturbed[key], value) for key, value in weights(Path("broken")).items()
+    )
+
+
+def test_a_file_that_is_no_image_leaves_no_run_directory(train, root):
+    (root / "val" / "dog" / "notes.txt").write_text("dogs")
+    with pytest.raises(UserError, match="notes.txt"):
+        train("a")
+    assert not Path("a").exists()
