@@ -35,7 +35,8 @@ ARROWS = {
     "run_directory": {"errors", "files"},
     "command_line": {"errors", "overrides", "report", "run_directory"},
     "overrides": {"allowed", "data", "devices", "errors", "run_directory"},
-    "run": {"classifier", "data", "errors", "files", "report", "run_directory", "trainer"},
+    "build": {"classifier", "errors", "report"},
+    "run": {"build", "classifier", "data", "errors", "files", "report", "run_directory", "trainer"},
 }
 
 

@@ -10,12 +10,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
 from classic_cnns import run_directory
+from classic_cnns.build import build, example
 from classic_cnns.classifier import Classifier, Diverged
 from classic_cnns.errors import UserError
 from classic_cnns.files import disk_trouble, read_json, write_json
@@ -74,45 +73,6 @@ def carry_out(config: DictConfig, stop: Stop) -> float:
         train_and_test(config, directory, trainer, classifier, data, result)
         log.info(final_table(result))
     return result["metrics"]["val"]["error"]
-
-
-def build(config: DictConfig) -> tuple[Classifier, pl.LightningDataModule]:
-    """The objects that the config describes; the initial weights follow from its seed."""
-    torch.manual_seed(config.seed)
-    with refused("model.net"):
-        net = instantiate(config.model.net)
-        summary.layers(net, example(config))  # whether images of this size go through it
-    with refused("model.loss"):
-        loss = instantiate(config.model.loss)
-    with refused("optim"):
-        optimizer = instantiate(config.optim.optimizer)
-        scheduler = instantiate(config.optim.scheduler)
-        tried = optimizer(net.named_parameters())
-        if scheduler:
-            scheduler(tried, total_steps=1000)
-    with refused("data"):
-        return Classifier(net, loss, optimizer, scheduler, config.seed), instantiate(config.data)
-
-
-def example(config: DictConfig) -> torch.Tensor:
-    """One image as the net gets it, all zeros."""
-    side = config.model.input.size
-    return torch.zeros(1, config.data.channels, side, side)
-
-
-@contextmanager
-def refused(key: str) -> Iterator[None]:
-    """Tell in one line that what `key` describes cannot be built; the values are the user's."""
-    try:
-        yield
-    except (InstantiationException, RuntimeError, ValueError) as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        if not isinstance(cause, (RuntimeError, TypeError, ValueError)):
-            raise
-        line = " ".join(str(cause).split())
-        own = line.startswith(("model.", "optim.", "data."))  # says what is allowed
-        way_out = f"; leave the keys of {key.split('.')[0]} out to use those of its file"
-        raise UserError(line if own else f"{key}: {line}{way_out}") from error
 
 
 def make_trainer(config: DictConfig, stop: Stop) -> Any:
