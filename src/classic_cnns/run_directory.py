@@ -16,12 +16,8 @@ from classic_cnns.files import read_json, replacing, write_json
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 OUTPUTS = Path("outputs")
-PLACEMENT = (
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "strategy",
-)  # keys of trainer that a run does not depend on
+# Keys of trainer that a run does not depend on.
+PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
 
 
 def create(config: DictConfig) -> Path:

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from classic_cnns.overrides import CONF
 from classic_cnns.trainer import two_towers
+from classic_cnns.trainer.memory import keep_freed_memory
 from tests.bench import Row, row
 from tests.bench.ddp import processes
 
@@ -33,6 +34,7 @@ def keep(half, mesh, dim, size, gradient) -> torch.Tensor:
 
 def measure(rounds: int) -> list[list[float]]:
     """Seconds a step of each way, in turn: alone; or shared batches, towers, silent towers."""
+    keep_freed_memory()  # as a run does
     size = int(os.environ["WORLD_SIZE"])
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("train", ["model=alexnet_small", "data=cifar10", "name=x"])

@@ -16,7 +16,7 @@ Lightning's ModelParallelStrategy is not used: it writes checkpoints past our Ch
 averaging over pairs to FSDP, and would have DTensors for weights, which conv2d cannot take.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ class TwoTowers(DDPStrategy):
     Checkpoints are those of one process: whole tensors under the same names.
     """
 
-    rows: dict[nn.Parameter, int] | None = None  # of whole weights, once they are cut
+    rows: Mapping[nn.Parameter, int] = {}  # of whole weights, once they are cut
     restore_checkpoint_after_setup = True  # when the net is cut
 
     def setup_environment(self) -> None:
@@ -98,7 +98,7 @@ class TwoTowers(DDPStrategy):
 
     def setup(self, trainer: Any) -> None:
         module: Any = self.lightning_module
-        if self.rows is None:
+        if not self.rows:
             self.rows = cut(module.net, self.pair)
         self.precision_plugin.clip_grad_by_norm = self.clip  # type: ignore
         if trainer.state.fn != TrainerFn.FITTING:  # Lightning would give all ranks what rank 0 has
@@ -115,7 +115,7 @@ class TwoTowers(DDPStrategy):
 
     def whole(self, half: Tensor, parameter: nn.Parameter) -> Tensor:
         """What one process has in place of `half`; a number without rows, as a count, stays."""
-        if not half.dim() or self.rows is None:
+        if not half.dim():
             return half
         return gather(half.detach(), self.pair, 0, self.rows[parameter], Replicate()).cpu()
 
@@ -136,24 +136,20 @@ class TwoTowers(DDPStrategy):
         module.load_state_dict(own, strict=strict)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        state = super().optimizer_state(optimizer)
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        halves: Any = state["state"]
-        whole = {
-            index: {name: self.whole(half, weights[index]) for name, half in values.items()}
-            for index, values in halves.items()
-        }
-        return {**state, "state": whole}
+        state = super().optimizer_state(optimizer)
+        return changed(state, lambda half, index: self.whole(half, weights[index]))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        own = [
-            state
-            | {
-                "state": {
-                    index: {name: self.own(whole) for name, whole in values.items()}
-                    for index, values in state["state"].items()
-                }
-            }
-            for state in checkpoint["optimizer_states"]
-        ]
+        states = checkpoint["optimizer_states"]
+        own = [changed(state, lambda whole, _: self.own(whole)) for state in states]
         super().load_optimizer_state_dict({"optimizer_states": own})
+
+
+def changed(state: dict[str, Any], change: Callable[[Tensor, int], Tensor]) -> dict[str, Any]:
+    """An optimizer's state with `change(tensor, parameter's index)` in place of each tensor."""
+    rows = {
+        index: {name: change(tensor, index) for name, tensor in values.items()}
+        for index, values in state["state"].items()
+    }
+    return {**state, "state": rows}
