@@ -14,7 +14,7 @@ TRAIN = Path(__file__).parents[2] / "src" / "train.py"
 
 def seconds(*words: str) -> Callable[[], float]:
     def measure() -> float:
-        command = [sys.executable, str(TRAIN), "-m", "seed=range(8)", "trainer.max_epochs=2"]
+        command = [sys.executable, str(TRAIN), "-m", "seed=range(8)", "trainer.max_epochs=1"]
         with TemporaryDirectory() as folder:
             start = time.perf_counter()
             words_here = [*words, f"sweep.dir={folder}/sweep"]
