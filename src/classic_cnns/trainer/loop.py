@@ -36,6 +36,7 @@ class LeanLoop(_TrainingEpochLoop):
         (optimizer,) = trainer.optimizers
 
         batch, _, _ = next(data_fetcher)
+        batch = trainer.precision_plugin.convert_input(batch)
         self.batch_progress.is_last_batch = last = data_fetcher.done
         self.batch_progress.increment_ready()
         self.batch_progress.increment_started()
