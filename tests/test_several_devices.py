@@ -39,6 +39,8 @@ class Loss(torch.nn.Module):
         fate = os.environ.get("FATE") if mine else ""
         if fate == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if fate == "term":
+            os.kill(os.getppid(), signal.SIGTERM)  # the process that the user started
         if fate == "raise":
             warnings.warn("this is going wrong")
             raise RuntimeError("no luck")
@@ -282,6 +284,21 @@ def test_towers_go_on_in_one_process_and_back_to_the_numbers_of_one(train, tmp_p
         for name, value in values.items():
             assert result(run)["metrics"][split][name] == pytest.approx(value, abs=1e-6)
     assert kernels(one) == kernels(run)
+
+
+def test_towers_stopped_within_an_epoch_go_on_to_the_numbers_of_one(train, tmp_path):
+    words = [*SMALL, "optim=alexnet_cifar10", "optim.lr=0.0002"]
+    words += ["model.loss._target_=fateful.Loss"]
+    one, run = tmp_path / "one", tmp_path / "run"
+    assert train(*words, f"run_dir={one}")[0] == 0
+    assert train(*words, *TOWERS, f"run_dir={run}", FATE="term")[0] == 143
+    assert result(run)["status"] == "interrupted" and 8 < checkpoint(run)["global_step"] < 16
+    assert train(f"resume={run}", *TOWERS)[0] == 0
+    assert difference(one, run) < 1e-6
+    assert difference(one, run, optimizer_state) < 1e-6
+    for split, values in result(one)["metrics"].items():
+        for name, value in values.items():
+            assert result(run)["metrics"][split][name] == pytest.approx(value, abs=1e-6)
 
 
 def test_two_pairs_of_towers_share_the_batch_and_clip_the_norm_of_the_whole_gradient(

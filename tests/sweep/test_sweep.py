@@ -43,6 +43,18 @@ def test_a_sweep_without_a_directory_gets_one_of_its_own(sweep):
     assert [row["state"] for row in sheet(directory)] == ["finished"] * 2
 
 
+@pytest.mark.parametrize(("choice", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_missing_extra_is_told_in_one_line(sweep, choice, package):
+    site = sweep.folder.parent / "stand_in" / "sitecustomize.py"
+    hidden = f"util.find_spec = lambda name: None if name == {package!r} else found(name)"
+    site.write_text(
+        f"{site.read_text()}\nfrom importlib import util\nfound = util.find_spec\n{hidden}\n"
+    )
+    done = sweep(f"sweep={choice}", "seed=0,1")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert f"sweep={choice}: needs an extra; try pip install -e '.[{choice}]'" in done.err
+
+
 def test_failures_are_rows_and_the_others_go_on(sweep):
     words = ["optim.lr=0.5,0.6,0.8,0.1", "sweep.dir=s", "sweep.parallel=4"]
     done = sweep(*words)
