@@ -29,6 +29,9 @@ FATEFUL = """
 import os, signal, warnings
 import torch
 from torch.nn.functional import cross_entropy
+from classic_cnns.trainer.stop import Stop
+if os.environ.get("FATE") == "term":
+    Stop.interval = 0.0  # these steps are so fast that an epoch would be over
 class Loss(torch.nn.Module):
     calls = 0
     def __init__(self, **_):
