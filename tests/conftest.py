@@ -1,6 +1,8 @@
 """A tiny MNIST in the real file format, and a config for it, so that tests need no network."""
 
 import struct
+import subprocess
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -67,3 +69,21 @@ def tiny_config_dir(tmp_path: Path, tiny_mnist: Tiny) -> Path:
     tiny = {"defaults": ["mnist"], **sizes, "batch_size": 16, "sha256": tiny_mnist.sums}
     OmegaConf.save(tiny, folder / "data" / "tiny.yaml")
     return folder
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., subprocess.Popen]]:
+    """A function that starts a process with its output in pipes; the test leaves none behind."""
+    processes = []
+
+    def spawn(command: list, **options) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, **pipes, **options))
+        return processes[-1]
+
+    yield spawn
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()

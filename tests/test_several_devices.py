@@ -52,10 +52,9 @@ class Loss(torch.nn.Module):
 
 
 @pytest.fixture
-def start(tiny_mnist, tiny_config_dir, tmp_path):
+def start(spawn, tiny_mnist, tiny_config_dir, tmp_path):
     """A function that starts a run of the tiny data set in `tmp_path` and gives its process."""
     (tmp_path / "fateful.py").write_text(FATEFUL)
-    processes = []
 
     def start(*words: str, command=TRAIN, **env: str) -> subprocess.Popen:
         new = [word for word in words if word.startswith("resume=")] == []
@@ -65,24 +64,13 @@ def start(tiny_mnist, tiny_config_dir, tmp_path):
         usual += ["trainer.max_epochs=3"]
         given = {word.partition("=")[0] for word in words}
         usual = [word for word in usual if word.partition("=")[0] not in given] * new
-        processes.append(
-            subprocess.Popen(
-                [*command, "--config-dir", str(tiny_config_dir), *usual, *words],
-                cwd=tmp_path,
-                env=os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"} | env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+        return spawn(
+            [*command, "--config-dir", str(tiny_config_dir), *usual, *words],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"} | env,
         )
-        return processes[-1]
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
+    return start
 
 
 @pytest.fixture

@@ -31,29 +31,17 @@ else:
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(spawn, tmp_path):
     (tmp_path / "driver.py").write_text(DRIVER)
-    processes = []
 
     def start(code: str, **env: str) -> subprocess.Popen:
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, tmp_path / "driver.py", code],
-                cwd=tmp_path,
-                env=os.environ | {"PYTHONPATH": str(SRC)} | env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+        return spawn(
+            [sys.executable, tmp_path / "driver.py", code],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(SRC)} | env,
         )
-        return processes[-1]
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
+    return start
 
 
 @pytest.fixture
