@@ -113,9 +113,7 @@ def rules(default: dict) -> dict[str, Rule]:
         "trainer.strategy": one_of("ddp", "two_towers"),
         "trainer.max_epochs": whole(1),
         "trainer.accelerator": one_of("auto", "cpu", "gpu"),
-        "trainer.precision": one_of(
-            "auto", "32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true"
-        ),
+        "trainer.precision": one_of("auto", "32-true", "64-true", "bf16-mixed", "bf16-true"),
         "trainer.deterministic": one_of(True, False, "warn"),
         "trainer.log_every_n_steps": whole(1),
     }

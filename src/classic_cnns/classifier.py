@@ -82,6 +82,7 @@ class Classifier(pl.LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []  # training steps not yet in the tally
+        self.seeds: list[int] = []  # one for each step of an epoch
         self.results: dict[str, float] = {"time/seconds": 0.0}
         self.rank, self.ranks = 0, 1  # of those that share the data
         self.seconds_before = 0.0  # of the epoch under way, spent before it was resumed
@@ -107,11 +108,21 @@ class Classifier(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self.started = time.perf_counter() - self.seconds_before
+        self.draw_seeds()
+
+    def draw_seeds(self) -> None:
+        """What a net draws, as dropout does, follows from the step: a resumed run draws the same.
+
+        Each rank has images of its own and draws for them anew.
+        """
+        key = np.random.SeedSequence((self.seed, self.current_epoch, self.rank))
+        self.seeds = key.generate_state(int(self.trainer.num_training_batches), np.uint64).tolist()
 
     def on_train_epoch_start(self) -> None:
         self.train_tally.reset()
         self.seen.clear()
         self.started = time.perf_counter()
+        self.draw_seeds()
         optimizer = self.trainer.optimizers[0]
         if isinstance(optimizer, StochasticDiagonalLM):
             batches: Any = self.trainer.train_dataloader
@@ -119,11 +130,7 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        # What a net draws, as dropout does, follows from here: so a resumed run draws the same.
-        # Each rank has images of its own and draws for them anew.
-        rank = (self.rank,) if self.rank else ()
-        key = np.random.SeedSequence((self.seed, self.current_epoch, batch_idx, *rank))
-        seed = int(key.generate_state(1, np.uint64)[0])
+        seed = self.seeds[batch_idx]
         if images.is_cpu:  # torch.manual_seed takes half a millisecond for a GPU never used
             torch.default_generator.manual_seed(seed)
         else:

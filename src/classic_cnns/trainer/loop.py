@@ -3,15 +3,14 @@
 For each batch Lightning asks every callback and module about some fifteen hooks, inspects the
 signature of training_step and, with several processes, broadcasts a flag and waits for it: more
 than a millisecond, a tenth of a LeNet step. Here a batch costs its training step, the backward
-pass, the optimizer's and the schedule's step and `on_train_batch_end`; strategy and precision do
-their part as ever. The other hooks for each batch, gradient accumulation and `self.log` in
-`training_step` are not served. Epochs, validation and checkpoints remain Lightning's.
+pass, the optimizer's and the schedule's step and `on_train_batch_end`. The other hooks for each
+batch, gradient accumulation, loss scaling and `self.log` in `training_step` are not served. Epochs,
+validation and checkpoints remain Lightning's.
 """
 
 from typing import Any
 
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from torch import Tensor
 
 from classic_cnns.trainer.stop import Stop, Stopped
 
@@ -36,27 +35,26 @@ class LeanLoop(_TrainingEpochLoop):
         (optimizer,) = trainer.optimizers
 
         batch, _, _ = next(data_fetcher)
-        batch = trainer.precision_plugin.convert_input(batch)
+        precision: Any = trainer.precision_plugin
+        batch = precision.convert_input(batch)
         self.batch_progress.is_last_batch = last = data_fetcher.done
         self.batch_progress.increment_ready()
         self.batch_progress.increment_started()
         step = self.automatic_optimization.optim_progress.optimizer.step  # trainer.global_step
         step.increment_ready()
 
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = strategy.training_step(batch, self.batch_idx)
-            strategy.backward(loss, optimizer)
-            return loss.detach()
-
-        loss = strategy.optimizer_step(optimizer, closure)  # clips the gradient in between
+        optimizer.zero_grad()
+        loss = strategy.training_step(batch, self.batch_idx)
+        loss.backward()
+        precision.clip_gradients(optimizer, trainer.gradient_clip_val or 0)
+        optimizer.step()
         step.increment_completed()
         for config in trainer.lr_scheduler_configs:
             if config.interval == "step" or last:
                 config.scheduler.step()
         self.batch_progress.increment_processed()
 
-        output = {"loss": loss}
+        output = {"loss": loss.detach()}
         for callback in trainer.callbacks:
             callback.on_train_batch_end(trainer, module, output, batch, self.batch_idx)
         module.on_train_batch_end(output, batch, self.batch_idx)
