@@ -1,19 +1,24 @@
 """One training epoch of LeNet-5: all that is on by default, beside a plain loop and DataLoaders.
 
 Every way trains the same net with the same loss, optimizer and schedule on the same 55,000 images
-in batches of 128, in one process, so that its memory is kept for all of them. Ours also logs,
-measures, shows its bar and shifts the images.
+in batches of 128. Ours also logs, measures, shows its bar and shifts the images. The plain loop
+shares our process, and so the memory that ours keeps; the ways of the tutorials and of Lightning
+have a process of their own, as they have in life.
 """
 
 import time
 import warnings
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import hydra
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -83,46 +88,21 @@ class Usual(pl.LightningModule):
         self.seconds = time.perf_counter() - self.started
 
 
-class InTurn(pl.Callback):
-    """After each of our epochs, an epoch of each other way on a net of its own."""
+class Learner:
+    """A net with all that it learns with, and a plain loop over batches."""
 
-    def __init__(self, config) -> None:
-        self.config = config
-        self.times: dict[str, list[tuple[float, float]]] = {}
+    def __init__(self, config: DictConfig, device: torch.device) -> None:
+        classifier, _ = build(config)
+        self.net, self.loss = classifier.net.to(device), classifier.loss
+        self.optimizer = classifier.optimizer(self.net.named_parameters())
+        self.scheduler = classifier.scheduler(self.optimizer, total_steps=10**6)
+        self.device = device
 
-    def on_train_start(self, trainer, module) -> None:
-        other, _ = build(self.config)
-        self.net, self.loss = other.net.to(module.device), other.loss
-        self.optimizer = other.optimizer(self.net.named_parameters())
-        self.scheduler = other.scheduler(self.optimizer, total_steps=10**6)
-
-    def on_train_epoch_end(self, trainer, module) -> None:
-        data = trainer.datamodule
-        index = torch.from_numpy(data.train_indices).to(module.device)
-        images, labels = (data.resident[f"train_{name}"][index] for name in ("images", "labels"))
-        ours = len(index) / module.results["speed/images_per_second"]
-        tensors = scale(images, -0.1, 1.175)
-        order = torch.randperm(len(tensors), device=module.device)
-        in_memory = ((tensors[i], labels[i]) for i in order.split(128))
-        digits = Digits(images[:, 0, 2:30, 2:30].contiguous().cpu(), labels.cpu())
-        seconds = {"plain": self.loop(in_memory, measured=False)}
-        if not trainer.current_epoch:  # the first round warms up, and chooses
-            self.workers = min((0, 2), key=lambda n: self.loop(self.loader(digits, n), True))
-            return
-        seconds["tutorial"] = self.loop(self.loader(digits, self.workers), measured=True)
-        seconds["usual"] = self.usual(self.loader(digits, self.workers))
-        for name, value in seconds.items():
-            self.times.setdefault(name, []).append((ours, value))
-
-    def loader(self, digits: Digits, workers: int) -> DataLoader:
-        return DataLoader(digits, 128, shuffle=True, num_workers=workers)
-
-    def loop(self, batches: Iterable, measured: bool) -> float:
-        """Seconds of a plain loop, the bare minimum or, as in tutorials, `measured`."""
+    def epoch(self, batches: Iterable, measured: bool) -> float:
+        """Its seconds: of the bare minimum or, as in tutorials, `measured`."""
         start, loss_sum, errors = time.perf_counter(), 0.0, 0.0
-        device = next(self.net.parameters()).device
         for x, y in batches:
-            x, y = x.to(device), y.to(device)
+            x, y = x.to(self.device), y.to(self.device)
             self.optimizer.zero_grad()
             scores = self.net(x)
             loss = self.loss(scores, y)
@@ -135,8 +115,33 @@ class InTurn(pl.Callback):
                 errors += (scores.argmax(1) != y).sum().item()
         return time.perf_counter() - start
 
-    def usual(self, loader: DataLoader) -> float:
-        module = Usual(self.net, self.loss, self.optimizer, self.scheduler)
+
+class Elsewhere:
+    """The ways of others, in the one process of a pool, which starts with `prepare`."""
+
+    learner: Learner
+    digits: Digits
+    workers: int
+
+    @classmethod
+    def prepare(cls, config: DictConfig, device: torch.device, *digits: np.ndarray) -> None:
+        cls.learner = Learner(config, device)
+        cls.digits = Digits(*map(torch.from_numpy, digits))
+        cls.workers = min((0, 2), key=cls.tutorial)
+
+    @classmethod
+    def loader(cls, workers: int) -> DataLoader:
+        return DataLoader(cls.digits, 128, shuffle=True, num_workers=workers)
+
+    @classmethod
+    def tutorial(cls, workers: int | None = None) -> float:
+        workers = cls.workers if workers is None else workers
+        return cls.learner.epoch(cls.loader(workers), measured=True)
+
+    @classmethod
+    def usual(cls) -> float:
+        own = cls.learner
+        module = Usual(own.net, own.loss, own.optimizer, own.scheduler)
         with TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of too few workers
             pl.Trainer(
@@ -146,8 +151,48 @@ class InTurn(pl.Callback):
                 gradient_clip_val=5.0,
                 default_root_dir=folder,
                 enable_model_summary=False,
-            ).fit(module, loader)
+            ).fit(module, cls.loader(cls.workers))
         return module.seconds
+
+    @classmethod
+    def chosen(cls) -> int:
+        return cls.workers
+
+
+class InTurn(pl.Callback):
+    """After each of our epochs, an epoch of each other way on a net of its own."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+        self.times: dict[str, list[tuple[float, float]]] = {}
+
+    def on_train_start(self, trainer, module) -> None:
+        data = trainer.datamodule
+        index = torch.from_numpy(data.train_indices).to(module.device)
+        images, labels = (data.resident[f"train_{name}"][index] for name in ("images", "labels"))
+        self.tensors, self.labels = scale(images, -0.1, 1.175), labels
+        self.learner = Learner(self.config, module.device)
+        digits = images[:, 0, 2:30, 2:30].contiguous().cpu().numpy(), labels.cpu().numpy()
+        self.pool = ProcessPoolExecutor(
+            1, get_context("spawn"), Elsewhere.prepare, (self.config, module.device, *digits)
+        )
+        self.workers = self.pool.submit(Elsewhere.chosen).result()
+
+    def on_train_epoch_end(self, trainer, module) -> None:
+        ours = len(self.labels) / module.results["speed/images_per_second"]
+        order = torch.randperm(len(self.labels), device=module.device)
+        in_memory = ((self.tensors[i], self.labels[i]) for i in order.split(128))
+        seconds = {
+            "plain": self.learner.epoch(in_memory, measured=False),
+            "tutorial": self.pool.submit(Elsewhere.tutorial).result(),
+            "usual": self.pool.submit(Elsewhere.usual).result(),
+        }
+        if trainer.current_epoch:  # the first round warms up
+            for name, value in seconds.items():
+                self.times.setdefault(name, []).append((ours, value))
+
+    def on_train_end(self, trainer, module) -> None:
+        self.pool.shutdown()
 
 
 def epochs(rounds: int) -> list[Row]:
