@@ -94,7 +94,7 @@ def test_a_run_leaves_everything_that_repeats_and_explains_it(train, tiny_mnist)
 
 def test_the_test_error_is_that_of_the_best_checkpoint_on_the_whole_test_set(train, tiny_mnist):
     directory = train("a")
-    net = LeNet5(init_power=1)
+    net = LeNet5()
     best = weights(directory, "best")
     net.load_state_dict({key.removeprefix("net."): value for key, value in best.items()})
     pixels = np.full((200, 1, 32, 32), -0.1, np.float32)

@@ -24,7 +24,7 @@ from classic_cnns.report.summary import layers
 @pytest.fixture
 def net():
     torch.manual_seed(0)
-    return LeNet5(init_power=1)
+    return LeNet5()
 
 
 def images(count=4, height=32, width=32):
@@ -145,7 +145,7 @@ def test_every_unit_up_to_F6_is_squashed_and_the_output_is_not(net):
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7)])
 def test_subsampling_equals_its_formula(height, width):
-    layer = Subsampling(3, lambda fan_in: fan_in**-0.5)
+    layer = Subsampling(3)
     x = torch.randn(2, 3, height, width)
     out = layer(x)
     assert out.shape == (2, 3, height // 2, width // 2)
@@ -160,29 +160,26 @@ def test_subsampling_equals_its_formula(height, width):
 # --- A.4: initial weights ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("power", [1, 0.5])
-def test_initial_weights_fill_plus_minus_2_4_over_a_power_of_fan_in(power):
-    """Appendix A has the power 1."""
+def test_initial_weights_fill_plus_minus_2_4_over_fan_in():
     torch.manual_seed(0)
-    nets = [LeNet5(init_power=power) for _ in range(60)]
+    nets = [LeNet5() for _ in range(60)]
 
-    def assert_uniform(pick, fan_in):
-        bound = 2.4 / fan_in**power
+    def assert_uniform(pick, bound):
         values = torch.cat([pick(net).flatten() for net in nets]).detach()
         assert values.abs().max() <= bound
         assert values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15)
         assert values.mean().item() == pytest.approx(0, abs=0.2 * bound)
 
-    assert_uniform(lambda net: net.C1.weight, 25)
-    assert_uniform(lambda net: net.C1.bias, 25)
-    assert_uniform(lambda net: net.C3.weight[:18], 75)  # six maps that see three
-    assert_uniform(lambda net: net.C3.weight[18:54], 100)  # nine maps that see four
-    assert_uniform(lambda net: net.C3.weight[54:], 150)  # the map that sees all six
-    assert_uniform(lambda net: net.C3.bias[15], 150)
-    assert_uniform(lambda net: net.C5.weight, 400)
-    assert_uniform(lambda net: net.F6.weight, 120)
-    assert_uniform(lambda net: net.S2.coefficient, 4)
-    assert_uniform(lambda net: net.S4.bias, 4)
+    assert_uniform(lambda net: net.C1.weight, 2.4 / 25)
+    assert_uniform(lambda net: net.C1.bias, 2.4 / 25)
+    assert_uniform(lambda net: net.C3.weight[:18], 2.4 / 75)  # six maps that see three
+    assert_uniform(lambda net: net.C3.weight[18:54], 2.4 / 100)  # nine maps that see four
+    assert_uniform(lambda net: net.C3.weight[54:], 2.4 / 150)  # the map that sees all six
+    assert_uniform(lambda net: net.C3.bias[15], 2.4 / 150)
+    assert_uniform(lambda net: net.C5.weight, 2.4 / 400)
+    assert_uniform(lambda net: net.F6.weight, 2.4 / 120)
+    assert_uniform(lambda net: net.S2.coefficient, 2.4 / 4)
+    assert_uniform(lambda net: net.S4.bias, 2.4 / 4)
 
 
 # --- A.6: the output layer -----------------------------------------------------------------------
@@ -284,7 +281,7 @@ def test_ten_images_are_learnt_by_heart(net):
 
 
 def test_a_table_of_all_pairs_is_an_ordinary_convolution():
-    full = TableConv2d(3, ((0, 1, 2),) * 4, 3, lambda fan_in: fan_in**-0.5)
+    full = TableConv2d(3, ((0, 1, 2),) * 4, 3)
     x = torch.randn(1, 3, 6, 6)
     expected = F.conv2d(x, full.weight.view(4, 3, 3, 3), full.bias)
     torch.testing.assert_close(full(x), expected)

@@ -22,11 +22,7 @@ class Small(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.pool, self.full = (
-            nn.Conv2d(2, 3, 3),
-            Subsampling(3, lambda fan_in: fan_in**-0.5),
-            nn.Conv2d(3, 4, 2),
-        )
+        self.conv, self.pool, self.full = nn.Conv2d(2, 3, 3), Subsampling(3), nn.Conv2d(3, 4, 2)
         self.squash = ScaledTanh()
 
     def features(self, x: Tensor) -> Tensor:
@@ -114,7 +110,7 @@ def test_leaves_the_net_as_it_was():
 def test_rates_of_lenet5_lie_where_the_paper_has_them(caplog):
     """Section III.B: from 7e-5 to 0.016 in the first pass; none may exceed eta / mu = 0.025."""
     torch.manual_seed(0)
-    net = LeNet5(init_power=0.5)
+    net = LeNet5()
     optimizer = StochasticDiagonalLM(net.parameters(), lr=0.0005, mu=0.02)
     images = torch.rand(600, 1, 32, 32) * 1.275 - 0.1
     with caplog.at_level("INFO"):
@@ -123,7 +119,7 @@ def test_rates_of_lenet5_lie_where_the_paper_has_them(caplog):
     assert all((h >= 0).all() for h in curvature)
     rates = torch.cat([0.0005 / (0.02 + h.flatten()) for h in curvature])
     assert rates.max() <= 0.025
-    assert 3e-6 < rates.min() < 3e-4 and 1.6e-3 < rates.max()
+    assert 7e-6 < rates.min() < 7e-4 and 1.6e-3 < rates.max()
     assert f"{rates.min():.1e} to {rates.max():.1e}" in caplog.text
 
 

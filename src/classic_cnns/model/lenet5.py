@@ -15,8 +15,6 @@ Recognition*, Proceedings of the IEEE 86(11), 1998. Section and equation numbers
                                 60,000       340,908
 """
 
-from collections.abc import Callable, Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,12 +67,12 @@ class Subsampling(nn.Module):
     (B, C, H, W) to (B, C, H // 2, W // 2).
     """
 
-    def __init__(self, channels: int, bound: Callable[[int], float]) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.coefficient = nn.Parameter(torch.empty(channels, 1, 1))
         self.bias = nn.Parameter(torch.empty(channels, 1, 1))
         self.connections_per_position = 5 * channels  # four inputs and a bias for each unit
-        uniform_([self.coefficient, self.bias], bound(4))
+        fan_in_uniform_([self.coefficient, self.bias], fan_in=4)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
@@ -96,19 +94,12 @@ class TableConv2d(nn.Module):
     """C3: a convolution in which output map i sees only the input maps `table[i]`.
 
     Only connected kernels are parameters: `weight` holds them in the order of the table, shape
-    (pairs, k, k). A map whose fan-in is F starts uniform in +-`bound(F)`. (B, C, H, W) to
-    (B, len(table), H-k+1, W-k+1).
+    (pairs, k, k). (B, C, H, W) to (B, len(table), H-k+1, W-k+1).
     """
 
     pairs: Tensor
 
-    def __init__(
-        self,
-        in_channels: int,
-        table: tuple[tuple[int, ...], ...],
-        kernel_size: int,
-        bound: Callable[[int], float],
-    ) -> None:
+    def __init__(self, in_channels: int, table: tuple[tuple[int, ...], ...], kernel_size: int):
         super().__init__()
         self.shape = len(table), in_channels, kernel_size, kernel_size
         self.weight = nn.Parameter(torch.empty(sum(map(len, table)), kernel_size, kernel_size))
@@ -118,7 +109,7 @@ class TableConv2d(nn.Module):
         start = 0
         for i, row in enumerate(table):  # a map that sees more maps starts with smaller weights
             own = [self.weight[start : start + len(row)], self.bias[i]]
-            uniform_(own, bound(len(row) * kernel_size**2))
+            fan_in_uniform_(own, fan_in=len(row) * kernel_size**2)
             start += len(row)
 
     def dense_weight(self) -> Tensor:
@@ -153,27 +144,20 @@ class LeNet5(nn.Module):
 
     A score is the negative RBF penalty of eq. 7. Larger images give larger C5 maps, and then
     scores for each position (section VII): (B, 10, H', W').
-
-    Weights and biases of a unit with F inputs start uniform in +-2.4 / F**init_power; appendix A
-    has the power 1.
     """
 
-    def __init__(self, *, init_power: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
-
-        def bound(fan_in: int) -> float:
-            return 2.4 / fan_in**init_power
-
         self.C1 = nn.Conv2d(1, 6, 5)
-        self.S2 = Subsampling(6, bound)
-        self.C3 = TableConv2d(6, C3_TABLE, 5, bound)
-        self.S4 = Subsampling(16, bound)
+        self.S2 = Subsampling(6)
+        self.C3 = TableConv2d(6, C3_TABLE, 5)
+        self.S4 = Subsampling(16)
         self.C5 = FittedConv2d(16, 120, 5)
         self.F6 = FittedConv2d(120, 84, 1)  # a full connection, at each position of C5
         self.output = EuclideanRBF()
         self.squash = ScaledTanh()
         for layer in (self.C1, self.C5, self.F6):
-            uniform_(layer.parameters(), bound(layer.weight[0].numel()))
+            fan_in_uniform_(layer.parameters(), fan_in=layer.weight[0].numel())
 
     def features(self, images: Tensor) -> Tensor:
         """The units of F6, which the output layer compares with the bitmaps."""
@@ -214,6 +198,7 @@ class MAPLoss(nn.Module):
 
 
 @torch.no_grad()
-def uniform_(parameters: Iterable[Tensor], bound: float) -> None:
+def fan_in_uniform_(parameters, fan_in: int) -> None:
+    """Appendix A: uniform in +-2.4 / F_i, weights and biases, F_i the fan-in of the unit."""
     for parameter in parameters:
-        parameter.uniform_(-bound, bound)
+        parameter.uniform_(-2.4 / fan_in, 2.4 / fan_in)

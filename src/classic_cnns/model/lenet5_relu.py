@@ -6,6 +6,7 @@ for the scaled tanh, pooling without coefficients, a linear layer for the RBF un
 weights. `lenet5.py` is the net of the paper.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,9 +24,18 @@ class SquaredErrorOneHot(nn.Module):
         return F.mse_loss(scores, targets.to(scores.dtype))
 
 
-def torch_bound(fan_in: int) -> float:
-    """Of the first weights and biases of torch's own convolutions."""
-    return fan_in**-0.5
+def tabled_c3() -> TableConv2d:
+    """C3 of Table I, started as torch starts a convolution: U(+-1/sqrt(fan-in)).
+
+    The fan-in is the map's own: 25 inputs from each of its 3, 4 or 6 maps of S2.
+    """
+    c3 = TableConv2d(6, C3_TABLE, kernel_size=5)
+    sources = torch.tensor([len(maps) for maps in C3_TABLE])  # (16,)
+    bound = (25 * sources).rsqrt()
+    with torch.no_grad():
+        c3.weight.uniform_(-1, 1).mul_(bound.repeat_interleave(sources).view(-1, 1, 1))  # (60,5,5)
+        c3.bias.uniform_(-1, 1).mul_(bound)
+    return c3
 
 
 class LeNet5ReLU(nn.Module):
@@ -47,10 +57,7 @@ class LeNet5ReLU(nn.Module):
         self.C1 = nn.Conv2d(in_channels, 6, kernel_size=5)
         self.C1_norm = norm_layer(norm, 6, maps=True)
         self.S2 = POOLS[pool](2)
-        if c3 == "table":
-            self.C3: nn.Module = TableConv2d(6, C3_TABLE, 5, torch_bound)
-        else:
-            self.C3 = nn.Conv2d(6, 16, kernel_size=5)
+        self.C3 = tabled_c3() if c3 == "table" else nn.Conv2d(6, 16, kernel_size=5)
         self.C3_norm = norm_layer(norm, 16, maps=True)
         self.S4 = POOLS[pool](2)
         self.C5 = FittedConv2d(16, 120, kernel_size=5)
