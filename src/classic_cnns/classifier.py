@@ -111,10 +111,7 @@ class Classifier(pl.LightningModule):
         self.draw_seeds()
 
     def draw_seeds(self) -> None:
-        """What a net draws, as dropout does, follows from the step: a resumed run draws the same.
-
-        Each rank has images of its own and draws for them anew.
-        """
+        """For what a net draws, as dropout does: so a resumed run draws the same."""
         key = np.random.SeedSequence((self.seed, self.current_epoch, self.rank))
         self.seeds = key.generate_state(int(self.trainer.num_training_batches), np.uint64).tolist()
 
@@ -215,9 +212,7 @@ class Classifier(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.results = checkpoint["results"]
-        under_way = checkpoint.get("epoch_under_way")  # not in the checkpoints of older versions
-        if under_way is None:
-            return
+        under_way = checkpoint["epoch_under_way"]
         self.seconds_before = under_way["seconds"]
         if self.rank == 0:  # the ranks' sums are added up
             for name, value in under_way["sums"].items():
