@@ -50,11 +50,17 @@ class ImageData(pl.LightningDataModule):
             self.mean = self.prepare(mean[None])[0]  # before there is a mean to subtract
 
     def prepare(self, images: Tensor) -> Tensor:
-        size = self.input["size"]
-        if images.shape[2:] != (size, size):
-            images = FITS[self.input["fit"]](images, size)
-        images = scale(images, self.input["low"], self.input["high"])
+        size, fit = self.input["size"], FITS[self.input["fit"]]
+        if images.shape[2:] == (size, size):
+            images = self.scaled(images)
+        elif fit is resize_to:  # linear, so the values are scaled while there are few pixels
+            images = resize_to(self.scaled(images), size)
+        else:
+            images = self.scaled(fit(images, size))
         return images if self.mean is None else images.sub_(self.mean)
+
+    def scaled(self, images: Tensor) -> Tensor:
+        return scale(images, self.input["low"], self.input["high"])
 
     def batches(self, split: str, batch_size: int, **options: Any) -> Batches:
         """The images of "train", "val" or "test"; `options` are those of `Batches`."""
