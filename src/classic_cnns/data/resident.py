@@ -35,7 +35,6 @@ class ResidentData(ImageData):
         size: int,
         num_classes: int,
         train_size: int,
-        test_size: int,
         sha256: dict[str, str],
         val_size: int,
         data_dir: str | None,

@@ -66,9 +66,6 @@ class AlexNet(nn.Module):
         weight_std: float,
     ) -> None:
         super().__init__()
-        _check("towers", towers, (1, 2))
-        _check("activation", activation, tuple(ACTIVATIONS))
-        _check("pool", pool, tuple(POOLS))
         self.towers = towers
         c1, c2, c3, c4, c5 = channels
         window = POOLS[pool]
@@ -143,8 +140,3 @@ class AlexNet(nn.Module):
         x = self.drop6(act(self.fc6(x)))  # (B, 4096)
         x = self.drop7(act(self.fc7(x)))  # (B, 4096)
         return self.fc8(x)  # (B, 1000)
-
-
-def _check(key: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"model.net.{key}={value}: allowed are {', '.join(map(str, allowed))}")

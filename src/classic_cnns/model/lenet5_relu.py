@@ -40,10 +40,6 @@ class LeNet5ReLU(nn.Module):
         self, *, num_classes: int, in_channels: int, c3: str, pool: str, norm: str
     ) -> None:
         super().__init__()
-        if c3 not in ("table", "full"):
-            raise ValueError(f"model.net.c3={c3}: allowed are table, full")
-        if pool not in POOLS:
-            raise ValueError(f"model.net.pool={pool}: allowed are {', '.join(POOLS)}")
         self.C1 = nn.Conv2d(in_channels, 6, kernel_size=5)
         self.C1_norm = norm_layer(norm, 6, maps=True)
         self.S2 = POOLS[pool](2)

@@ -22,8 +22,6 @@ class SimpleCNN(nn.Module):
 
     def __init__(self, *, num_classes: int, in_channels: int, norm: str, extra_convs: int) -> None:
         super().__init__()
-        if extra_convs < 0:
-            raise ValueError(f"model.net.extra_convs={extra_convs}: allowed are 0, 1, 2, ...")
         self.conv1 = nn.Sequential(*conv_relu(in_channels, 16, norm), nn.MaxPool2d(2))
         self.conv2 = nn.Sequential(
             *conv_relu(16, 32, norm), *conv_relu(32, 32, norm), nn.MaxPool2d(2)

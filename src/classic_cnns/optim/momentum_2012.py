@@ -30,9 +30,6 @@ class Momentum2012(Optimizer):
     """
 
     def __init__(self, params: ParamsT, *, lr: float, momentum: float, weight_decay: float) -> None:
-        for key, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"optim.{key}={value}: must be 0 or more")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
