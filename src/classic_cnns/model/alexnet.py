@@ -27,21 +27,9 @@ POOLS = {"overlapping": 3, "non_overlapping": 2}  # z of section 3.4; s is 2 in 
 class AlexNet(nn.Module):
     """Five convolutional and three fully-connected layers (Fig. 2).
 
-    Args:
-        num_classes: Number of scores.
-        in_channels: Channels of an image.
-        image_size: Height and width of an image in pixels.
-        channels: Kernels of conv1 ... conv5, both towers together.
-        hidden: Neurons of fc6 and of fc7, both towers together.
-        conv1_kernel: Height and width of conv1's kernels.
-        conv1_stride: Distance of neighbouring windows of conv1.
-        towers: 2, or 1 for the same net with every kernel seeing every map.
-        activation: "relu" or "tanh", after every layer but the last.
-        lrn: Whether conv1 and conv2 are followed by local response normalisation.
-        lrn_divide_by_size: Which reading of its alpha, see `LocalResponseNorm`.
-        pool: "overlapping" or "non_overlapping".
-        dropout: Probability to zero an output of fc6 and fc7 (section 4.2).
-        weight_std: Standard deviation of the initial weights (section 5).
+    `conf/model/alexnet.yaml` says what each key is and where the paper has it. `channels` counts
+    the kernels of conv1 ... conv5, `hidden` the neurons of fc6 and of fc7, both towers together;
+    with one tower every kernel sees every map.
     """
 
     # Where the towers meet: the layers whose neurons see the outputs of both.

@@ -21,12 +21,6 @@ class Momentum2012(Optimizer):
     `torch.optim.SGD` multiplies by the rate only when it moves the weights. Both are the same while
     the rate stays, but after a change torch applies the new rate to old gradients too, whereas here
     they keep theirs.
-
-    Args:
-        params: Parameters or groups of them.
-        lr: Learning rate, the paper's epsilon.
-        momentum: Share of the velocity kept per step.
-        weight_decay: Pull of weights and biases towards zero, per unit of the learning rate.
     """
 
     def __init__(self, params: ParamsT, *, lr: float, momentum: float, weight_decay: float) -> None:
@@ -35,24 +29,19 @@ class Momentum2012(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient; return what the closure, if any, returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for group in self.param_groups:
             lr, weights = group["lr"], [w for w in group["params"] if w.grad is not None]
             if not weights:
                 continue
             gradients = [w.grad for w in weights]
-            velocities = [self._velocity(w) for w in weights]
+            for w in weights:
+                if not self.state[w]:
+                    self.state[w]["velocity"] = torch.zeros_like(w)
+            velocities = [self.state[w]["velocity"] for w in weights]
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, weights, alpha=-group["weight_decay"] * lr)
             torch._foreach_add_(velocities, gradients, alpha=-lr)
             torch._foreach_add_(weights, velocities)
         return loss
-
-    def _velocity(self, weight: torch.Tensor) -> torch.Tensor:
-        state = self.state[weight]
-        if not state:
-            state["velocity"] = torch.zeros_like(weight)
-        return state["velocity"]
