@@ -31,9 +31,6 @@ class ResidentData(ImageData):
 
     def __init__(
         self,
-        channels: int,
-        size: int,
-        num_classes: int,
         train_size: int,
         sha256: dict[str, str],
         val_size: int,
@@ -41,8 +38,7 @@ class ResidentData(ImageData):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.sums, self.data_dir, self.channels = dict(sha256), data_dir, channels
-        self.size = size
+        self.sums, self.data_dir = dict(sha256), data_dir
         self.train_indices, self.val_indices = split_indices(train_size, val_size)
         self.resident: dict[str, Tensor] = {}
 

@@ -14,7 +14,6 @@ Images come centred: the authors subtract the mean of each pixel and keep the sc
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -88,17 +87,13 @@ class AlexNet(nn.Module):
         self.drop7 = nn.Dropout(dropout)
         self.fc8 = nn.Linear(hidden, num_classes)
         self.activation = ACTIVATIONS[activation]()
-        self._initialise(weight_std)
-
-    @torch.no_grad()
-    def _initialise(self, std: float) -> None:
-        """Draw weights from N(0, std); biases of 1 give ReLUs positive inputs (section 5)."""
-        for name, parameter in self.named_parameters():
+        for name, parameter in self.named_parameters():  # section 5
             layer, _, kind = name.partition(".")
             if kind == "weight":
-                parameter.normal_(0, std)
-            else:
-                parameter.fill_(1 if layer in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0)
+                nn.init.normal_(parameter, std=weight_std)
+            else:  # ones give ReLUs positive inputs
+                one = layer in ("conv2", "conv4", "conv5", "fc6", "fc7")
+                nn.init.constant_(parameter, float(one))
 
     def _overhang(self, size: int) -> int:
         """Return how far conv1's last window hangs over the edge: 3 pixels at 224, 0 at 227.

@@ -102,14 +102,8 @@ class ConvNetCifar10(nn.Sequential):
     """(B, in_channels, image_size, image_size) -> (B, num_classes), through the lines of `layers`.
 
     A line is `{name, type, ...}`; the type `scores` is the `fc` whose outputs are the classes, and
-    `neuron` is the net's `activation`. Parameters at 3 channels and 10 classes:
-
-        80sec                145,578    32x32
-        18pct                 89,578    32x32
-        conv-local-13pct   1,116,490    24x24; the first revision of 11pct adds no parameters to it
-        conv-local-11pct   2,112,970    24x24
-
-    `norm` follows every weighted layer but the scores, before anything else.
+    `neuron` is the net's `activation`. `norm` follows every weighted layer but the scores, before
+    anything else.
     """
 
     def __init__(

@@ -14,9 +14,8 @@ def conv_relu(in_channels: int, out_channels: int, norm: str) -> list[nn.Module]
 class SimpleCNN(nn.Module):
     """(B, in_channels, 28, 28) -> (B, num_classes); 121,514 parameters at 1 channel, 10 classes.
 
-    `extra_convs` answers the tutorial's question, what one more convolution brings: that many
-    further 5x5 convolutions 64 -> 64, each with its ReLU, follow the last one, between conv3's ReLU
-    and the linear layer. The maps stay 7x7; each adds 102,464 parameters.
+    `extra_convs` answers the tutorial's question, what one more convolution brings: so many further
+    ones 64 -> 64 stand before the linear layer, each adding 102,464 parameters.
     `norm` stands between every convolution and its ReLU.
     """
 
