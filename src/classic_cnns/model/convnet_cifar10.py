@@ -10,17 +10,15 @@ learning rates and the weight decay per layer are in `conf/optim/convnet_cifar10
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from classic_cnns.model.alexnet import ACTIVATIONS
 from classic_cnns.model.batch_norm import norm_layer
 from classic_cnns.model.local_response_norm import LocalResponseNorm
-
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 class LocallyConnected2d(nn.Module):
@@ -119,7 +117,7 @@ class ConvNetCifar10(nn.Sequential):
         super().__init__()
         types = LAYERS | {
             "neuron": lambda _: ACTIVATIONS[activation](),
-            "scores": partial(LAYERS["fc"], outputs=num_classes),
+            "scores": lambda shape: LAYERS["fc"](shape, outputs=num_classes),
         }
         x = torch.zeros(1, in_channels, image_size, image_size)  # goes ahead to find the shapes
         for line in layers:

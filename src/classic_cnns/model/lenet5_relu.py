@@ -23,11 +23,6 @@ class SquaredErrorOneHot(nn.Module):
         return F.mse_loss(scores, targets.to(scores.dtype))
 
 
-def torch_bound(fan_in: int) -> float:
-    """Of the first weights and biases of torch's own convolutions."""
-    return fan_in**-0.5
-
-
 class LeNet5ReLU(nn.Module):
     """(B, in_channels, 32, 32) -> (B, num_classes).
 
@@ -44,7 +39,8 @@ class LeNet5ReLU(nn.Module):
         self.C1_norm = norm_layer(norm, 6, maps=True)
         self.S2 = POOLS[pool](2)
         if c3 == "table":
-            self.C3: nn.Module = TableConv2d(6, C3_TABLE, 5, torch_bound)
+            # First weights and biases as of torch's own convolutions.
+            self.C3: nn.Module = TableConv2d(6, C3_TABLE, 5, lambda fan_in: fan_in**-0.5)
         else:
             self.C3 = nn.Conv2d(6, 16, kernel_size=5)
         self.C3_norm = norm_layer(norm, 16, maps=True)

@@ -4,10 +4,11 @@ Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional N
 NIPS 2012, section 5.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -45,3 +46,38 @@ class Momentum2012(Optimizer):
             torch._foreach_add_(velocities, gradients, alpha=-lr)
             torch._foreach_add_(weights, velocities)
         return loss
+
+
+def per_layer(
+    params: Iterable[tuple[str, nn.Parameter]],
+    *,
+    lr: float,
+    bias_lr: float,
+    momentum: float,
+    weight_decay: Mapping[str, float],
+) -> Momentum2012:
+    """The same rule over `net.named_parameters()`, as cuda-convnet's layer-params-*.cfg have it.
+
+    Weights learn at `lr` (epsW) and decay by the entry of their layer in `weight_decay` (wc);
+    biases, and what a normalisation learns per channel, learn at `bias_lr` (epsB) and never decay.
+    Schedules scale all rates alike.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    weighted = set()
+    for name, parameter in params:
+        layer, _, kind = name.rpartition(".")
+        if kind == "bias" or parameter.dim() == 1:  # 1: a normalisation's gamma
+            group = (bias_lr, 0.0)
+        else:
+            weighted.add(layer)
+            group = (lr, weight_decay.get(layer, 0.0))
+        groups.setdefault(group, []).append(parameter)
+    if weighted != set(weight_decay):
+        odd = ", ".join(sorted(weighted ^ set(weight_decay)))
+        allowed = ", ".join(sorted(weighted))
+        raise ValueError(f"optim.weight_decay: {odd}: needs one value for each of {allowed}")
+    rows = [
+        {"params": members, "lr": rate, "weight_decay": decay}
+        for (rate, decay), members in groups.items()
+    ]
+    return Momentum2012(rows, lr=lr, momentum=momentum, weight_decay=0.0)
