@@ -65,7 +65,7 @@ def tiny_config_dir(tmp_path: Path, tiny_mnist: Tiny) -> Path:
     """
     folder = tmp_path / "tiny_conf"
     (folder / "data").mkdir(parents=True)
-    sizes = {"train_size": TRAIN, "test_size": TEST, "val_size": VAL}
+    sizes = {"train_size": TRAIN, "val_size": VAL}
     tiny = {"defaults": ["mnist"], **sizes, "batch_size": 16, "sha256": tiny_mnist.sums}
     OmegaConf.save(tiny, folder / "data" / "tiny.yaml")
     return folder

@@ -45,78 +45,76 @@ def fact(value: Any) -> Rule:
     return Rule(f"{value}, a fact of the data set", lambda x: x == value)
 
 
+KINDS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text",
+    list: "a list", dict: "a group of keys",
+}  # fmt: skip
+
+
 def same_kind(example: Any) -> Rule:
     """A value of the kind that the YAML file holds; a fraction may be given as a whole number."""
-    kinds: dict[type, tuple[str, tuple[type, ...]]] = {
-        bool: ("true or false", (bool,)),
-        int: ("a whole number", (int,)),
-        float: ("a number", (int, float)),
-        str: ("a text", (str,)),
-        list: ("a list", (list,)),
-        dict: ("a group of keys", (dict,)),
-    }
     if example is None:
         return Rule("anything", lambda x: True)
-    allowed, types = kinds[type(example)]
-    return Rule(allowed, lambda x: type(x) in types)
+    kinds = (int, float) if type(example) is float else (type(example),)
+    return Rule(KINDS[type(example)], lambda x: type(x) in kinds)
+
+
+# Rules of keys whose kind alone does not say what they allow.
+FOLDER = null_or(Rule("a folder", lambda x: type(x) in (str, int, float)))  # 5 is a name too
+CHANNELS = Rule(
+    "five whole numbers of at least 1, as in [96,256,384,384,256]",
+    lambda x: type(x) is list and len(x) == 5 and all(type(n) is int and n > 0 for n in x),
+)
+VARIED = Rule("a list of key=value", lambda x: type(x) is list and all("=" in str(y) for y in x))
+PRECISIONS = ("auto", "32-true", "64-true", "bf16-mixed", "bf16-true")
+RULES = {
+    FOLDER: "data_dir data.data_dir run_dir resume sweep.dir",
+    VARIED: "varied",
+    CHANNELS: "model.net.channels",
+    whole(0, 2**63 - 1): "seed",
+    whole(0): "model.net.extra_convs",
+    whole(1): """
+        data.batch_size data.eval_batch_size model.input.size model.net.conv1_kernel
+        model.net.conv1_stride model.net.hidden optim.batch_size optim.epochs sweep.cpus_per_rank
+        sweep.max_jobs trainer.devices trainer.log_every_n_steps trainer.max_epochs
+        trainer.num_nodes""",
+    whole(1, 2): "model.net.towers",
+    null_or(whole(0)): "data.workers",
+    null_or(whole(1)): "sweep.parallel",
+    number(0, 1): "model.net.dropout optim.momentum",
+    number(0, above=True): "model.loss.j model.net.weight_std",
+    number(0, 1000, above=True): "optim.bias_lr optim.lr",
+    null_or(number(0, above=True)): "optim.clip_norm sweep.time_limit",
+    null_or(same_kind({})): "optim.scheduler",
+    one_of("pad", "crop", "resize"): "model.input.fit",
+    one_of("auto", "cpu", "gpu"): "trainer.accelerator",
+    one_of("ddp", "two_towers"): "trainer.strategy",
+    one_of(*PRECISIONS): "trainer.precision",
+    one_of(True, False, "warn"): "trainer.deterministic",
+}
+# Words of model.net, each of which may stand in the place of another one of its row.
+WORDS = (
+    ("relu", "tanh"),
+    ("none", "batch", "torch"),
+    ("table", "full"),
+    ("average", "max"),
+    ("overlapping", "non_overlapping"),
+)
+FACTS = tuple(f"data.{name}" for name in ("dataset", "channels", "size", "num_classes", "sha256"))
 
 
 def rules(default: dict) -> dict[str, Rule]:
     """What a key allows, where its kind alone does not say it."""
-    folder = null_or(Rule("a folder", lambda x: type(x) in (str, int, float)))  # 5 is a name too
-    facts = ("dataset", "channels", "size", "num_classes", "test_size", "sha256")
-    data = {f"data.{name}": value for name, value in default["data"].items() if name in facts}
-    decays = default["optim"].get("weight_decay")  # of all layers, or of each
-    layers = decays if isinstance(decays, dict) else {}
-    return {key: fact(value) for key, value in leaves(data)} | {
-        "seed": whole(0, 2**63 - 1),
-        "data_dir": folder,
-        "data.data_dir": folder,
-        "run_dir": folder,
-        "resume": folder,
-        "varied": Rule(
-            "a list of key=value", lambda x: type(x) is list and all("=" in str(y) for y in x)
-        ),
-        "sweep.dir": folder,
-        "sweep.parallel": null_or(whole(1)),
-        "sweep.time_limit": null_or(number(0, above=True)),
-        "sweep.max_jobs": whole(1),
-        "sweep.cpus_per_rank": whole(1),
-        "data.train_size": whole(2, default["data"].get("train_size")),
-        "data.batch_size": whole(1),
-        "data.eval_batch_size": whole(1),
-        "data.workers": null_or(whole(0)),
-        "model.input.size": whole(1),
-        "model.input.fit": one_of("pad", "crop", "resize"),
-        "model.net.channels": Rule(
-            "five whole numbers of at least 1, as in [96,256,384,384,256]",
-            lambda x: type(x) is list and len(x) == 5 and all(type(n) is int and n > 0 for n in x),
-        ),
-        "model.net.hidden": whole(1),
-        "model.net.conv1_kernel": whole(1),
-        "model.net.conv1_stride": whole(1),
-        "model.net.dropout": number(0, 1),
-        "model.net.weight_std": number(0, above=True),
-        "model.net.extra_convs": whole(0),
-        "model.loss.j": number(0, above=True),
-        "optim.lr": number(0, 1000, above=True),
-        "optim.bias_lr": number(0, 1000, above=True),
-        "optim.momentum": number(0, 1),
-        "optim.weight_decay": same_kind(layers) if layers else number(0),
-        **{f"optim.weight_decay.{layer}": number(0) for layer in layers},
-        "optim.clip_norm": null_or(number(0, above=True)),
-        "optim.batch_size": whole(1),
-        "optim.epochs": whole(1),
-        "optim.scheduler": null_or(same_kind({})),
-        "trainer.devices": whole(1),
-        "trainer.num_nodes": whole(1),
-        "trainer.strategy": one_of("ddp", "two_towers"),
-        "trainer.max_epochs": whole(1),
-        "trainer.accelerator": one_of("auto", "cpu", "gpu"),
-        "trainer.precision": one_of("auto", "32-true", "64-true", "bf16-mixed", "bf16-true"),
-        "trainer.deterministic": one_of(True, False, "warn"),
-        "trainer.log_every_n_steps": whole(1),
-    }
+    found = {key: rule for rule, keys in RULES.items() for key in keys.split()}
+    found["data.train_size"] = whole(2, default["data"].get("train_size"))
+    for key, value in leaves(default):
+        if key.startswith(FACTS):
+            found[key] = fact(value)
+        elif key.startswith("optim.weight_decay"):  # one for all layers, or one for each
+            found[key] = number(0)
+        elif key.startswith("model.net."):
+            found.update((key, one_of(*words)) for words in WORDS if value in words)
+    return found
 
 
 def relations(config: dict) -> dict[str, Rule]:

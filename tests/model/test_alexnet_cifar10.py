@@ -90,8 +90,3 @@ def test_norms() -> None:
     assert count(ours) == 44_428_106 + 2 * (64 + 192 + 384 + 256 + 256 + 4096 + 1024)
     other.load_state_dict(ours.state_dict())
     torch.testing.assert_close(ours.eval()(images), other.eval()(images), rtol=1e-3, atol=1e-4)
-
-
-def test_bad_norm() -> None:
-    with pytest.raises(ValueError, match="^model.net.norm=yes: allowed are none, batch, torch$"):
-        configured("alexnet_cifar10", channels=3, norm="yes")

@@ -260,11 +260,6 @@ def test_equal_centres_satisfy_eq_8_but_not_eq_9():
     assert MAPLoss(0.1)(collapsed, labels) > 2.3  # at least log(10)
 
 
-def test_j_must_be_positive():
-    with pytest.raises(ValueError, match=r"model\.loss\.j=0.*positive"):
-        MAPLoss(0)
-
-
 # --- All together --------------------------------------------------------------------------------
 
 

@@ -96,12 +96,3 @@ def test_squared_error_gradient() -> None:
     scores = torch.randn(3, 10, dtype=torch.double, requires_grad=True)
     labels = torch.tensor([0, 9, 4])
     assert torch.autograd.gradcheck(lambda s: SquaredErrorOneHot()(s, labels), scores)
-
-
-def test_bad_values() -> None:
-    with pytest.raises(ValueError, match="^model.net.c3=tabled: allowed are table, full$"):
-        net(c3="tabled")
-    with pytest.raises(ValueError, match="^model.net.pool=sum: allowed are average, max$"):
-        net(pool="sum")
-    with pytest.raises(ValueError, match="^model.net.norm=group: allowed are"):
-        net(norm="group")

@@ -70,10 +70,3 @@ def test_norms_are_interchangeable(norm: str) -> None:
     torch.testing.assert_close(ours(images), other(images), rtol=1e-3, atol=1e-4)
     assert norms_ran(ours) == [1] * 4
     assert count(ours) == 121_514 + 2 * (16 + 32 + 32 + 64)
-
-
-def test_bad_values() -> None:
-    with pytest.raises(ValueError, match="^model.net.norm=group: allowed are none, batch, torch$"):
-        net(norm="group")
-    with pytest.raises(ValueError, match="^model.net.extra_convs=-1: allowed are 0, 1, 2"):
-        net(extra_convs=-1)

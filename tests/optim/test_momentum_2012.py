@@ -118,9 +118,3 @@ def test_closure_and_layouts() -> None:
 
     assert optimizer.step(closure).item() == pytest.approx((before**2).sum().item())
     torch.testing.assert_close(w.detach(), before * (1 - 2 * 0.01))
-
-
-@pytest.mark.parametrize("key", ["lr", "momentum", "weight_decay"])
-def test_negative_values_are_refused(key: str) -> None:
-    with pytest.raises(ValueError, match=f"^optim.{key}=-1: must be 0 or more$"):
-        Momentum2012(weights(), **PAPER | {key: -1})

@@ -7,8 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from classic_cnns.optim.momentum_2012 import Momentum2012
-from classic_cnns.optim.per_layer import per_layer
+from classic_cnns.optim.momentum_2012 import Momentum2012, per_layer
 from classic_cnns.overrides import CONF
 
 VARIANTS = {  # wc of the files

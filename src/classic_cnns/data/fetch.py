@@ -4,12 +4,9 @@ A source that fails, or that delivers other bytes, is passed over and the next o
 arrays are cached as plain .npy files, checked at every start and mapped into memory.
 """
 
-import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +16,9 @@ from filelock import FileLock
 
 from classic_cnns.data.sources import BY_HAND, SOURCES, Arrays
 from classic_cnns.errors import UserError
-from classic_cnns.files import disk_trouble, replacing, write_json
+from classic_cnns.files import disk_trouble, replacing
 
 log = logging.getLogger(__name__)
-
-CACHE_FORMAT = 1
 
 
 class Damaged(Exception):
@@ -46,34 +41,29 @@ def load(dataset: str, sums: dict[str, str], data_dir: str | None) -> Arrays:
     if dataset not in SOURCES:
         raise UserError(f"data.dataset={dataset}: must be one of {', '.join(SOURCES)}")
     root = cache_directory(data_dir)
+    folder = root / dataset
     try:
-        return read_cache(root / dataset, sums)
+        return read_cache(folder, sums)
     except Damaged:
         pass
-    with disk_errors(root):
+    try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{dataset}.lock"):  # others wait here, and then find the cache full
             try:
-                return read_cache(root / dataset, sums)
+                return read_cache(folder, sums)
             except Damaged as damage:
-                if (root / dataset).exists():
-                    log.warning("%s: %s; fetching it again", root / dataset, damage)
-            write_cache(root / dataset, fetch(dataset, sums, root))
-            return read_cache(root / dataset, sums)
+                if folder.exists():
+                    log.warning("%s: %s; fetching it again", folder, damage)
+            write_cache(folder, fetch(dataset, sums, root))
+            return read_cache(folder, sums)
+    except OSError as error:
+        raise UserError(
+            f"data_dir={root}: {error.strerror or error}; try data_dir=<a folder with space that "
+            "you may write to>"
+        ) from error
 
 
 def read_cache(folder: Path, sums: dict[str, str]) -> Arrays:
-    try:
-        found = json.loads((folder / "cache.json").read_text())["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged("not there whole") from error
-    if not isinstance(found, int) or found < CACHE_FORMAT:
-        raise Damaged(f"has the older format {found}")
-    if found > CACHE_FORMAT:
-        raise UserError(
-            f"data_dir={folder.parent}: {folder.name} was cached by a newer version (format "
-            f"{found}, known here is {CACHE_FORMAT}); update, or try data_dir=<another folder>"
-        )
     arrays: Arrays = {}
     for name, expected in sums.items():
         try:
@@ -95,7 +85,6 @@ def write_cache(folder: Path, arrays: Arrays) -> None:
         with replacing(folder / f"{name}.npy") as file:
             # Not the file itself, whose descriptor numpy writes to without telling an errno.
             np.save(SimpleNamespace(write=file.write), array)
-    write_json(folder / "cache.json", {"format": CACHE_FORMAT})
 
 
 def checksum(array: np.ndarray) -> str:
@@ -110,9 +99,9 @@ def fetch(dataset: str, sums: dict[str, str], root: Path) -> Arrays:
     partial = root / f"{dataset}.partial"
     if partial.exists():
         log.warning("%s: an earlier download was interrupted; starting again", dataset)
+        shutil.rmtree(partial)
     failures = []
     for name, source in SOURCES[dataset].items():
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
             arrays = source(root, partial)
@@ -132,14 +121,3 @@ def fetch(dataset: str, sums: dict[str, str], root: Path) -> Arrays:
         f"data={dataset}: no source delivered it ({'; '.join(failures)}); "
         f"put {files} into {root}/{folder}"
     )
-
-
-@contextmanager
-def disk_errors(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"data_dir={root}: {error.strerror or error}; try data_dir=<a folder with space that "
-            "you may write to>"
-        ) from error

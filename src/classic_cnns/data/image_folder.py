@@ -40,23 +40,24 @@ def decode(path: str, size: int) -> np.ndarray:
 class Files(Dataset):
     """Of a list of numbers: the images (n, 3, size, size) uint8, and where in the list they are.
 
-    Files that cannot be decoded are missing in both.
+    Files that cannot be decoded are missing in both, and named in the third place.
     """
 
     def __init__(self, paths: list[str], size: int) -> None:
         self.paths, self.size = paths, size
 
-    def __getitem__(self, numbers: list[int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, numbers: list[int]) -> tuple[Tensor, Tensor, list[str]]:
         images = np.empty((len(numbers), self.size, self.size, 3), np.uint8)
         there: list[int] = []
+        missing: list[str] = []
         for row, number in enumerate(numbers):
             try:
                 images[len(there)] = decode(self.paths[number], self.size)
                 there.append(row)
             except Exception:  # a damaged file raises anything; it is named after the pass
-                pass
+                missing.append(self.paths[number])
         pixels = torch.from_numpy(images[: len(there)]).permute(0, 3, 1, 2).contiguous()
-        return pixels, torch.tensor(there, dtype=torch.int64)
+        return pixels, torch.tensor(there, dtype=torch.int64), missing
 
 
 class DecodedBatches(Batches):
@@ -80,19 +81,18 @@ class DecodedBatches(Batches):
             generator=torch.Generator(),  # else it draws from the global one
         )
         parts, missing = iter(loader), []
-        for left, share in zip(range(len(numbers) - 1, -1, -1), numbers, strict=True):
-            images, there = next(parts)
-            missing += [share[row] for row in sorted({*range(len(share))} - {*there.tolist()})]
+        for left in range(len(numbers) - 1, -1, -1):
+            images, there, names = next(parts)
+            missing += names
             if not left:  # now, since nobody need ask for what follows the last batch
                 next(parts, None)  # ends the workers
                 self.tell(missing, sum(map(len, numbers)))
             yield images.to(device, non_blocking=True), there.to(device)
 
-    def tell(self, missing: list[int], count: int) -> None:
+    def tell(self, names: list[str], count: int) -> None:
         """Name those of `count` files that a pass could not decode, in one line."""
-        if not missing:
+        if not names:
             return
-        names = [self.images.paths[number] for number in missing]
         text = f"{len(names)} of {count} files cannot be decoded"
         if len(names) == count >= min(50, len(self.indices)):  # a rank's share may be one file
             raise UserError(f"data.root: {text}, like {names[0]}; replace them")
@@ -103,17 +103,9 @@ class DecodedBatches(Batches):
 class ImageFolderData(ImageData):
     """Training, validation and test batches of class folders, in the layout of `folders`."""
 
-    def __init__(
-        self,
-        root: str,
-        channels: int,
-        size: int,
-        num_classes: int,
-        workers: int | None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, root: str, workers: int | None, **options: Any) -> None:
         super().__init__(**options)
-        self.root, self.size, self.num_classes, self.workers = root, size, num_classes, workers
+        self.root, self.workers = root, workers
         self.files: dict[str, tuple[list[str], list[int]]] = {}
         self.learnt = False
 

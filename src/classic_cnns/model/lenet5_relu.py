@@ -6,7 +6,6 @@ for the scaled tanh, pooling without coefficients, a linear layer for the RBF un
 weights. `lenet5.py` is the net of the paper.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,20 +23,6 @@ class SquaredErrorOneHot(nn.Module):
         return F.mse_loss(scores, targets.to(scores.dtype))
 
 
-def tabled_c3() -> TableConv2d:
-    """C3 of Table I, started as torch starts a convolution: U(+-1/sqrt(fan-in)).
-
-    The fan-in is the map's own: 25 inputs from each of its 3, 4 or 6 maps of S2.
-    """
-    c3 = TableConv2d(6, C3_TABLE, kernel_size=5)
-    sources = torch.tensor([len(maps) for maps in C3_TABLE])  # (16,)
-    bound = (25 * sources).rsqrt()
-    with torch.no_grad():
-        c3.weight.uniform_(-1, 1).mul_(bound.repeat_interleave(sources).view(-1, 1, 1))  # (60,5,5)
-        c3.bias.uniform_(-1, 1).mul_(bound)
-    return c3
-
-
 class LeNet5ReLU(nn.Module):
     """(B, in_channels, 32, 32) -> (B, num_classes).
 
@@ -50,14 +35,14 @@ class LeNet5ReLU(nn.Module):
         self, *, num_classes: int, in_channels: int, c3: str, pool: str, norm: str
     ) -> None:
         super().__init__()
-        if c3 not in ("table", "full"):
-            raise ValueError(f"model.net.c3={c3}: allowed are table, full")
-        if pool not in POOLS:
-            raise ValueError(f"model.net.pool={pool}: allowed are {', '.join(POOLS)}")
         self.C1 = nn.Conv2d(in_channels, 6, kernel_size=5)
         self.C1_norm = norm_layer(norm, 6, maps=True)
         self.S2 = POOLS[pool](2)
-        self.C3 = tabled_c3() if c3 == "table" else nn.Conv2d(6, 16, kernel_size=5)
+        if c3 == "table":
+            # First weights and biases as of torch's own convolutions.
+            self.C3: nn.Module = TableConv2d(6, C3_TABLE, 5, lambda fan_in: fan_in**-0.5)
+        else:
+            self.C3 = nn.Conv2d(6, 16, kernel_size=5)
         self.C3_norm = norm_layer(norm, 16, maps=True)
         self.S4 = POOLS[pool](2)
         self.C5 = FittedConv2d(16, 120, kernel_size=5)

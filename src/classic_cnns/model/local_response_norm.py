@@ -23,16 +23,10 @@ PIECE = 2**17
 
 
 class LocalResponseNorm(nn.Module):
-    """Normalise each activity by the squares of its neighbours in the same tower (section 3.3).
+    """The formula with n = `size`, which is odd, in each of `groups` equal groups of channels.
 
-    Args:
-        size: Number of adjacent kernel maps in the sum, itself in the middle; the paper's n, odd.
-        alpha: Weight of the sum of squares.
-        beta: Exponent.
-        k: Offset.
-        groups: Number of equal channel groups (towers); no window reaches across their border.
-        divide_by_size: False: alpha weighs the sum, as the formula is printed. True: alpha weighs
-            the sum / n, as in cuda-convnet and `torch.nn.LocalResponseNorm`.
+    So no window reaches across the border of two towers. With `divide_by_size` alpha weighs the
+    sum / n, as in cuda-convnet and `torch.nn.LocalResponseNorm`, and not the sum as printed.
     """
 
     def __init__(
@@ -48,10 +42,6 @@ class LocalResponseNorm(nn.Module):
         """Map (B, C, H, W) to the same shape, dtype and memory format."""
         alpha = self.alpha / self.size if self.divide_by_size else self.alpha
         return _Normalise.apply(x, self.size, alpha, self.beta, self.k, self.groups)
-
-    def extra_repr(self) -> str:
-        names = ("size", "alpha", "beta", "k", "groups", "divide_by_size")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 
 class _Normalise(torch.autograd.Function):

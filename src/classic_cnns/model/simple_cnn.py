@@ -14,16 +14,13 @@ def conv_relu(in_channels: int, out_channels: int, norm: str) -> list[nn.Module]
 class SimpleCNN(nn.Module):
     """(B, in_channels, 28, 28) -> (B, num_classes); 121,514 parameters at 1 channel, 10 classes.
 
-    `extra_convs` answers the tutorial's question, what one more convolution brings: that many
-    further 5x5 convolutions 64 -> 64, each with its ReLU, follow the last one, between conv3's ReLU
-    and the linear layer. The maps stay 7x7; each adds 102,464 parameters.
+    `extra_convs` answers the tutorial's question, what one more convolution brings: so many further
+    ones 64 -> 64 stand before the linear layer, each adding 102,464 parameters.
     `norm` stands between every convolution and its ReLU.
     """
 
     def __init__(self, *, num_classes: int, in_channels: int, norm: str, extra_convs: int) -> None:
         super().__init__()
-        if extra_convs < 0:
-            raise ValueError(f"model.net.extra_convs={extra_convs}: allowed are 0, 1, 2, ...")
         self.conv1 = nn.Sequential(*conv_relu(in_channels, 16, norm), nn.MaxPool2d(2))
         self.conv2 = nn.Sequential(
             *conv_relu(16, 32, norm), *conv_relu(32, 32, norm), nn.MaxPool2d(2)

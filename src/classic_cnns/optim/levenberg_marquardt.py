@@ -5,9 +5,9 @@ LeCun, Bottou, Bengio, Haffner: Gradient-Based Learning Applied to Document Reco
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from math import inf
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,23 +38,20 @@ class StochasticDiagonalLM(Optimizer):
             count += len(part)
             if count >= self.samples:
                 break
-        names = {parameter: name for name, parameter in net.named_parameters()}
         curvature = gauss_newton_diagonal(net, torch.cat(images)[: self.samples])
-        lowest, highest = inf, 0.0
+        rates = []
         for group in self.param_groups:
             for weight in group["params"]:
-                h = self.state[weight]["curvature"] = curvature[names[weight]]
-                lowest = min(lowest, group["lr"] / (group["mu"] + h.max().item()))
-                highest = max(highest, group["lr"] / (group["mu"] + h.min().item()))
-        log.info("rates of single weights in this pass: %.1e to %.1e", lowest, highest)
+                h = self.state[weight]["curvature"] = curvature[weight]
+                rates.append(group["lr"] / (group["mu"] + h.flatten()))
+        every = torch.cat(rates)
+        log.info("rates of single weights in this pass: %.1e to %.1e", every.min(), every.max())
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every weight that has a gradient; return what the closure, if any, returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for group in self.param_groups:
             weights = group["params"]
             damped = [self.state[weight]["curvature"] + group["mu"] for weight in weights]
@@ -63,75 +60,48 @@ class StochasticDiagonalLM(Optimizer):
         return loss
 
 
-def gauss_newton_diagonal(net: Any, images: Tensor) -> dict[str, Tensor]:
-    """The mean over images (B, C, H, W) of h_k for each parameter of `net`, by its name.
+def gauss_newton_diagonal(net: Any, images: Tensor) -> dict[nn.Parameter, Tensor]:
+    """The mean over images (B, C, H, W) of h_k for each parameter of `net`.
 
     For the error of eq. 8, whose second derivative with respect to each unit that the RBF layer
     compares is 2. From there back to the image with the products of unlike weights and the second
     derivative of the squashing function left out (eq. 23, 25, 27). `net` gives those units by
     `net.features`; its layers with weights must be linear in these and in their input.
     """
-    h = {name: torch.zeros_like(parameter) for name, parameter in net.named_parameters()}
-    with squared_backward(net, h):
-        units = net.features(images.requires_grad_())
-        units.backward(torch.full_like(units, 2 / len(images)))
-    return h
+    hooks = [
+        layer.register_forward_hook(partial(with_squares, deepcopy(layer)))
+        for layer in net.modules()
+        if not list(layer.children())
+    ]
+    units = net.features(images)
+    for hook in hooks:
+        hook.remove()
+    weights = list(net.parameters())
+    start = torch.full_like(units, 2 / len(images))
+    h = torch.autograd.grad(units, weights, start, materialize_grads=True)
+    return dict(zip(weights, h, strict=True))
 
 
-@contextmanager
-def squared_backward(net: nn.Module, h: dict[str, Tensor]) -> Iterator[None]:
-    """Let `backward` carry second derivatives through the layers of `net`, and add those to `h`.
+def with_squares(plain: nn.Module, layer: nn.Module, inputs: tuple[Tensor], y: Tensor) -> Tensor:
+    """The output `y` of a layer, with second derivatives in place of the first.
 
     A second derivative comes through a weight u as u^2 d2E/da^2 (eq. 27) and reaches the weight as
     x^2 d2E/da^2 (eq. 25): what the gradients of the same layer are for squared weights and inputs.
-    So a weight that serves at many places gets the sum over them (eq. 23).
+    So a weight that serves at many places gets the sum over them (eq. 23). Through the squashing
+    function it comes as f'(a)^2 d2E/dx^2 (eq. 27). `plain` is the same layer without this hook.
     """
-    layers = [
-        (name, layer)
-        for name, layer in net.named_modules()
-        if not list(layer.children()) and layer is not net
-    ]
-    for name, layer in layers:
-        own = {key: h[f"{name}.{key}"] for key, _ in layer.named_parameters()}
-        layer.forward = _SquaredBackward.through(layer, own)
-    try:
-        yield
-    finally:
-        for _, layer in layers:
-            del layer.forward  # the class's own again
+    (x,) = inputs
+    weights = dict(layer.named_parameters())
+    if weights:
+        squares = {name: square(weight) for name, weight in weights.items()}
+        other = torch.func.functional_call(plain, squares, (square(x),))
+    else:
+        a = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(plain(a).sum(), a)
+        other = slope.square() * x
+    return y.detach() + (other - other.detach())
 
 
-class _SquaredBackward(torch.autograd.Function):
-    @staticmethod
-    def through(layer: nn.Module, h: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
-        plain = layer.forward
-        return lambda x: _SquaredBackward.apply(x, layer, plain, h)
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: nn.Module, plain: Callable, h: dict) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.layer, ctx.plain, ctx.h = layer, plain, h
-        return plain(x)
-
-    @staticmethod
-    def backward(ctx: Any, h_out: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        if not ctx.h:  # a squashing function: f'(a)^2, eq. 27
-            with torch.enable_grad():
-                x = x.detach().requires_grad_()
-                (slope,) = torch.autograd.grad(ctx.plain(x).sum(), x)
-            return slope.square() * h_out, None, None, None
-        with torch.enable_grad():
-            x = x.detach().square().requires_grad_()
-            weights = {
-                name: weight.detach().square().requires_grad_()
-                for name, weight in ctx.layer.named_parameters()
-            }
-            own = ctx.layer.forward
-            ctx.layer.forward = ctx.plain
-            y = torch.func.functional_call(ctx.layer, weights, (x,))
-            ctx.layer.forward = own
-            h_x, *h_weights = torch.autograd.grad(y, [x, *weights.values()], h_out)
-        for name, value in zip(weights, h_weights, strict=True):
-            ctx.h[name] += value
-        return h_x, None, None, None
+def square(x: Tensor) -> Tensor:
+    """The square of x, whose derivative by x is to be 1."""
+    return x.detach().square() + (x - x.detach())

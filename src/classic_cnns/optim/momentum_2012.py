@@ -4,10 +4,11 @@ Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional N
 NIPS 2012, section 5.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -21,41 +22,62 @@ class Momentum2012(Optimizer):
     `torch.optim.SGD` multiplies by the rate only when it moves the weights. Both are the same while
     the rate stays, but after a change torch applies the new rate to old gradients too, whereas here
     they keep theirs.
-
-    Args:
-        params: Parameters or groups of them.
-        lr: Learning rate, the paper's epsilon.
-        momentum: Share of the velocity kept per step.
-        weight_decay: Pull of weights and biases towards zero, per unit of the learning rate.
     """
 
     def __init__(self, params: ParamsT, *, lr: float, momentum: float, weight_decay: float) -> None:
-        for key, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"optim.{key}={value}: must be 0 or more")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient; return what the closure, if any, returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for group in self.param_groups:
             lr, weights = group["lr"], [w for w in group["params"] if w.grad is not None]
             if not weights:
                 continue
             gradients = [w.grad for w in weights]
-            velocities = [self._velocity(w) for w in weights]
+            for w in weights:
+                if not self.state[w]:
+                    self.state[w]["velocity"] = torch.zeros_like(w)
+            velocities = [self.state[w]["velocity"] for w in weights]
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, weights, alpha=-group["weight_decay"] * lr)
             torch._foreach_add_(velocities, gradients, alpha=-lr)
             torch._foreach_add_(weights, velocities)
         return loss
 
-    def _velocity(self, weight: torch.Tensor) -> torch.Tensor:
-        state = self.state[weight]
-        if not state:
-            state["velocity"] = torch.zeros_like(weight)
-        return state["velocity"]
+
+def per_layer(
+    params: Iterable[tuple[str, nn.Parameter]],
+    *,
+    lr: float,
+    bias_lr: float,
+    momentum: float,
+    weight_decay: Mapping[str, float],
+) -> Momentum2012:
+    """The same rule over `net.named_parameters()`, as cuda-convnet's layer-params-*.cfg have it.
+
+    Weights learn at `lr` (epsW) and decay by the entry of their layer in `weight_decay` (wc);
+    biases, and what a normalisation learns per channel, learn at `bias_lr` (epsB) and never decay.
+    Schedules scale all rates alike.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    weighted = set()
+    for name, parameter in params:
+        layer, _, kind = name.rpartition(".")
+        if kind == "bias" or parameter.dim() == 1:  # 1: a normalisation's gamma
+            group = (bias_lr, 0.0)
+        else:
+            weighted.add(layer)
+            group = (lr, weight_decay.get(layer, 0.0))
+        groups.setdefault(group, []).append(parameter)
+    if weighted != set(weight_decay):
+        odd = ", ".join(sorted(weighted ^ set(weight_decay)))
+        allowed = ", ".join(sorted(weighted))
+        raise ValueError(f"optim.weight_decay: {odd}: needs one value for each of {allowed}")
+    rows = [
+        {"params": members, "lr": rate, "weight_decay": decay}
+        for (rate, decay), members in groups.items()
+    ]
+    return Momentum2012(rows, lr=lr, momentum=momentum, weight_decay=0.0)
