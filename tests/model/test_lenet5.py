@@ -17,6 +17,7 @@ from classic_cnns.model.lenet5 import (
     Subsampling,
     TableConv2d,
     digit_bitmaps,
+    paper_bound,
 )
 from classic_cnns.report.summary import layers
 
@@ -276,7 +277,7 @@ def test_ten_images_are_learnt_by_heart(net):
 
 
 def test_a_table_of_all_pairs_is_an_ordinary_convolution():
-    full = TableConv2d(3, ((0, 1, 2),) * 4, 3)
+    full = TableConv2d(3, ((0, 1, 2),) * 4, 3, paper_bound)
     x = torch.randn(1, 3, 6, 6)
     expected = F.conv2d(x, full.weight.view(4, 3, 3, 3), full.bias)
     torch.testing.assert_close(full(x), expected)

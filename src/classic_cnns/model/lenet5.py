@@ -15,6 +15,8 @@ Recognition*, Proceedings of the IEEE 86(11), 1998. Section and equation numbers
                                 60,000       340,908
 """
 
+from collections.abc import Callable, Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,7 +74,7 @@ class Subsampling(nn.Module):
         self.coefficient = nn.Parameter(torch.empty(channels, 1, 1))
         self.bias = nn.Parameter(torch.empty(channels, 1, 1))
         self.connections_per_position = 5 * channels  # four inputs and a bias for each unit
-        fan_in_uniform_([self.coefficient, self.bias], fan_in=4)
+        uniform_([self.coefficient, self.bias], paper_bound(4))
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
@@ -94,12 +96,19 @@ class TableConv2d(nn.Module):
     """C3: a convolution in which output map i sees only the input maps `table[i]`.
 
     Only connected kernels are parameters: `weight` holds them in the order of the table, shape
-    (pairs, k, k). (B, C, H, W) to (B, len(table), H-k+1, W-k+1).
+    (pairs, k, k). A map whose fan-in is F starts uniform in +-`bound(F)`. (B, C, H, W) to
+    (B, len(table), H-k+1, W-k+1).
     """
 
     pairs: Tensor
 
-    def __init__(self, in_channels: int, table: tuple[tuple[int, ...], ...], kernel_size: int):
+    def __init__(
+        self,
+        in_channels: int,
+        table: tuple[tuple[int, ...], ...],
+        kernel_size: int,
+        bound: Callable[[int], float],
+    ) -> None:
         super().__init__()
         self.shape = len(table), in_channels, kernel_size, kernel_size
         self.weight = nn.Parameter(torch.empty(sum(map(len, table)), kernel_size, kernel_size))
@@ -109,7 +118,7 @@ class TableConv2d(nn.Module):
         start = 0
         for i, row in enumerate(table):  # a map that sees more maps starts with smaller weights
             own = [self.weight[start : start + len(row)], self.bias[i]]
-            fan_in_uniform_(own, fan_in=len(row) * kernel_size**2)
+            uniform_(own, bound(len(row) * kernel_size**2))
             start += len(row)
 
     def dense_weight(self) -> Tensor:
@@ -150,14 +159,14 @@ class LeNet5(nn.Module):
         super().__init__()
         self.C1 = nn.Conv2d(1, 6, 5)
         self.S2 = Subsampling(6)
-        self.C3 = TableConv2d(6, C3_TABLE, 5)
+        self.C3 = TableConv2d(6, C3_TABLE, 5, paper_bound)
         self.S4 = Subsampling(16)
         self.C5 = FittedConv2d(16, 120, 5)
         self.F6 = FittedConv2d(120, 84, 1)  # a full connection, at each position of C5
         self.output = EuclideanRBF()
         self.squash = ScaledTanh()
         for layer in (self.C1, self.C5, self.F6):
-            fan_in_uniform_(layer.parameters(), fan_in=layer.weight[0].numel())
+            uniform_(layer.parameters(), paper_bound(layer.weight[0].numel()))
 
     def features(self, images: Tensor) -> Tensor:
         """The units of F6, which the output layer compares with the bitmaps."""
@@ -195,8 +204,12 @@ class MAPLoss(nn.Module):
         return F.cross_entropy(F.pad(scores, (0, 1), value=-self.j), labels)
 
 
+def paper_bound(fan_in: int) -> float:
+    """Appendix A: the weights and biases of a unit with so many inputs start in +- this."""
+    return 2.4 / fan_in
+
+
 @torch.no_grad()
-def fan_in_uniform_(parameters, fan_in: int) -> None:
-    """Appendix A: uniform in +-2.4 / F_i, weights and biases, F_i the fan-in of the unit."""
+def uniform_(parameters: Iterable[Tensor], bound: float) -> None:
     for parameter in parameters:
-        parameter.uniform_(-2.4 / fan_in, 2.4 / fan_in)
+        parameter.uniform_(-bound, bound)
