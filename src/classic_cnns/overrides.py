@@ -46,13 +46,11 @@ def check(config: DictConfig, default: DictConfig, overrides: Sequence[str]) -> 
 
     `default` is the config as its files state it, with the same choices of groups.
     """
-    known = dict(leaves(plain(default), groups=True))
     for text in overrides:
-        override = parse(text)
-        if override.is_delete():
+        if text.startswith("~"):
             raise UserError(f"{text}: keys cannot be removed; some take null, as --cfg job shows")
-        key = override.get_key_element().lstrip("+")
-        if (override.is_add() or override.is_force_add()) and key not in known:
+        key = text.partition("=")[0].lstrip("+")
+        if text.startswith("+") and key not in dict(leaves(plain(default), groups=True)):
             raise UserError(f"{text}: {unknown_key(key, default)}")
     raw = leaves(plain(config))
     copies = [key for key, value in raw if isinstance(value, str) and "${" in value]

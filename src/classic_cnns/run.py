@@ -18,6 +18,7 @@ from classic_cnns.build import build, example
 from classic_cnns.classifier import Classifier, Diverged
 from classic_cnns.errors import UserError
 from classic_cnns.files import disk_trouble, read_json, write_json
+from classic_cnns.processes import stop_signals
 from classic_cnns.report import kernels, summary
 from classic_cnns.report.log import show_log, train_log
 from classic_cnns.report.tensorboard import RunLogger
@@ -38,7 +39,8 @@ def run(config: DictConfig) -> float:
 
     With several ranks each of them calls this; they meet, and rank 0 speaks and writes for all.
     """
-    with Stop() as stop:
+    stop = Stop()
+    with stop_signals(stop.receive):
         return carry_out(config, stop)
 
 

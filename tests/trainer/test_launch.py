@@ -16,8 +16,9 @@ SRC = Path(__file__).parents[2] / "src"
 DRIVER = """
 import os, signal, sys, time
 from classic_cnns.errors import UserError
+from classic_cnns import processes
 from classic_cnns.trainer import launch
-launch.GRACE = 1.0
+processes.GRACE = 1.0
 rank = int(os.environ.get("RANK", -1))
 def task():
     scope = globals() | {"value": 0.0}

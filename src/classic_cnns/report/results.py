@@ -60,11 +60,17 @@ def read(directories: Sequence[str | Path]) -> list[Row]:
     return rows
 
 
+def assignments(words: Sequence[str]) -> dict[str, str]:
+    """Keys and values of overrides; other words of a command line are left out."""
+    pairs = [word.lstrip("+").split("=", 1) for word in words if "=" in word and word[0] != "-"]
+    return {key: value for key, value in pairs}
+
+
 def read_sweep(directory: Path) -> list[Row]:
     sweep: Any = OmegaConf.to_container(OmegaConf.load(directory / "sweep.yaml"))
     rows = []
     for number, words in enumerate(sweep["jobs"]):
-        given = dict(word.lstrip("+").split("=", 1) for word in words)
+        given = assignments(words)
         parameters = {key: given[key] for key in sweep["varied"]}
         command = shlex.join([*sweep["program"], *words])
         rows.append(row(str(number), parameters, directory / str(number), command))
@@ -78,9 +84,8 @@ def read_run(directory: Path) -> Row:
     words = starts[0]["command"][2:] if starts else []
     own = ("run_dir=", "varied=")
     kept = [word for word in words if not word.startswith(own)]
-    given = dict(word.lstrip("+").split("=", 1) for word in kept if "=" in word and word[0] != "-")
     command = shlex.join(["python", *(starts[0]["command"][1:2] if starts else []), *kept])
-    return row(directory.name, {"name": config.name} | given, directory, command)
+    return row(directory.name, {"name": config.name} | assignments(kept), directory, command)
 
 
 def row(name: str, parameters: dict[str, str], directory: Path, command: str) -> Row:

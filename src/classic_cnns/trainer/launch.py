@@ -9,23 +9,22 @@ through a pipe; its standard input ends when we do, however that was, and then i
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from math import inf
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, NoReturn
 
 from classic_cnns.devices import core_count, free_port, started_outside
 from classic_cnns.errors import UserError
 from classic_cnns.files import write_json
+from classic_cnns.processes import how, stop_signals, watch
 
 REPORT = "CLASSIC_CNNS_REPORT"  # the pipe's number, in the environment of a rank
-GRACE = 10.0  # seconds that the other ranks have once one has failed
 
 
 def needed(devices: int) -> int:
@@ -74,77 +73,50 @@ def end_with_standard_input() -> None:
 
 def launch(count: int) -> float:
     """Run this very command in `count` ranks and return what rank 0 does, or exit as they did."""
-    asked: list[int] = []
     receiver, sender = os.pipe()
     os.set_blocking(receiver, False)
-    # The ranks are born deaf to Ctrl-C, which a terminal sends to all: they are told by us.
-    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN) == signal.SIG_IGN
-    port = free_port()
-    ranks = [start(rank, count, port, sender) for rank in range(count)]
-    os.close(sender)
-    for number in [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGINT]:
-        signal.signal(number, lambda number, _: asked.append(number))
-    pumps = [threading.Thread(target=pump, args=pair, daemon=True) for pair in enumerate(ranks)]
-    for thread in pumps:
-        thread.start()
-
-    first = wait(ranks, asked)
-    for thread in pumps:
-        thread.join(timeout=1)
-    told = [json.loads(line) for line in read_all(receiver).splitlines()]
-    if not first:
+    with stop_signals() as asked:
+        port = free_port()
+        ranks = [start(rank, count, port, sender) for rank in range(count)]
+        os.close(sender)
+        pumps = [threading.Thread(target=pump, args=pair, daemon=True) for pair in enumerate(ranks)]
+        for thread in pumps:
+            thread.start()
+        first: dict[int, int] = {}
+        for codes in watch(ranks, asked):
+            first = codes
+            time.sleep(0.05)
+        for thread in pumps:
+            thread.join(timeout=1)
+        lines = b""
+        with suppress(BlockingIOError):  # a process that a rank left behind may keep the pipe open
+            while part := os.read(receiver, 65536):
+                lines += part
+        told = [json.loads(line) for line in lines.splitlines()]
+        if first:
+            end(first, told, asked)
         return next(facts["value"] for facts in told if facts["rank"] == 0 and "value" in facts)
-    end(first, told, asked)
 
 
-def start(rank: int, count: int, port: int, sender: int) -> subprocess.Popen:
+def start(rank: int, count: int, port: int, sender: int) -> Popen:
     env = {"OMP_NUM_THREADS": str(max(1, core_count() // count))} | os.environ
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-    return subprocess.Popen(
+    return Popen(
         [sys.executable, *sys.argv],
         env=env | {REPORT: str(sender)},
         pass_fds=[sender],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL if rank else None,
-        stderr=subprocess.PIPE if rank else None,
+        stdin=PIPE,
+        stdout=DEVNULL if rank else None,
+        stderr=PIPE if rank else None,
+        start_new_session=True,  # a terminal sends Ctrl-C to all of one: we hand it on
     )
 
 
-def pump(rank: int, process: subprocess.Popen) -> None:
+def pump(rank: int, process: Popen) -> None:
     """Hand on the warnings and errors of a rank above 0."""
     for line in process.stderr or ():
         sys.stderr.write(f"rank {rank}: {line.decode(errors='replace')}")
-
-
-def wait(ranks: list[subprocess.Popen], asked: list[int]) -> dict[int, int]:
-    """Exit codes of the ranks that were the first to fail, once all ranks have ended.
-
-    Signals are handed on. All ranks stop at the same step, so that one which ends early has failed
-    and the others wait for it in vain.
-    """
-    first: dict[int, int] = {}
-    handed_on, deadline = 0, inf
-    while any(rank.poll() is None for rank in ranks):
-        failed = {i: rank.returncode for i, rank in enumerate(ranks) if rank.returncode}
-        first = first or failed
-        late = time.monotonic() > deadline
-        for rank in ranks:
-            if rank.poll() is None and (late or len(asked) > handed_on):
-                rank.send_signal(signal.SIGKILL if late else signal.SIGTERM)
-        handed_on = len(asked)
-        if deadline == inf and (first or handed_on > 1):
-            deadline = time.monotonic() + GRACE
-        time.sleep(0.05)
-    return first or {i: rank.returncode for i, rank in enumerate(ranks) if rank.returncode}
-
-
-def read_all(pipe: int) -> bytes:
-    parts = []
-    with suppress(BlockingIOError):  # a process that a rank left behind may keep the pipe open
-        while part := os.read(pipe, 65536):
-            parts.append(part)
-    return b"".join(parts)
 
 
 def end(first: dict[int, int], told: list[dict], asked: list[int]) -> NoReturn:
@@ -176,10 +148,3 @@ def end(first: dict[int, int], told: list[dict], asked: list[int]) -> NoReturn:
         resume = f"; go on with: python src/train.py resume={directory}"
     print(f"error: {line}{resume * (code != 2)}", file=sys.stderr)
     sys.exit(code)
-
-
-def how(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    memory = ", as happens when memory runs out" if code == -signal.SIGKILL else ""
-    return f"was killed by {signal.Signals(-code).name}{memory}"
