@@ -13,16 +13,16 @@ from classic_cnns.trainer.launch import in_rank, launch, needed
 
 
 @command(config_name="train")
-def train(config: DictConfig) -> float:
+def train(config: DictConfig) -> None:
     if (processes := needed(config.trainer.devices)) > 1:
         return launch(processes)
 
-    def task() -> float:
+    def task() -> None:
         from classic_cnns.run import run  # here, since importing torch takes seconds
 
-        return run(config)
+        run(config)
 
-    return in_rank(task)
+    in_rank(task)
 
 
 if __name__ == "__main__":

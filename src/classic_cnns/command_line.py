@@ -17,7 +17,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from classic_cnns import run_directory
@@ -30,33 +30,26 @@ HOW_HYDRA_SWEEPS = ("hydra.sweep.", "hydra.launcher", "hydra/launcher", "hydra.m
 def command(config_name: str) -> Callable:
     """`hydra.main` on this project's conf/, with checked values and one line for each mistake.
 
-    Hydra goes through the command line twice: first it is checked, then run. A sweep ends in the
-    first, since our launcher has each job checked, and carries it out as a command of its own.
+    Hydra gets a check for its task, and the task itself what has passed. A sweep ends with the
+    check, since our launcher carries each job out as a command of its own.
     """
 
     def decorate(task: Callable[[DictConfig], object]) -> Callable[[], None]:
-        main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
-        checked = []
-        sweeps = []  # directories
+        checked: list[tuple[DictConfig, list[str]]] = []
+        sweeps: list[Path] = []
         compose = functools.cache(lambda name, *words: hydra.compose(name, list(words)))
 
         def check_job(config: DictConfig) -> None:
-            checked.append(config)
             own = HydraConfig.get()
-            overrides = list(plain(own.overrides.task))
-            choices = [
-                word for word in overrides if parse(word).key_or_group in own.runtime.choices
-            ]
-            check(config, compose(own.job.config_name, *choices), overrides)
+            words = plain(own.overrides.task)
+            checked.append((config, words))
+            choices = [word for word in words if parse(word).key_or_group in own.runtime.choices]
+            check(config, compose(own.job.config_name, *choices), words)
             if own.mode == RunMode.MULTIRUN:
-                sweeps.append(Path(str(config.sweep.dir)))
-            elif of_sweep := [word for word in overrides if word.startswith("sweep")]:
+                return sweeps.append(Path(str(config.sweep.dir)))
+            if of_sweep := [word for word in words if word.startswith("sweep")]:
                 raise UserError(f"{of_sweep[0]}: is for a sweep, which -m starts; add -m")
-
-        @functools.wraps(task)
-        def own_task(config: DictConfig) -> object:
-            overrides = plain(HydraConfig.get().overrides.task)
-            return task(run_directory.own_config(config, overrides))
+            OmegaConf.resolve(config)
 
         @functools.wraps(task)
         def run() -> None:
@@ -65,6 +58,7 @@ def command(config_name: str) -> Callable:
             for word in sys.argv[1:]:
                 if word.lstrip("+~").startswith(HOW_HYDRA_SWEEPS):
                     fail(f"{word}: how a sweep is run is said by -m and by sweep.*; try sweep.dir=")
+            main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
             try:
                 with one_line_errors(), sweep_elsewhere():
                     main(one_line_errors()(check_job))()
@@ -78,8 +72,9 @@ def command(config_name: str) -> Callable:
                 from classic_cnns.report.results import end  # here, since a run has no table
 
                 sys.exit(end(sweeps[0]))
-            if checked:  # not so after --cfg
-                main(one_line_errors()(own_task))()
+            with one_line_errors():
+                for config, words in checked:  # none after --cfg
+                    task(run_directory.own_config(config, words))
 
         return run
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns.errors import UserError
 
@@ -27,11 +27,16 @@ def parse(words: list[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides(words)
 
 
+def words(config: DictConfig) -> list[str]:
+    """The overrides of the command line as they were given."""
+    return OmegaConf.to_container(config.hydra.overrides.task)  # type: ignore
+
+
 def varied(config: DictConfig) -> list[Override]:
     """What the command line and a search, in its config, try several values of."""
     params = config.hydra.sweeper.get("params") or {}
-    words = [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items())]
-    return [override for override in parse(words) if override.is_sweep_override()]
+    texts = [*words(config), *(f"{key}={value}" for key, value in params.items())]
+    return [override for override in parse(texts) if override.is_sweep_override()]
 
 
 def check(config: DictConfig) -> None:
@@ -39,12 +44,12 @@ def check(config: DictConfig) -> None:
 
     `config` is the sweep's own, composed from all that it does not vary, with Hydra's part.
     """
-    words = list(config.hydra.overrides.task)
-    keys = Counter(override.get_key_element().lstrip("+") for override in parse(words))
+    overrides = parse(words(config))
+    keys = Counter(override.get_key_element().lstrip("+") for override in overrides)
     for key, count in keys.items():
         if count > 1:
             raise UserError(f"{key}: stands on the command line {count} times; try {key}=a,b")
-    for override in parse(words):
+    for override in overrides:
         word, key = override.input_line, override.get_key_element()
         if is_sweep_key(f"{key}=") and override.is_sweep_override():
             raise UserError(f"{word}: holds for the whole sweep; try one value")
@@ -58,7 +63,7 @@ def check(config: DictConfig) -> None:
         raise UserError(f"sweep={choice}: needs an extra; try pip install -e '.[{choice}]'")
     most = config.sweep.max_jobs
     count = jobs(config, most + 1) if type(most) is int else 1  # else the check of values tells
-    if all(map(is_sweep_key, words)) or count == 0:
+    if all(map(is_sweep_key, words(config))) or count == 0:
         raise UserError("-m: the grid is empty; try -m 'seed=range(3)', or leave -m out")
     if type(most) is int and count > most:
         raise UserError(

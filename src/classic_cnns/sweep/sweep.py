@@ -16,7 +16,7 @@ from classic_cnns.errors import UserError
 from classic_cnns.files import read_json, replacing, write_json
 from classic_cnns.processes import stop_signals
 from classic_cnns.report import results
-from classic_cnns.sweep.grid import is_sweep_key, varied
+from classic_cnns.sweep.grid import is_sweep_key, varied, words
 from classic_cnns.sweep.job import Job
 from classic_cnns.sweep.lines import Lines
 from classic_cnns.sweep.process import take_lock
@@ -30,15 +30,15 @@ class Sweep:
     def __init__(self, config: DictConfig) -> None:
         self.config, self.directory = config.sweep, Path(str(config.sweep.dir))
         self.lines = Lines()
-        of_hydra, task = config.hydra.overrides.hydra, config.hydra.overrides.task
+        of_hydra, task = config.hydra.overrides.hydra, words(config)
         given = [*of_hydra, *task]
         flags = [word for word in sys.argv[1:] if word not in ("-m", "--multirun", *given)]
         self.program = [sys.argv[0], *flags, *(word for word in of_hydra if not is_sweep_key(word))]
         own = ("sweep.dir=", "hydra.sweep.dir=", "hydra.mode=")
-        words = [*flags, *(word for word in given if not word.startswith(own))]
-        self.command = shlex.join(
-            ["python", sys.argv[0], "-m", *words, f"sweep.dir={self.directory}"]
-        )  # of the whole sweep; what it prints goes on with it
+        kept = [*flags, *(word for word in given if not word.startswith(own))]
+        self.command = shlex.join(  # of the whole sweep; what it prints goes on with it
+            ["python", sys.argv[0], "-m", *kept, f"sweep.dir={self.directory}"]
+        )
 
         self.kept = self.directory / "sweep.yaml"
         if not self.kept.exists() and any(self.directory.glob("[!.]*")):
@@ -100,17 +100,17 @@ class Sweep:
 
     def job(self, number: int, overrides: list[str], trainer: DictConfig) -> Job:
         """The job, with the result that the directory has of it, which must know it as the same."""
-        words = [word for word in overrides if not is_sweep_key(word)]
+        own = [word for word in overrides if not is_sweep_key(word)]
         jobs = self.known["jobs"]
         if number == len(jobs):
-            jobs.append(words)
-        elif jobs[number] != words:
+            jobs.append(own)
+        elif jobs[number] != own:
             was = f"job {number} was {shlex.join(jobs[number])}"
-            self.refuse(f"{was}, and is now {shlex.join(words)}", self.known["command"])
-        given = results.assignments(words)
+            self.refuse(f"{was}, and is now {shlex.join(own)}", self.known["command"])
+        given = results.assignments(own)
         job = Job(
             number,
-            words,
+            own,
             {key: given[key] for key in self.known["varied"]},
             self.directory / str(number),
             [sys.executable, *self.program],

@@ -42,25 +42,25 @@ def report(**facts: Any) -> None:
         os.write(int(os.environ[REPORT]), f"{line}\n".encode())
 
 
-def in_rank(task: Callable[[], float]) -> float:
+def in_rank(task: Callable[[], object]) -> None:
     """Carry out `task`; where somebody watches, an error is reported and not printed."""
     if REPORT not in os.environ:
-        return task()
+        task()
+        return
     threading.Thread(target=end_with_standard_input, daemon=True).start()
     try:
-        value = task()
-        report(value=value)
-        return value
+        task()
+        return
     except SystemExit as stop:
-        report(code=stop.code)
-        raise
+        facts: dict[str, Any] = {"code": stop.code}
     except UserError as error:
-        report(code=2, error=str(error))
-        sys.exit(2)
+        facts = {"code": 2, "error": str(error)}
     except BaseException as error:
         line = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        report(code=1, error=line[:500], trace=traceback.format_exc(limit=-8, chain=False)[:3000])
-        sys.exit(1)
+        trace = traceback.format_exc(limit=-8, chain=False)
+        facts = {"code": 1, "error": line[:500], "trace": trace[:3000]}
+    report(**facts)
+    sys.exit(facts["code"])
 
 
 def end_with_standard_input() -> None:
@@ -71,8 +71,8 @@ def end_with_standard_input() -> None:
 # --- In the process that the user started --------------------------------------------------------
 
 
-def launch(count: int) -> float:
-    """Run this very command in `count` ranks and return what rank 0 does, or exit as they did."""
+def launch(count: int) -> None:
+    """Run this very command in `count` ranks, and where they fail exit as they did."""
     receiver, sender = os.pipe()
     os.set_blocking(receiver, False)
     with stop_signals() as asked:
@@ -82,20 +82,21 @@ def launch(count: int) -> float:
         pumps = [threading.Thread(target=pump, args=pair, daemon=True) for pair in enumerate(ranks)]
         for thread in pumps:
             thread.start()
-        first: dict[int, int] = {}
         for codes in watch(ranks, asked):
             first = codes
             time.sleep(0.05)
         for thread in pumps:
             thread.join(timeout=1)
-        lines = b""
-        with suppress(BlockingIOError):  # a process that a rank left behind may keep the pipe open
-            while part := os.read(receiver, 65536):
-                lines += part
-        told = [json.loads(line) for line in lines.splitlines()]
         if first:
-            end(first, told, asked)
-        return next(facts["value"] for facts in told if facts["rank"] == 0 and "value" in facts)
+            end(first, [json.loads(line) for line in read_all(receiver).splitlines()], asked)
+
+
+def read_all(pipe: int) -> bytes:
+    parts = []
+    with suppress(BlockingIOError):  # a process that a rank left behind may keep the pipe open
+        while part := os.read(pipe, 65536):
+            parts.append(part)
+    return b"".join(parts)
 
 
 def start(rank: int, count: int, port: int, sender: int) -> Popen:
@@ -121,30 +122,26 @@ def pump(rank: int, process: Popen) -> None:
 
 def end(first: dict[int, int], told: list[dict], asked: list[int]) -> NoReturn:
     """Print one line on why the run ended, see that `result.json` says so too, and exit."""
-    ends = [facts for facts in told if "code" in facts]
-    silent = [rank for rank in first if rank not in {facts["rank"] for facts in ends}]
-    cause: dict[str, Any] = ends[0] if ends and not silent else {"code": 1}
-    status: str
-    line: str
+    ends = {facts["rank"]: facts for facts in told if "code" in facts}  # the first one first
+    silent = [rank for rank in first if rank not in ends]
+    status, code, trace = "failed", 1, ""
     if asked:
-        status, code, line = "interrupted", 128 + asked[0], f"{signal.Signals(asked[0]).name}"
-        if any(facts["rank"] == 0 and facts["code"] == 143 for facts in ends):
+        status, code, line = "interrupted", 128 + asked[0], signal.Signals(asked[0]).name
+        if 0 in ends and ends[0]["code"] == 143:
             sys.exit(code)  # rank 0 has told it all
+    elif silent:
+        line = f"rank {silent[0]} {how(first[silent[0]])}"
     else:
-        status, code, line = "failed", cause["code"], cause.get("error", "")
-        if silent:
-            line = f"rank {silent[0]} {how(first[silent[0]])}"
-        elif code != 2:
-            line = line and f"rank {cause['rank']}: {line}"
+        rank, facts = next(iter(ends.items()))
+        code, line, trace = facts["code"], facts.get("error", ""), facts.get("trace", "")
         if not line:  # it ended as it meant to, and said why
             sys.exit(code)
-    directory = next((facts["directory"] for facts in told if "directory" in facts), None)
-    sys.stderr.write(cause.get("trace", ""))
+        line = line if code == 2 else f"rank {rank}: {line}"
     resume = ""
-    if directory:
-        result = {"status": status, "directory": directory, "error": line}
+    for directory in [facts["directory"] for facts in told if "directory" in facts]:
         with suppress(OSError):
+            result = {"status": status, "directory": directory, "error": line}
             write_json(Path(directory) / "result.json", result)
-        resume = f"; go on with: python src/train.py resume={directory}"
-    print(f"error: {line}{resume * (code != 2)}", file=sys.stderr)
+        resume = f"; go on with: python src/train.py resume={directory}" if code != 2 else ""
+    print(f"{trace}error: {line}{resume}", file=sys.stderr)
     sys.exit(code)
