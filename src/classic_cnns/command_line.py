@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import hydra
@@ -60,7 +59,7 @@ def command(config_name: str) -> Callable:
                     fail(f"{word}: how a sweep is run is said by -m and by sweep.*; try sweep.dir=")
             main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
             try:
-                with one_line_errors(), sweep_elsewhere():
+                with one_line_errors():
                     main(one_line_errors()(check_job))()
             except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
                 if checked:
@@ -98,20 +97,3 @@ def one_line_errors() -> Iterator[None]:
 def fail(line: str) -> NoReturn:
     print(f"error: {line}", file=sys.stderr)
     sys.exit(2)
-
-
-@contextmanager
-def sweep_elsewhere() -> Iterator[None]:
-    """Let Hydra make the directory of a sweep, which it does before any job, in a place to lose."""
-    argv = sys.argv[:]
-    if not {"-m", "--multirun"} & set(argv):
-        yield
-        return
-    # Beside the other overrides, since argparse takes them only in one row.
-    row = [i for i, word in enumerate(argv) if "=" in word and not word.startswith("-")]
-    with TemporaryDirectory() as folder:
-        sys.argv.insert(row[-1] + 1 if row else len(argv), f"hydra.sweep.dir={folder}")
-        try:
-            yield
-        finally:
-            sys.argv = argv

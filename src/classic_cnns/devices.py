@@ -61,7 +61,7 @@ def free_port() -> int:
 def check_devices(config: dict) -> None:
     """Raise UserError where the machine has not what `trainer` asks for, before anything starts."""
     trainer = config["trainer"]
-    devices, nodes = trainer["devices"], trainer.get("num_nodes", 1)
+    devices, nodes = trainer["devices"], trainer["num_nodes"]
     gpus, cores, outside = gpu_count(), core_count(), started_outside()
     if trainer["accelerator"] == "gpu" and not gpus:
         raise UserError("trainer.accelerator=gpu: this machine shows no GPU; try trainer=cpu")
@@ -86,7 +86,7 @@ def check_devices(config: dict) -> None:
             f"were started; try trainer.devices={outside // nodes}"
         )
     shares, who = total, "processes"
-    if trainer.get("strategy") == "two_towers":
+    if trainer["strategy"] == "two_towers":
         if config["model"]["net"].get("towers") != 2:
             raise UserError(
                 "trainer=two_gpu: parts a net's two towers, and this one has none; "

@@ -7,7 +7,9 @@ import os
 from collections.abc import Sequence
 from datetime import datetime
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -26,6 +28,10 @@ CONF = Path(__file__).parents[2] / "conf"
 # Hydra's own `now` is another moment in each job of a sweep.
 STARTED = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 OmegaConf.register_new_resolver("started", lambda: STARTED, replace=True)
+
+# Hydra makes a directory for a sweep, before any job: a place to lose, removed at exit.
+lost = cache(TemporaryDirectory)
+OmegaConf.register_new_resolver("lost", lambda: lost().name, replace=True)
 
 # ${class_folders:root} in a config is the number of classes of an image folder.
 OmegaConf.register_new_resolver(

@@ -34,7 +34,7 @@ class Sweep:
         given = [*of_hydra, *task]
         flags = [word for word in sys.argv[1:] if word not in ("-m", "--multirun", *given)]
         self.program = [sys.argv[0], *flags, *(word for word in of_hydra if not is_sweep_key(word))]
-        own = ("sweep.dir=", "hydra.sweep.dir=", "hydra.mode=")
+        own = ("sweep.dir=", "hydra.mode=")
         kept = [*flags, *(word for word in given if not word.startswith(own))]
         self.command = shlex.join(  # of the whole sweep; what it prints goes on with it
             ["python", sys.argv[0], "-m", *kept, f"sweep.dir={self.directory}"]
