@@ -12,7 +12,6 @@ from classic_cnns.command_line import command
 from classic_cnns.trainer.launch import in_rank, launch, needed
 
 
-@command(config_name="train")
 def train(config: DictConfig) -> None:
     if (processes := needed(config.trainer.devices)) > 1:
         return launch(processes)
@@ -26,4 +25,4 @@ def train(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    train()
+    command(train, config_name="train")

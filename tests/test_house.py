@@ -34,7 +34,7 @@ ARROWS = {
     "files": set(),
     "processes": set(),
     "run_directory": {"errors", "files"},
-    "command_line": {"errors", "overrides", "report", "run_directory"},
+    "command_line": {"errors", "overrides", "report"},
     "overrides": {"allowed", "data", "devices", "errors", "run_directory"},
     "build": {"classifier", "errors", "report"},
     "run": {

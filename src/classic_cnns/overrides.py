@@ -47,10 +47,11 @@ def parse(override: str) -> Override:
     return OverridesParser.create().parse_override(override)
 
 
-def check(config: DictConfig, default: DictConfig, overrides: Sequence[str]) -> None:
-    """Raise UserError for a key that no file has, or a value of a wrong kind or range.
+def check(config: DictConfig, default: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The config of the run, resolved; with `resume` that of the earlier one on the devices named.
 
-    `default` is the config as its files state it, with the same choices of groups.
+    `default` is the config as its files state it, with the same choices of groups. Raises UserError
+    for a key that no file has, or a value of a wrong kind or range.
     """
     for text in overrides:
         if text.startswith("~"):
@@ -73,30 +74,32 @@ def check(config: DictConfig, default: DictConfig, overrides: Sequence[str]) -> 
         given = [text for text in overrides if "${" in text]
         raise UserError(": ".join([*given[:1], one_line(error)])) from error
     check_values(values, plain(default, resolve=True), copies)
-    check_paths(config, overrides)
-
-
-def check_paths(config: DictConfig, overrides: Sequence[str]) -> None:
     for key in ("data_dir", "run_dir", "sweep.dir"):
-        value = OmegaConf.select(config, key)
-        if value is None:
-            continue
-        folder = Path(str(value)).expanduser().absolute()
-        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        if not there.is_dir() or (there != folder and not os.access(there, os.W_OK)):
+        check_folder(key, OmegaConf.select(config, key))
+    OmegaConf.resolve(config)
+    if config.resume is None:
+        return config
+    free = ("resume=", "trainer=", *(f"trainer.{key}=" for key in run_directory.PLACEMENT))
+    for text in overrides:
+        if not text.lstrip("+").startswith(free):
             raise UserError(
-                f"{key}={value}: cannot be made, since {there} is not a folder that you may "
-                f"write to; leave {key} out to use your own"
+                f"{text}: an earlier run goes on with its own config; try resume={config.resume} "
+                "alone, or a new run without resume"
             )
-    if config.resume is not None:
-        free = ("resume=", "trainer=", *(f"trainer.{key}=" for key in run_directory.PLACEMENT))
-        others = [text for text in overrides if not text.lstrip("+").startswith(free)]
-        if others:
-            raise UserError(
-                f"{others[0]}: an earlier run goes on with its own config; try resume="
-                f"{config.resume} alone, or a new run without resume"
-            )
-        check_devices(plain(run_directory.own_config(config, overrides)))
+    own = run_directory.own_config(config, overrides)
+    check_devices(plain(own))
+    return own
+
+
+def check_folder(key: str, value: Any) -> None:
+    """Raise UserError where `value`, unless it is None, is no folder that could be written to."""
+    folder = Path(str(value or ".")).expanduser().absolute()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir() or (there != folder and not os.access(there, os.W_OK)):
+        raise UserError(
+            f"{key}={value}: cannot be made, since {there} is not a folder that you may "
+            f"write to; leave {key} out to use your own"
+        )
 
 
 def unknown_key(key: str, default: DictConfig) -> str:

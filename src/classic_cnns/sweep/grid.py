@@ -27,9 +27,9 @@ def parse(words: list[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides(words)
 
 
-def words(config: DictConfig) -> list[str]:
-    """The overrides of the command line as they were given."""
-    return OmegaConf.to_container(config.hydra.overrides.task)  # type: ignore
+def words(config: DictConfig, of: str = "task") -> list[str]:
+    """The overrides of the command line, of the task or of Hydra, as they were given."""
+    return OmegaConf.to_container(config.hydra.overrides[of])  # type: ignore
 
 
 def varied(config: DictConfig) -> list[Override]:

@@ -5,7 +5,7 @@ import signal
 from collections import Counter
 from collections.abc import Sequence
 
-from classic_cnns.devices import cgroup, core_count, gpu_count
+from classic_cnns.devices import cgroup, core_count, visible_gpus
 from classic_cnns.sweep.job import Job
 from classic_cnns.sweep.process import carry_out
 
@@ -49,11 +49,6 @@ class Local:
 
     def stop(self, job: Job, at_once: bool) -> None:
         job.asked.append(signal.SIGTERM)  # carry_out() sees how many there are
-
-
-def visible_gpus() -> list[str]:
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(i) for i in range(gpu_count())]
 
 
 def memory() -> int:

@@ -86,10 +86,10 @@ def carry_out(job: Job, environment: dict[str, str]) -> Iterator[None]:
         result |= {"status": "timeout", "error": error}
     elif job.asked:
         result = result or {"status": "interrupted", "error": "interrupted"}
-    write_json(path, result or seen(process.returncode, job.directory / "output.log"))
+    write_json(path, result or from_outside(process.returncode, job.directory / "output.log"))
 
 
-def seen(code: int, log: Path) -> dict[str, str]:
+def from_outside(code: int, log: Path) -> dict[str, str]:
     """The result of a job that has written none, as it looks from outside."""
     if code < 0:
         return {"status": "killed", "error": how(code)}

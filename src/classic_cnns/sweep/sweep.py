@@ -11,7 +11,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from classic_cnns.devices import gpu_count
+from classic_cnns.devices import visible_gpus
 from classic_cnns.errors import UserError
 from classic_cnns.files import read_json, replacing, write_json
 from classic_cnns.processes import stop_signals
@@ -30,7 +30,7 @@ class Sweep:
     def __init__(self, config: DictConfig) -> None:
         self.config, self.directory = config.sweep, Path(str(config.sweep.dir))
         self.lines = Lines()
-        of_hydra, task = config.hydra.overrides.hydra, words(config)
+        of_hydra, task = words(config, "hydra"), words(config)
         given = [*of_hydra, *task]
         flags = [word for word in sys.argv[1:] if word not in ("-m", "--multirun", *given)]
         self.program = [sys.argv[0], *flags, *(word for word in of_hydra if not is_sweep_key(word))]
@@ -115,7 +115,7 @@ class Sweep:
             self.directory / str(number),
             [sys.executable, *self.program],
             ranks=trainer.devices,
-            on_gpu=trainer.accelerator != "cpu" and gpu_count() > 0,
+            on_gpu=trainer.accelerator != "cpu" and bool(visible_gpus()),
             time_limit=self.config.time_limit,
         )
         result = read_json(job.directory / "result.json")
