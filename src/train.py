@@ -9,12 +9,13 @@ python src/train.py --help
 from omegaconf import DictConfig
 
 from classic_cnns.command_line import command
-from classic_cnns.trainer.launch import in_rank, launch, needed
+from classic_cnns.devices import started_outside
+from classic_cnns.trainer.launch import in_rank, launch
 
 
 def train(config: DictConfig) -> None:
-    if (processes := needed(config.trainer.devices)) > 1:
-        return launch(processes)
+    if config.trainer.devices > 1 and started_outside() is None:
+        return launch(config.trainer.devices)
 
     def task() -> None:
         from classic_cnns.run import run  # here, since importing torch takes seconds

@@ -64,7 +64,7 @@ def check(config: DictConfig, default: DictConfig, overrides: Sequence[str]) -> 
     if "root" in default.data:  # no file can know it
         default.data.root = config.data.root
     try:
-        values = plain(config, resolve=True)
+        OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
         told: BaseException | None = error
         while told and not isinstance(told, UserError):  # which OmegaConf hides below its own
@@ -73,10 +73,9 @@ def check(config: DictConfig, default: DictConfig, overrides: Sequence[str]) -> 
             raise told from error
         given = [text for text in overrides if "${" in text]
         raise UserError(": ".join([*given[:1], one_line(error)])) from error
-    check_values(values, plain(default, resolve=True), copies)
+    check_values(plain(config), plain(default, resolve=True), copies)
     for key in ("data_dir", "run_dir", "sweep.dir"):
         check_folder(key, OmegaConf.select(config, key))
-    OmegaConf.resolve(config)
     if config.resume is None:
         return config
     free = ("resume=", "trainer=", *(f"trainer.{key}=" for key in run_directory.PLACEMENT))

@@ -19,17 +19,12 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, NoReturn
 
-from classic_cnns.devices import core_count, free_port, started_outside
+from classic_cnns.devices import core_count, free_port
 from classic_cnns.errors import UserError
 from classic_cnns.files import write_json
 from classic_cnns.processes import how, stop_signals, watch
 
 REPORT = "CLASSIC_CNNS_REPORT"  # the pipe's number, in the environment of a rank
-
-
-def needed(devices: int) -> int:
-    """Processes to start from here: none beside this one where torchrun or SLURM start them."""
-    return 1 if started_outside() else devices
 
 
 # --- In a rank -----------------------------------------------------------------------------------

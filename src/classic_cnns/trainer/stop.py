@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end training after a checkpoint, at the same step on all ranks."""
+"""A signal to stop ends training after a checkpoint, at the same step on all ranks."""
 
 import time
 from typing import Any
