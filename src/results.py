@@ -24,10 +24,9 @@ def results() -> None:
     with one_line_errors():
         from classic_cnns.report.results import markdown, read, write
 
+        alone = len(given.directories) == 1
+        folder = given.to or Path(given.directories[0] if alone else "outputs/results")
         rows = read([name for name in given.directories if Path(name).name != "latest"])
-        folder = given.to or Path(
-            given.directories[0] if len(given.directories) == 1 else "outputs/results"
-        )
         folder.mkdir(parents=True, exist_ok=True)
         write(folder, rows)
         print(markdown(rows))

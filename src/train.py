@@ -9,21 +9,21 @@ python src/train.py --help
 from omegaconf import DictConfig
 
 from classic_cnns.command_line import command
-from classic_cnns.trainer.launch import in_rank, launch, needed
+from classic_cnns.devices import started_outside
+from classic_cnns.trainer.launch import in_rank, launch
 
 
-@command(config_name="train")
-def train(config: DictConfig) -> float:
-    if (processes := needed(config.trainer.devices)) > 1:
-        return launch(processes)
+def train(config: DictConfig) -> None:
+    if config.trainer.devices > 1 and started_outside() is None:
+        return launch(config.trainer.devices)
 
-    def task() -> float:
+    def task() -> None:
         from classic_cnns.run import run  # here, since importing torch takes seconds
 
-        return run(config)
+        run(config)
 
-    return in_rank(task)
+    in_rank(task)
 
 
 if __name__ == "__main__":
-    train()
+    command(train, config_name="train")

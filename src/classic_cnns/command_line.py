@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import hydra
@@ -20,70 +19,57 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from classic_cnns import run_directory
 from classic_cnns.errors import JobFailed, UserError
 from classic_cnns.overrides import CONF, check, explain, parse, plain
 
 HOW_HYDRA_SWEEPS = ("hydra.sweep.", "hydra.launcher", "hydra/launcher", "hydra.mode")
 
 
-def command(config_name: str) -> Callable:
-    """`hydra.main` on this project's conf/, with checked values and one line for each mistake.
+def command(task: Callable[[DictConfig], object], config_name: str) -> None:
+    """Hydra on this project's conf/, with checked values and one line for each mistake.
 
-    Hydra goes through the command line twice: first it is checked, then run. A sweep ends in the
-    first, since our launcher has each job checked, and carries it out as a command of its own.
+    Hydra gets a check for its task, and the task itself what has passed. A sweep ends with the
+    check, since our launcher carries each job out as a command of its own.
     """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on, prints none
+    argparse.ArgumentParser.error = lambda _, line: fail(f"{line}; see --help")  # type: ignore
+    for word in sys.argv[1:]:
+        if word.lstrip("+~").startswith(HOW_HYDRA_SWEEPS):
+            fail(f"{word}: how a sweep is run is said by -m and by sweep.*; try sweep.dir=")
+    checked: list[DictConfig] = []
+    sweeps: list[Path] = []
+    compose = functools.cache(lambda name, *words: hydra.compose(name, list(words)))
 
-    def decorate(task: Callable[[DictConfig], object]) -> Callable[[], None]:
-        main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
-        checked = []
-        sweeps = []  # directories
-        compose = functools.cache(lambda name, *words: hydra.compose(name, list(words)))
+    @one_line_errors()
+    def check_job(config: DictConfig) -> None:
+        checked.append(config)
+        own = HydraConfig.get()
+        words = plain(own.overrides.task)
+        choices = [word for word in words if parse(word).key_or_group in own.runtime.choices]
+        checked[-1] = check(config, compose(own.job.config_name, *choices), words)
+        if own.mode == RunMode.MULTIRUN:
+            sweeps.append(Path(str(config.sweep.dir)))
+        elif of_sweep := [word for word in words if word.startswith("sweep")]:
+            raise UserError(f"{of_sweep[0]}: is for a sweep, which -m starts; add -m")
 
-        def check_job(config: DictConfig) -> None:
-            checked.append(config)
-            own = HydraConfig.get()
-            overrides = list(plain(own.overrides.task))
-            choices = [
-                word for word in overrides if parse(word).key_or_group in own.runtime.choices
-            ]
-            check(config, compose(own.job.config_name, *choices), overrides)
-            if own.mode == RunMode.MULTIRUN:
-                sweeps.append(Path(str(config.sweep.dir)))
-            elif of_sweep := [word for word in overrides if word.startswith("sweep")]:
-                raise UserError(f"{of_sweep[0]}: is for a sweep, which -m starts; add -m")
+    try:
+        with one_line_errors():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
+                check_job
+            )()
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+        if checked:
+            raise  # a bug of ours
+        fail(explain(error, config_name, sys.argv[1:]))
+    except JobFailed:
+        pass  # a sweeper that bears no failure has given up; the table tells
+    if sweeps:
+        from classic_cnns.report.results import end  # here, since a run has no table
 
-        @functools.wraps(task)
-        def own_task(config: DictConfig) -> object:
-            overrides = plain(HydraConfig.get().overrides.task)
-            return task(run_directory.own_config(config, overrides))
-
-        @functools.wraps(task)
-        def run() -> None:
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on, prints none
-            argparse.ArgumentParser.error = lambda _, line: fail(f"{line}; see --help")  # type: ignore
-            for word in sys.argv[1:]:
-                if word.lstrip("+~").startswith(HOW_HYDRA_SWEEPS):
-                    fail(f"{word}: how a sweep is run is said by -m and by sweep.*; try sweep.dir=")
-            try:
-                with one_line_errors(), sweep_elsewhere():
-                    main(one_line_errors()(check_job))()
-            except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
-                if checked:
-                    raise  # a bug of ours
-                fail(explain(error, config_name, sys.argv[1:]))
-            except JobFailed:
-                pass  # a sweeper that bears no failure has given up; the table tells
-            if sweeps:
-                from classic_cnns.report.results import end  # here, since a run has no table
-
-                sys.exit(end(sweeps[0]))
-            if checked:  # not so after --cfg
-                main(one_line_errors()(own_task))()
-
-        return run
-
-    return decorate
+        sys.exit(end(sweeps[0]))
+    with one_line_errors():
+        for config in checked:  # none after --cfg
+            task(config)
 
 
 @contextmanager
@@ -103,20 +89,3 @@ def one_line_errors() -> Iterator[None]:
 def fail(line: str) -> NoReturn:
     print(f"error: {line}", file=sys.stderr)
     sys.exit(2)
-
-
-@contextmanager
-def sweep_elsewhere() -> Iterator[None]:
-    """Let Hydra make the directory of a sweep, which it does before any job, in a place to lose."""
-    argv = sys.argv[:]
-    if not {"-m", "--multirun"} & set(argv):
-        yield
-        return
-    # Beside the other overrides, since argparse takes them only in one row.
-    row = [i for i, word in enumerate(argv) if "=" in word and not word.startswith("-")]
-    with TemporaryDirectory() as folder:
-        sys.argv.insert(row[-1] + 1 if row else len(argv), f"hydra.sweep.dir={folder}")
-        try:
-            yield
-        finally:
-            sys.argv = argv

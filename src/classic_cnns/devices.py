@@ -9,13 +9,13 @@ from pathlib import Path
 from classic_cnns.errors import UserError
 
 
-def gpu_count() -> int:
-    """GPUs by their device files; 1 where a machine has one of another make."""
+def visible_gpus() -> list[str]:
+    """GPUs by their device files, or as CUDA_VISIBLE_DEVICES names them; one of another make."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+        return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
     other = sys.platform == "darwin" or os.path.exists("/dev/kfd") or os.path.exists("/dev/dxg")
-    return len(glob("/dev/nvidia[0-9]*")) or int(other)
+    return [str(i) for i in range(len(glob("/dev/nvidia[0-9]*")) or int(other))]
 
 
 def core_count() -> int:
@@ -61,8 +61,8 @@ def free_port() -> int:
 def check_devices(config: dict) -> None:
     """Raise UserError where the machine has not what `trainer` asks for, before anything starts."""
     trainer = config["trainer"]
-    devices, nodes = trainer["devices"], trainer.get("num_nodes", 1)
-    gpus, cores, outside = gpu_count(), core_count(), started_outside()
+    devices, nodes = trainer["devices"], trainer["num_nodes"]
+    gpus, cores, outside = len(visible_gpus()), core_count(), started_outside()
     if trainer["accelerator"] == "gpu" and not gpus:
         raise UserError("trainer.accelerator=gpu: this machine shows no GPU; try trainer=cpu")
     on_gpus = gpus and trainer["accelerator"] != "cpu"
@@ -86,7 +86,7 @@ def check_devices(config: dict) -> None:
             f"were started; try trainer.devices={outside // nodes}"
         )
     shares, who = total, "processes"
-    if trainer.get("strategy") == "two_towers":
+    if trainer["strategy"] == "two_towers":
         if config["model"]["net"].get("towers") != 2:
             raise UserError(
                 "trainer=two_gpu: parts a net's two towers, and this one has none; "

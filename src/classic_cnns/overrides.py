@@ -7,7 +7,9 @@ import os
 from collections.abc import Sequence
 from datetime import datetime
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,6 +29,10 @@ CONF = Path(__file__).parents[2] / "conf"
 STARTED = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 OmegaConf.register_new_resolver("started", lambda: STARTED, replace=True)
 
+# Hydra makes a directory for a sweep, before any job: a place to lose, removed at exit.
+lost = cache(TemporaryDirectory)
+OmegaConf.register_new_resolver("lost", lambda: lost().name, replace=True)
+
 # ${class_folders:root} in a config is the number of classes of an image folder.
 OmegaConf.register_new_resolver(
     "class_folders", lambda root: len(folders.classes(root)), use_cache=True
@@ -41,25 +47,24 @@ def parse(override: str) -> Override:
     return OverridesParser.create().parse_override(override)
 
 
-def check(config: DictConfig, default: DictConfig, overrides: Sequence[str]) -> None:
-    """Raise UserError for a key that no file has, or a value of a wrong kind or range.
+def check(config: DictConfig, default: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The config of the run, resolved; with `resume` that of the earlier one on the devices named.
 
-    `default` is the config as its files state it, with the same choices of groups.
+    `default` is the config as its files state it, with the same choices of groups. Raises UserError
+    for a key that no file has, or a value of a wrong kind or range.
     """
-    known = dict(leaves(plain(default), groups=True))
     for text in overrides:
-        override = parse(text)
-        if override.is_delete():
+        if text.startswith("~"):
             raise UserError(f"{text}: keys cannot be removed; some take null, as --cfg job shows")
-        key = override.get_key_element().lstrip("+")
-        if (override.is_add() or override.is_force_add()) and key not in known:
+        key = text.partition("=")[0].lstrip("+")
+        if text.startswith("+") and key not in dict(leaves(plain(default), groups=True)):
             raise UserError(f"{text}: {unknown_key(key, default)}")
     raw = leaves(plain(config))
     copies = [key for key, value in raw if isinstance(value, str) and "${" in value]
     if "root" in default.data:  # no file can know it
         default.data.root = config.data.root
     try:
-        values = plain(config, resolve=True)
+        OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
         told: BaseException | None = error
         while told and not isinstance(told, UserError):  # which OmegaConf hides below its own
@@ -68,31 +73,32 @@ def check(config: DictConfig, default: DictConfig, overrides: Sequence[str]) -> 
             raise told from error
         given = [text for text in overrides if "${" in text]
         raise UserError(": ".join([*given[:1], one_line(error)])) from error
-    check_values(values, plain(default, resolve=True), copies)
-    check_paths(config, overrides)
-
-
-def check_paths(config: DictConfig, overrides: Sequence[str]) -> None:
+    check_values(plain(config), plain(default, resolve=True), copies)
     for key in ("data_dir", "run_dir", "sweep.dir"):
-        value = OmegaConf.select(config, key)
-        if value is None:
-            continue
-        folder = Path(str(value)).expanduser().absolute()
-        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        if not there.is_dir() or (there != folder and not os.access(there, os.W_OK)):
+        check_folder(key, OmegaConf.select(config, key))
+    if config.resume is None:
+        return config
+    free = ("resume=", "trainer=", *(f"trainer.{key}=" for key in run_directory.PLACEMENT))
+    for text in overrides:
+        if not text.lstrip("+").startswith(free):
             raise UserError(
-                f"{key}={value}: cannot be made, since {there} is not a folder that you may "
-                f"write to; leave {key} out to use your own"
+                f"{text}: an earlier run goes on with its own config; try resume={config.resume} "
+                "alone, or a new run without resume"
             )
-    if config.resume is not None:
-        free = ("resume=", "trainer=", *(f"trainer.{key}=" for key in run_directory.PLACEMENT))
-        others = [text for text in overrides if not text.lstrip("+").startswith(free)]
-        if others:
-            raise UserError(
-                f"{others[0]}: an earlier run goes on with its own config; try resume="
-                f"{config.resume} alone, or a new run without resume"
-            )
-        check_devices(plain(run_directory.own_config(config, overrides)))
+    own = run_directory.own_config(config, overrides)
+    check_devices(plain(own))
+    return own
+
+
+def check_folder(key: str, value: Any) -> None:
+    """Raise UserError where `value`, unless it is None, is no folder that could be written to."""
+    folder = Path(str(value or ".")).expanduser().absolute()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir() or (there != folder and not os.access(there, os.W_OK)):
+        raise UserError(
+            f"{key}={value}: cannot be made, since {there} is not a folder that you may "
+            f"write to; leave {key} out to use your own"
+        )
 
 
 def unknown_key(key: str, default: DictConfig) -> str:

@@ -18,6 +18,7 @@ from classic_cnns.build import build, example
 from classic_cnns.classifier import Classifier, Diverged
 from classic_cnns.errors import UserError
 from classic_cnns.files import disk_trouble, read_json, write_json
+from classic_cnns.processes import stop_signals
 from classic_cnns.report import kernels, summary
 from classic_cnns.report.log import show_log, train_log
 from classic_cnns.report.tensorboard import RunLogger
@@ -33,26 +34,25 @@ from classic_cnns.trainer.two_towers import TwoTowers
 log = logging.getLogger(__name__)
 
 
-def run(config: DictConfig) -> float:
-    """Carry out one run, new or resumed, and return its validation error for a sweeper.
+def run(config: DictConfig) -> None:
+    """Carry out one run, new or resumed.
 
     With several ranks each of them calls this; they meet, and rank 0 speaks and writes for all.
     """
-    with Stop() as stop:
-        return carry_out(config, stop)
+    stop = Stop()
+    with stop_signals(stop.receive):
+        carry_out(config, stop)
 
 
-def carry_out(config: DictConfig, stop: Stop) -> float:
+def carry_out(config: DictConfig, stop: Stop) -> None:
     show_log()
     keep_freed_memory()
-    directory = None
-    if config.resume:
-        directory = run_directory.find(config.resume)
-        done = read_json(directory / "result.json") or {}
-        if done.get("status") == "finished":
-            log.info("%s is finished already", directory)
-            log.info(final_table(done))
-            return done["metrics"]["val"]["error"]
+    directory = run_directory.find(config.resume) if config.resume else None
+    done = read_json(directory / "result.json") if directory else None
+    if done and done["status"] == "finished":
+        log.info("%s is finished already", directory)
+        log.info(final_table(done))
+        return
 
     classifier, data = build(config)
     data.prepare_data()  # before there is a directory: what fails here leaves nothing behind
@@ -63,23 +63,20 @@ def carry_out(config: DictConfig, stop: Stop) -> float:
         report(directory=str(directory))
     directory = Path(trainer.strategy.broadcast(str(directory)))
     if not trainer.is_global_zero:
-        result: dict = {}
         try:
-            train_and_test(config, directory, trainer, classifier, data, result)
+            train_and_test(config, directory, trainer, classifier, data)
         except Diverged:
             sys.exit(1)  # rank 0 says so
-        return result["metrics"]["val"]["error"]
+        return
     with train_log(directory / "train.log"), recorded(directory) as result:
-        train_and_test(config, directory, trainer, classifier, data, result)
+        result |= train_and_test(config, directory, trainer, classifier, data)
         log.info(final_table(result))
-    return result["metrics"]["val"]["error"]
 
 
 def make_trainer(config: DictConfig, stop: Stop) -> Any:
     """A trainer that is still to be given the logger and the checkpoints of a run directory."""
-    several = config.trainer.devices * config.trainer.get("num_nodes", 1) > 1
-    split = config.trainer.get("strategy") == "two_towers"  # no key in older runs
-    kind = TwoTowers if split else DDPStrategy
+    several = config.trainer.devices * config.trainer.num_nodes > 1
+    kind = TwoTowers if config.trainer.strategy == "two_towers" else DDPStrategy
     strategy = kind(gradient_as_bucket_view=True) if several else "auto"
     chosen = precision.choose(config.trainer.precision, config.trainer.accelerator)
     trainer: Any = pl.Trainer(
@@ -99,8 +96,9 @@ def make_trainer(config: DictConfig, stop: Stop) -> Any:
 
 
 def train_and_test(
-    config, directory: Path, trainer: Any, classifier: Classifier, data, result: dict
-) -> None:
+    config, directory: Path, trainer: Any, classifier: Classifier, data
+) -> dict[str, Any]:
+    """What `result.json` says of a run that has finished."""
     checkpoints = BestAndLast(directory / "checkpoints")
     last = checkpoints.last if checkpoints.last.exists() else None
     step = torch.load(last, weights_only=True)["global_step"] if last else -1
@@ -123,31 +121,27 @@ def train_and_test(
             logger.experiment.add_image("kernels/conv1", image, best["global_step"])
         logger.close()
 
-    result["metrics"] = {
-        split: {
-            name: classifier.results[f"{name}/{split}"] for name in ("loss", "error", "accuracy")
-        }
-        for split in ("train", "val", "test")
+    names, splits = ("loss", "error", "accuracy"), ("train", "val", "test")
+    metrics = {split: {n: classifier.results[f"{n}/{split}"] for n in names} for split in splits}
+    metrics["val"]["last_error"] = last_results["error/val"]
+    return {
+        "metrics": metrics,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "seconds": last_results["time/seconds"],
+        "images_per_second": last_results["speed/images_per_second"],
     }
-    result["metrics"]["val"]["last_error"] = last_results["error/val"]
-    result["epochs"], result["steps"] = trainer.current_epoch, trainer.global_step
-    result["seconds"] = last_results["time/seconds"]
-    result["images_per_second"] = last_results["speed/images_per_second"]
 
 
 def write_start(config, directory: Path, trainer: Any, classifier, data, logger) -> None:
     device = trainer.strategy.root_device
-    facts = {"device": str(device), "precision": trainer.precision, "data": data.facts()}
-    if device.type == "cuda":
-        facts["device"] = torch.cuda.get_device_name(device)
-    if trainer.world_size > 1:
-        facts["device"] = f"{trainer.world_size} x {facts['device']}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    name = f"{trainer.world_size} x {name}" if trainer.world_size > 1 else name
+    facts = {"device": name, "precision": trainer.precision, "data": data.facts()}
     run_directory.write_provenance(directory, facts)
 
-    layers = summary.layers(classifier.net, example(config))
-    trainable = sum(p.numel() for p in classifier.net.parameters() if p.requires_grad)
-    table = summary.table(layers, trainable)
-    log.info("%s on %s, %s\n%s", config.name, facts["device"], directory, table)
+    table = summary.table(classifier.net, example(config))
+    log.info("%s on %s, %s\n%s", config.name, name, directory, table)
     if trainer.precision.startswith("bf16"):
         log.info("bfloat16 and channels last; trainer.precision=32-true takes float32")
     logger.write_start(config, table)
@@ -159,26 +153,26 @@ def recorded(directory: Path) -> Iterator[dict]:
     resume = f"go on with: python src/train.py resume={directory}"
     result: dict = {"status": "failed", "directory": str(directory)}
     try:
-        yield result
-        result["status"] = "finished"
-    except Diverged as error:
-        result |= {"status": "diverged", "error": str(error)}
-        log.error("error: %s; try a smaller optim.lr. The run so far: %s", error, directory)
-        sys.exit(1)
-    except Stopped as stop:
-        result |= {"status": "interrupted", "error": signal.Signals(stop.code - 128).name}
-        log.warning("interrupted; %s", resume)
-        raise
-    except BaseException as error:
-        result["error"] = f"{type(error).__name__}: {error}"
-        if isinstance(error, OSError) and disk_trouble(error):
-            raise UserError(f"{directory}: {error.strerror}; make room, then {resume}") from error
-        raise
-    finally:
         try:
+            yield result
+            result["status"] = "finished"
+        except Diverged as error:
+            result |= {"status": "diverged", "error": str(error)}
+            log.error("error: %s; try a smaller optim.lr. The run so far: %s", error, directory)
+            sys.exit(1)
+        except Stopped as stop:
+            result |= {"status": "interrupted", "error": signal.Signals(stop.code - 128).name}
+            log.warning("interrupted; %s", resume)
+            raise
+        except BaseException as error:
+            result["error"] = f"{type(error).__name__}: {error}"
+            raise
+        finally:
             write_json(directory / "result.json", result)
-        except OSError as error:
+    except OSError as error:
+        if disk_trouble(error):
             raise UserError(f"{directory}: {error.strerror}; make room, then {resume}") from error
+        raise
 
 
 def final_table(result: dict) -> str:

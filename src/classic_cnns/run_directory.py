@@ -1,6 +1,7 @@
 """The directory of a run: made once, found again, and what is recorded in it."""
 
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
 def create(config: DictConfig) -> Path:
     """A new directory with `config.yaml`: `run_dir`, or outputs/<name>/<date>_<time>.
 
-    The name is taken by making the directory, so two runs that start in the same second get two.
+    The file `latest` beside the second one holds its name, and stands for it in `resume=`.
     """
     if config.run_dir:
         directory = Path(str(config.run_dir))  # run_dir=5 is read as a number
@@ -35,7 +36,9 @@ def create(config: DictConfig) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
     else:
         directory = unique(OUTPUTS / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
-        point_latest(directory)
+        # Not a symbolic link, which TensorBoard would follow, and show the run twice.
+        with replacing(directory.with_name("latest")) as file:
+            file.write(f"{directory.name}\n".encode())
     own = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])  # type: ignore
     with replacing(directory / "config.yaml") as file:
         file.write(OmegaConf.to_yaml(own, resolve=True).encode())
@@ -43,6 +46,7 @@ def create(config: DictConfig) -> Path:
 
 
 def unique(wanted: Path) -> Path:
+    """A directory of that name, or with a number behind it: two runs may start in one second."""
     wanted.parent.mkdir(parents=True, exist_ok=True)
     directory, count = wanted, 1
     while True:
@@ -52,15 +56,6 @@ def unique(wanted: Path) -> Path:
         except FileExistsError:
             count += 1
             directory = wanted.with_name(f"{wanted.name}-{count}")
-
-
-def point_latest(directory: Path) -> None:
-    """Write the run's name into the file `latest` beside it, which stands for it in `resume=`.
-
-    A symbolic link would be followed by TensorBoard, which would then show the run twice.
-    """
-    with replacing(directory.with_name("latest")) as file:
-        file.write(f"{directory.name}\n".encode())
 
 
 def find(path: str) -> Path:
@@ -123,9 +118,6 @@ def git_state() -> dict[str, str] | None:
 
 def processor() -> str:
     """The processor's name; Linux alone tells it in a file."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    path = Path("/proc/cpuinfo")
+    names = re.findall("^model name.*: (.+)", path.read_text(), re.M) if path.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()

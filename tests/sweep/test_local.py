@@ -1,7 +1,6 @@
 """How this machine is shared: threads, GPUs, and jobs at a time."""
 
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,13 @@ time.sleep(60)
 def jobs(folder: Path, ranks: list[int], on_gpu: bool = False) -> list[Job]:
     program = [sys.executable, "-c", SAY]
     return [Job(i, [], {}, folder / str(i), program, n, on_gpu) for i, n in enumerate(ranks)]
+
+
+def end(place: Local, running: list[Job]) -> None:
+    for job in running:
+        place.stop(job, at_once=False)
+    while not all([job.number not in place.given or place.is_over(job) for job in running]):
+        pass
 
 
 @pytest.fixture
@@ -50,19 +56,19 @@ def test_all_threads_of_all_jobs_together_are_no_more_than_the_cores(
     machine, tmp_path, cores, parallel, ranks, expected
 ):
     machine(cores)
-    place = Local(parallel, None, jobs(tmp_path, ranks))
+    place = Local(parallel, jobs(tmp_path, ranks))
     assert (place.parallel, place.threads) == expected
 
 
 def test_memory_bounds_the_jobs_at_a_time(machine, tmp_path):
     machine(64, memory=7 * 2**30)
-    assert Local(None, None, jobs(tmp_path, [1] * 64)).parallel == 3
+    assert Local(None, jobs(tmp_path, [1] * 64)).parallel == 3
 
 
 def test_the_users_own_number_of_threads_is_not_exceeded(machine, tmp_path, monkeypatch):
     machine(8)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert Local(1, None, jobs(tmp_path, [1])).threads == 2
+    assert Local(1, jobs(tmp_path, [1])).threads == 2
 
 
 @pytest.mark.parametrize(
@@ -78,34 +84,30 @@ def test_gpus_are_given_out_evenly_and_by_their_own_names(
     machine, tmp_path, gpus, parallel, ranks, expected
 ):
     machine(8, gpus=gpus)
-    place = Local(parallel, None, jobs(tmp_path, ranks, on_gpu=True))
-    handles = [place.start(job) for job in jobs(tmp_path, ranks, on_gpu=True)]
-    given = [gpus for _, gpus in place.running]
-    for handle in handles:
-        if handle:
-            handle.kill()
-            handle.popen.wait()
-    assert [",".join(gpus) for gpus in given] == expected
-    assert Counter(handle is None for handle in handles)[False] == len(expected)
+    wanted = jobs(tmp_path, ranks, on_gpu=True)
+    place = Local(parallel, wanted)
+    assert place.parallel == len(expected)
+    for job in wanted[: place.parallel]:
+        place.start(job)
+    assert [",".join(gpus) for gpus in place.given.values()] == expected
+    end(place, wanted[: place.parallel])
+
+
+def said(job: Job) -> str:
+    log = job.directory / "output.log"
+    while not log.read_text():
+        pass
+    return log.read_text()
 
 
 def test_a_job_sees_its_own_gpu_and_threads_and_leaves_its_place_to_the_next(machine, tmp_path):
     machine(4, gpus="2,3")
     first, second, third = jobs(tmp_path, [1, 1, 1], on_gpu=True)
-    place = Local(None, None, [first, second, third])
-    a, b = place.start(first), place.start(second)
-    log = second.directory / "output.log"
-    while not log.read_text():
-        pass
-    assert log.read_text() == "2 3\n"
-    assert place.start(third) is None
-    a.kill()
-    while not a.poll():
-        pass
-    c = place.start(third)
-    while not (third.directory / "output.log").read_text():
-        pass
-    assert (third.directory / "output.log").read_text() == "2 2\n"
-    for handle in (b, c):
-        handle.kill()
-        handle.popen.wait()
+    place = Local(None, [first, second, third])
+    place.start(first)
+    place.start(second)
+    assert said(second) == "2 3\n"
+    end(place, [first])
+    place.start(third)
+    assert said(third) == "2 2\n"
+    end(place, [second, third])

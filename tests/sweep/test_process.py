@@ -11,21 +11,20 @@ import pytest
 
 from classic_cnns.files import read_json
 from classic_cnns.sweep import process
-from classic_cnns.sweep.process import Process, clean_environment
+from classic_cnns.sweep.job import Job
+from classic_cnns.sweep.process import carry_out, clean_environment
 
 
-def start(directory: Path, program: str, time_limit: float | None = None) -> Process:
-    started = Process.start([sys.executable, "-c", program], directory, {}, time_limit)
-    assert started
-    return started
+def make(directory: Path, program: str, time_limit: float | None = None) -> Job:
+    return Job(0, [], {}, directory, [sys.executable, "-c", program], 1, False, time_limit)
 
 
-def outcome(started: Process) -> dict:
+def outcome(job: Job) -> dict:
     deadline = time.monotonic() + 20
-    while not started.poll():
+    for _ in carry_out(job, {}):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return read_json(started.directory / "result.json")
+    return read_json(job.directory / "result.json")
 
 
 def alive(pid: int) -> bool:
@@ -54,21 +53,21 @@ def number_in(path: Path) -> int:
     ],
 )
 def test_an_end_without_a_result_is_a_result(tmp_path, program, status, error):
-    result = outcome(start(tmp_path, program))
+    result = outcome(make(tmp_path, program))
     assert result["status"] == status and error in result["error"]
 
 
 def test_a_command_that_ignores_the_request_to_end_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "GRACE", 0.3)
+    monkeypatch.setattr(process, "PATIENCE", 0.3)
     deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
-    result = outcome(start(tmp_path, deaf, time_limit=0.5))
+    result = outcome(make(tmp_path, deaf, time_limit=0.5))
     assert result["status"] == "timeout" and "sweep.time_limit=0.5" in result["error"]
 
 
 def test_its_other_processes_end_with_it(tmp_path):
     pid = tmp_path / "pid"
     outcome(
-        start(
+        make(
             tmp_path,
             "import subprocess, sys\n"
             "rank = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
@@ -89,21 +88,27 @@ def test_a_sweep_killed_without_warning_leaves_no_job_that_runs_on(tmp_path):
             sys.executable,
             "-c",
             "import sys, time; from pathlib import Path\n"
-            "from classic_cnns.sweep.process import Process\n"
-            f"Process.start([sys.executable, '-c', {job!r}], Path({str(tmp_path)!r}), {{}}, None)\n"
+            "from tests.sweep.test_process import carry_out, make\n"
+            f"next(carry_out(make(Path({str(tmp_path)!r}), {job!r}), {{}}))\n"
             "time.sleep(60)",
         ],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     number = number_in(pid)
-    assert Process.start(["true"], tmp_path, {}, None) is None  # one at a time in a directory
+    second = make(tmp_path, "open('second', 'w')")  # one at a time in a directory
+    waits = carry_out(second, {})
+    for _ in range(5):
+        next(waits)
+        assert alive(number)
+    second.asked.append(signal.SIGTERM)
+    assert next(waits, "given up") == "given up" and not (tmp_path / "result.json").exists()
     sweep.kill()
     sweep.wait()
     deadline = time.monotonic() + 10
     while alive(number) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not alive(number)
-    assert outcome(start(tmp_path, "raise SystemExit"))["status"] == "failed"
+    assert outcome(make(tmp_path, "raise SystemExit"))["status"] == "failed"
 
 
 def test_the_environment_holds_nothing_of_other_ranks(monkeypatch):
@@ -117,7 +122,6 @@ def test_the_environment_holds_nothing_of_other_ranks(monkeypatch):
 
 
 def test_being_asked_to_end_is_no_failure(tmp_path):
-    started = start(tmp_path, "import time; time.sleep(60)")
-    started.stop()
-    assert outcome(started)["status"] == "interrupted"
-    assert started.popen.returncode == -signal.SIGTERM
+    job = make(tmp_path, "import time; time.sleep(60)")
+    job.asked.append(signal.SIGTERM)
+    assert outcome(job)["status"] == "interrupted"

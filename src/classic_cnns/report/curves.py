@@ -1,6 +1,7 @@
 """One picture of learning curves, with a band where runs differ in nothing but their seed."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ from classic_cnns.report.results import Row
 
 def validation_errors(directory: Path) -> list[float]:
     """Of each epoch of a run, a start after a start; empty where there are none yet."""
-    if not (directory / "tensorboard").is_dir():
+    events = EventAccumulator(str(directory / "tensorboard"), size_guidance={"scalars": 0})
+    if (
+        not (directory / "tensorboard").is_dir()
+        or "error/val" not in events.Reload().scalars.Keys()
+    ):
         return []
-    events = EventAccumulator(str(directory / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    tag = "error/val"
-    return [e.value for e in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
+    return [event.value for event in events.Scalars("error/val")]
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
@@ -27,11 +30,9 @@ def write(path: Path, rows: Sequence[Row]) -> None:
         curves = [validation_errors(row.directory) for row in rows if row.group == group]
         if not any(curves):
             continue
-        epochs = np.arange(1, max(map(len, curves)) + 1)
-        errors = np.full((len(curves), len(epochs)), np.nan)  # a run may have ended earlier
-        for line, curve in zip(errors, curves, strict=True):
-            line[: len(curve)] = 100 * np.array(curve)
-        mean, deviation = np.nanmean(errors, 0), np.nanstd(errors, 0)
+        errors = 100 * np.array(list(zip_longest(*curves, fillvalue=np.nan)))  # (epochs, runs)
+        mean, deviation = np.nanmean(errors, 1), np.nanstd(errors, 1)
+        epochs = range(1, len(errors) + 1)
         label = " ".join(f"{key}={value}" for key, value in group) or "all"
         (drawn,) = axes.plot(epochs, mean, marker=".", label=f"{label}, n={len(curves)}")
         axes.fill_between(

@@ -25,34 +25,32 @@ def layers(net: nn.Module, images: Tensor) -> list[Layer]:
     `connections_per_position`.
     """
     rows: list[Layer] = []
+    names = {module: name for name, module in net.named_modules()}
 
-    def add(name: str, module: nn.Module):
-        def hook(_, __, output: Tensor) -> None:
-            parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
-            positions = output.shape[2:].numel()
-            each = getattr(module, "connections_per_position", parameters)
-            shape = tuple(output.shape[1:])
-            rows.append(Layer(name, type(module).__name__, shape, parameters, each * positions))
-
-        return module.register_forward_hook(hook)
+    def add(module: nn.Module, _, output: Tensor) -> None:
+        parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        connections = getattr(module, "connections_per_position", parameters)
+        connections *= output.shape[2:].numel()
+        shape, kind = tuple(output.shape[1:]), type(module).__name__
+        rows.append(Layer(names[module], kind, shape, parameters, connections))
 
     hooks = [
-        add(name, module)
-        for name, module in net.named_modules()
+        module.register_forward_hook(add)
+        for module in names
         if not list(module.children()) and [*module.parameters(), *module.buffers()]
     ]
-    training = net.training
     net.eval()
     with torch.no_grad():
         net(images)
-    net.train(training)
+    net.train()
     for hook in hooks:
         hook.remove()
     return rows
 
 
-def table(rows: list[Layer], total: int) -> str:
-    """The layers as an aligned Markdown table; `total` counts the net's trainable parameters."""
+def table(net: nn.Module, images: Tensor) -> str:
+    """The layers as an aligned Markdown table, and the total of the net."""
+    rows, total = layers(net, images), sum(p.numel() for p in net.parameters() if p.requires_grad)
     cells = [("layer", "kind", "output", "parameters", "connections")]
     for row in rows:
         shape = "x".join(map(str, row.output))

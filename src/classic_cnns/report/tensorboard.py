@@ -1,5 +1,6 @@
 """What TensorBoard shows beside the curves: the config, the layers, and one HPARAMS row a run."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -8,23 +9,17 @@ from torch.utils.tensorboard.summary import hparams
 
 # The columns of the HPARAMS tab, the same in every run: TensorBoard takes them from the first one.
 METRICS = ("error/val", "error/test", "loss/val", "loss/test", "speed/images_per_second")
-
-
 # Its other columns; in a sweep what it varies instead, since TensorBoard shows the first five only.
 KEYS = ("data.augment", "optim.lr", "data.batch_size", "trainer.max_epochs", "seed")
 
 
 def hyperparameters(config: DictConfig) -> dict[str, str | float]:
-    values = dict(word.split("=", 1) for word in config.get("varied") or [])
+    values = dict(word.split("=", 1) for word in config.varied)
     values = values or {"run": config.name} | {key: OmegaConf.select(config, key) for key in KEYS}
-    return {key: number_or_text(value) for key, value in values.items()}
-
-
-def number_or_text(value: object) -> str | float:
-    try:
-        return float(str(value))
-    except ValueError:
-        return str(value)
+    for key, value in values.items():
+        with suppress(ValueError):  # a text
+            values[key] = float(str(value))
+    return values
 
 
 class RunLogger(TensorBoardLogger):

@@ -18,9 +18,11 @@ class Job:
     program: list[str]  # what the overrides follow
     ranks: int
     on_gpu: bool
+    time_limit: float | None = None  # seconds
     state: str = "waiting"
     result: dict[str, Any] = field(default_factory=dict)
-    handle: Any = None  # while it runs: has poll() and stop()
+    task: Any = None  # while it runs, what its engine knows it by
+    asked: list[int] = field(default_factory=list)  # the signals by which it was asked to end
     seen: list[tuple[int, float]] = field(default_factory=list)  # epochs, and when they were over
 
     @property
@@ -32,14 +34,11 @@ class Job:
         own = [f"run_dir={quoted(str(self.directory))}", f"varied=[{varied}]"]
         return [*self.program, *self.overrides, *own]
 
-    @property
-    def is_over(self) -> bool:
-        """There is nothing to gain from another start."""
-        return self.state in ("finished", "diverged")
-
     def progress(self) -> str:
         """Epoch, validation error and time left, as the end of its log has them."""
         path = self.directory / "output.log"
+        if not path.exists():  # it waits in the queue of a cluster
+            return ""
         with open(path, "rb") as log:
             log.seek(max(0, path.stat().st_size - 4096))
             lines = EPOCH.findall(log.read().decode(errors="replace"))

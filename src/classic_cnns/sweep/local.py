@@ -1,12 +1,13 @@
 """This machine, shared among jobs: each has its threads and, of GPUs, its own."""
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Sequence
 
-from classic_cnns.devices import cgroup, core_count, gpu_count
+from classic_cnns.devices import cgroup, core_count, visible_gpus
 from classic_cnns.sweep.job import Job
-from classic_cnns.sweep.process import Process
+from classic_cnns.sweep.process import carry_out
 
 MEMORY = 2 * 2**30  # bytes that a rank may want
 
@@ -18,9 +19,9 @@ class Local:
     on computes as it did before, to the last bit.
     """
 
-    def __init__(self, parallel: int | None, time_limit: float | None, jobs: Sequence[Job]) -> None:
-        self.time_limit = time_limit
+    def __init__(self, parallel: int | None, jobs: Sequence[Job]) -> None:
         self.gpus = visible_gpus() if any(job.on_gpu for job in jobs) else []
+        self.given: dict[int, list[str]] = {}  # GPUs of the jobs that run
         cores = core_count()
         widest = max(job.ranks for job in jobs)
         carries = (len(self.gpus) or min(cores, max(1, memory() // MEMORY))) // widest
@@ -28,28 +29,26 @@ class Local:
         self.threads = max(1, cores // (self.parallel * widest))
         if os.environ.get("OMP_NUM_THREADS", "").isdigit():  # the user's own wish
             self.threads = min(self.threads, int(os.environ["OMP_NUM_THREADS"]))
-        self.running: list[tuple[Process, list[str]]] = []
 
-    def start(self, job: Job) -> Process | None:
-        """Start the job, or return None when there is no room now."""
-        self.running = [pair for pair in self.running if not pair[0].is_over]
-        if len(self.running) >= self.parallel:
-            return None
+    def start(self, job: Job) -> None:
         environment = {"OMP_NUM_THREADS": str(self.threads)}
         mine: list[str] = []
         if job.on_gpu:
-            used = Counter(gpu for _, gpus in self.running for gpu in gpus)
+            used = Counter(gpu for gpus in self.given.values() for gpu in gpus)
             mine = sorted(self.gpus, key=lambda gpu: used[gpu])[: job.ranks]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-        process = Process.start(job.command, job.directory, environment, self.time_limit)
-        if process:
-            self.running.append((process, mine))
-        return process
+        self.given[job.number] = mine
+        job.task = carry_out(job, environment)
+        self.is_over(job)  # its first step
 
+    def is_over(self, job: Job) -> bool:
+        over = next(job.task, True) is True
+        if over:
+            del self.given[job.number]
+        return over
 
-def visible_gpus() -> list[str]:
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(i) for i in range(gpu_count())]
+    def stop(self, job: Job, at_once: bool) -> None:
+        job.asked.append(signal.SIGTERM)  # carry_out() sees how many there are
 
 
 def memory() -> int:

@@ -5,16 +5,17 @@ import fcntl
 import os
 import re
 import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from subprocess import DEVNULL, Popen
 
 from classic_cnns.files import read_json, write_json
+from classic_cnns.processes import how, kill, stop_signals, watch
+from classic_cnns.sweep.job import Job
 
-GRACE = 60.0  # seconds between asking a job to end and ending it
+PATIENCE = 60.0  # seconds between asking a job to end and ending it
 # What a launcher around us, or an earlier run, would tell a job about ranks that are not its own.
 FOREIGN = re.compile(
     r"((LOCAL|GLOBAL|NODE|GROUP|ROLE)_)?(RANK|WORLD_SIZE)"
@@ -44,130 +45,64 @@ def take_lock(path: Path) -> int | None:
         return None
 
 
-class Process:
-    """Started by `start`; `poll` until it is True: then `result.json` says what came out.
+def carry_out(job: Job, environment: dict[str, str]) -> Iterator[None]:
+    """The whole of a job, up to its `result.json`; yields while it runs.
 
-    A job holds the lock of its directory. Where a killed sweep has left one, which has yet to
-    write its checkpoint, `start` returns None.
+    At the first entry of `asked` it is to write a checkpoint and end, at the second to end now.
+    It holds the lock of its directory: one that a killed sweep has left, and that has yet to
+    write its checkpoint, is waited for.
     """
-
-    @classmethod
-    def start(
-        cls,
-        command: Sequence[str],
-        directory: Path,
-        environment: dict[str, str],
-        time_limit: float | None,
-    ) -> "Process | None":
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = take_lock(directory / ".lock")
-        if lock is None:
-            return None
-        try:
-            return cls(command, directory, environment, time_limit, lock)
-        finally:
-            os.close(lock)  # the job has its own
-
-    def __init__(self, command, directory, environment, time_limit, lock: int) -> None:
-        self.directory, self.time_limit = directory, time_limit
-        self.started, self.asked_to_end = time.monotonic(), 0.0
-        self.too_long = self.is_over = False
-        earlier = read_json(directory / "result.json")
-        if earlier and earlier["status"] != "finished":  # not meanwhile, by a start before this
-            (directory / "result.json").unlink()
-        with open(directory / "output.log", "ab") as log:
-            self.popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=clean_environment() | environment,
-                start_new_session=True,
-                preexec_fn=end_with_parent,
-                pass_fds=[lock],
-            )
-
-    def poll(self) -> bool:
-        """Whether it has ended."""
-        now = time.monotonic()
-        code = self.popen.poll()
-        if code is None:
-            if self.time_limit and now - self.started > self.time_limit and not self.asked_to_end:
-                self.too_long = True
-                self.stop()
-            if self.asked_to_end and now - self.asked_to_end > GRACE:
-                self.kill()
-            return False
-        self.kill()  # ranks that have outlived the first
-        write_json(self.directory / "result.json", self.outcome(code))
-        self.is_over = True
-        return True
-
-    def stop(self, at_once: bool = False) -> None:
-        """Ask it to write a checkpoint and end; or end it."""
-        if not self.asked_to_end:
-            self.asked_to_end = time.monotonic()
-            self.popen.send_signal(signal.SIGTERM)
-        elif at_once:
-            self.kill()
-
-    def kill(self) -> None:
-        try:
-            os.killpg(self.popen.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # none is left; macOS says it the other way
-            pass
-
-    def outcome(self, code: int) -> dict:
-        """What the job has written of itself or, where it could not, what is seen from outside."""
-        result = read_json(self.directory / "result.json")
-        if result and result["status"] == "finished":
-            return result
-        if self.too_long:
-            return (result or {}) | {
-                "status": "timeout",
-                "error": f"took longer than sweep.time_limit={self.time_limit:g} seconds",
-            }
-        if result:
-            return result
-        if self.asked_to_end:
-            return {"status": "interrupted", "error": "interrupted"}
-        if code < 0:
-            name = signal.Signals(-code).name
-            why = ", which the system sends when memory runs out" if name == "SIGKILL" else ""
-            return {"status": "killed", "error": f"killed by {name}{why}"}
-        return {"status": "failed", "error": last_line(self.directory) or f"exit code {code}"}
+    job.directory.mkdir(parents=True, exist_ok=True)
+    while (lock := take_lock(job.directory / ".lock")) is None:
+        if job.asked:
+            return
+        yield
+    path, too_long = job.directory / "result.json", False
+    earlier = read_json(path)
+    if earlier and earlier["status"] != "finished":  # not meanwhile, by a start before this
+        path.unlink()
+    with open(job.directory / "output.log", "ab") as log:
+        process = Popen(
+            job.command,
+            stdin=DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=clean_environment() | environment,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+            pass_fds=[lock],
+        )
+    os.close(lock)  # the job has its own
+    started = time.monotonic()
+    for _ in watch([process], job.asked, PATIENCE):
+        if job.time_limit and time.monotonic() - started > job.time_limit and not job.asked:
+            too_long = True
+            job.asked.append(signal.SIGTERM)
+        yield
+    kill(process)  # ranks that have outlived the first
+    result = read_json(path) or {}
+    if too_long and result.get("status") != "finished":
+        error = f"took longer than sweep.time_limit={job.time_limit:g} seconds"
+        result |= {"status": "timeout", "error": error}
+    elif job.asked:
+        result = result or {"status": "interrupted", "error": "interrupted"}
+    write_json(path, result or from_outside(process.returncode, job.directory / "output.log"))
 
 
-def last_line(directory: Path) -> str:
-    lines = (directory / "output.log").read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+def from_outside(code: int, log: Path) -> dict[str, str]:
+    """The result of a job that has written none, as it looks from outside."""
+    if code < 0:
+        return {"status": "killed", "error": how(code)}
+    line = log.read_text(errors="replace").strip().rpartition("\n")[2]
+    return {"status": "failed", "error": line or how(code)}
 
 
-def carry_out(
-    command: Sequence[str],
-    folder: str | Path,
-    directory: Path,
-    environment: dict[str, str],
-    time_limit: float | None,
-) -> None:
-    """The whole of a job, on the machine that an engine has chosen, in the working `folder`.
+def carry_out_away(job: Job, folder: str, environment: dict[str, str]) -> None:
+    """The same on the machine that an engine has chosen, in the working `folder`.
 
-    How an engine cancels a job, by Ctrl-C's exception or by SIGTERM, is handed on to it.
+    An engine cancels it by one of the signals to stop.
     """
-
-    def end(*_) -> None:
-        raise SystemExit
-
     os.chdir(folder)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, end)
-    process = None
-    try:
-        while process is None or not process.poll():
-            process = process or Process.start(command, directory, environment, time_limit)
+    with stop_signals() as job.asked:
+        for _ in carry_out(job, environment):
             time.sleep(0.1)
-    except (KeyboardInterrupt, SystemExit):
-        if process:
-            process.stop()
-            while not process.poll():
-                time.sleep(0.1)

@@ -7,34 +7,16 @@ from collections.abc import Sequence
 import ray
 
 from classic_cnns.sweep.job import Job
-from classic_cnns.sweep.process import carry_out
-
-
-class Handle:
-    def __init__(self, task: ray.ObjectRef) -> None:
-        self.task = task
-
-    def poll(self) -> bool:
-        return bool(ray.wait([self.task], timeout=0)[0])
-
-    def stop(self, at_once: bool = False) -> None:
-        ray.cancel(self.task, force=at_once)
+from classic_cnns.sweep.process import carry_out_away
 
 
 class RayCluster:
     """`jobs` run where Ray has room for them, at most `parallel` at a time."""
 
     def __init__(
-        self,
-        address: str | None,
-        cpus_per_rank: int,
-        parallel: int | None,
-        time_limit: float | None,
-        jobs: Sequence[Job],
+        self, address: str | None, cpus_per_rank: int, parallel: int | None, jobs: Sequence[Job]
     ) -> None:
-        self.cpus, self.time_limit = cpus_per_rank, time_limit
-        self.parallel = parallel or len(jobs)
-        self.handles: list[Handle] = []
+        self.cpus, self.parallel = cpus_per_rank, parallel or len(jobs)
         # Jobs find the code in the directories that the machines share.
         paths = os.pathsep.join(path for path in sys.path if path)
         if not ray.is_initialized():
@@ -45,18 +27,16 @@ class RayCluster:
                 runtime_env={"env_vars": {"PYTHONPATH": paths}},
             )
 
-    def start(self, job: Job) -> Handle | None:
-        self.handles = [handle for handle in self.handles if not handle.poll()]
-        if len(self.handles) >= self.parallel:
-            return None
-        task = ray.remote(carry_out).options(
+    def start(self, job: Job) -> None:
+        task = ray.remote(carry_out_away).options(
             num_cpus=self.cpus * job.ranks,
             num_gpus=job.ranks if job.on_gpu else 0,
             max_retries=0,
         )
-        environment = {"OMP_NUM_THREADS": str(self.cpus)}
-        handle = Handle(
-            task.remote(job.command, os.getcwd(), job.directory, environment, self.time_limit)
-        )
-        self.handles.append(handle)
-        return handle
+        job.task = task.remote(job, os.getcwd(), {"OMP_NUM_THREADS": str(self.cpus)})
+
+    def is_over(self, job: Job) -> bool:
+        return bool(ray.wait([job.task], timeout=0)[0])
+
+    def stop(self, job: Job, at_once: bool) -> None:
+        ray.cancel(job.task, force=at_once)

@@ -3,23 +3,11 @@
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import submitit
 
 from classic_cnns.sweep.job import Job
-from classic_cnns.sweep.process import carry_out
-
-
-class Handle:
-    def __init__(self, task: submitit.Job) -> None:
-        self.task = task
-
-    def poll(self) -> bool:
-        return self.task.done()
-
-    def stop(self, at_once: bool = False) -> None:
-        self.task.cancel(check=False)  # SLURM sends SIGTERM first
+from classic_cnns.sweep.process import carry_out_away
 
 
 class Slurm:
@@ -31,21 +19,16 @@ class Slurm:
         parameters: dict,
         cpus_per_rank: int,
         parallel: int | None,
-        time_limit: float | None,
         jobs: Sequence[Job],
     ) -> None:
         self.cluster, self.parameters, self.cpus = cluster, dict(parameters), cpus_per_rank
-        self.time_limit, self.parallel = time_limit, parallel or len(jobs)
-        self.handles: list[Handle] = []
+        self.parallel = parallel or len(jobs)
         # Jobs find the code in the directories that the machines share.
         os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
-    def start(self, job: Job) -> Handle | None:
-        self.handles = [handle for handle in self.handles if not handle.poll()]
-        if len(self.handles) >= self.parallel:
-            return None
+    def start(self, job: Job) -> None:
         executor = submitit.AutoExecutor(job.directory / "submitit", cluster=self.cluster)
-        minutes = round((self.time_limit or 24 * 3600) / 60) + 5  # ours ends a job before SLURM's
+        minutes = round((job.time_limit or 24 * 3600) / 60) + 5  # ours ends a job before SLURM's
         executor.update_parameters(
             name=f"sweep-{job.number}",
             timeout_min=minutes,
@@ -55,10 +38,10 @@ class Slurm:
             **self.parameters,
         )
         environment = {"OMP_NUM_THREADS": str(self.cpus)}
-        handle = Handle(
-            executor.submit(
-                carry_out, job.command, Path.cwd(), job.directory, environment, self.time_limit
-            )
-        )
-        self.handles.append(handle)
-        return handle
+        job.task = executor.submit(carry_out_away, job, os.getcwd(), environment)
+
+    def is_over(self, job: Job) -> bool:
+        return job.task.done()
+
+    def stop(self, job: Job, at_once: bool) -> None:
+        job.task.cancel(check=False)  # SLURM sends SIGTERM first

@@ -9,28 +9,22 @@ through a pipe; its standard input ends when we do, however that was, and then i
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from math import inf
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, NoReturn
 
-from classic_cnns.devices import core_count, free_port, started_outside
+from classic_cnns.devices import core_count, free_port
 from classic_cnns.errors import UserError
 from classic_cnns.files import write_json
+from classic_cnns.processes import how, stop_signals, watch
 
 REPORT = "CLASSIC_CNNS_REPORT"  # the pipe's number, in the environment of a rank
-GRACE = 10.0  # seconds that the other ranks have once one has failed
-
-
-def needed(devices: int) -> int:
-    """Processes to start from here: none beside this one where torchrun or SLURM start them."""
-    return 1 if started_outside() else devices
 
 
 # --- In a rank -----------------------------------------------------------------------------------
@@ -43,25 +37,25 @@ def report(**facts: Any) -> None:
         os.write(int(os.environ[REPORT]), f"{line}\n".encode())
 
 
-def in_rank(task: Callable[[], float]) -> float:
+def in_rank(task: Callable[[], object]) -> None:
     """Carry out `task`; where somebody watches, an error is reported and not printed."""
     if REPORT not in os.environ:
-        return task()
+        task()
+        return
     threading.Thread(target=end_with_standard_input, daemon=True).start()
     try:
-        value = task()
-        report(value=value)
-        return value
+        task()
+        return
     except SystemExit as stop:
-        report(code=stop.code)
-        raise
+        facts: dict[str, Any] = {"code": stop.code}
     except UserError as error:
-        report(code=2, error=str(error))
-        sys.exit(2)
+        facts = {"code": 2, "error": str(error)}
     except BaseException as error:
         line = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        report(code=1, error=line[:500], trace=traceback.format_exc(limit=-8, chain=False)[:3000])
-        sys.exit(1)
+        trace = traceback.format_exc(limit=-8, chain=False)
+        facts = {"code": 1, "error": line[:500], "trace": trace[:3000]}
+    report(**facts)
+    sys.exit(facts["code"])
 
 
 def end_with_standard_input() -> None:
@@ -72,71 +66,24 @@ def end_with_standard_input() -> None:
 # --- In the process that the user started --------------------------------------------------------
 
 
-def launch(count: int) -> float:
-    """Run this very command in `count` ranks and return what rank 0 does, or exit as they did."""
-    asked: list[int] = []
+def launch(count: int) -> None:
+    """Run this very command in `count` ranks, and where they fail exit as they did."""
     receiver, sender = os.pipe()
     os.set_blocking(receiver, False)
-    # The ranks are born deaf to Ctrl-C, which a terminal sends to all: they are told by us.
-    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN) == signal.SIG_IGN
-    port = free_port()
-    ranks = [start(rank, count, port, sender) for rank in range(count)]
-    os.close(sender)
-    for number in [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGINT]:
-        signal.signal(number, lambda number, _: asked.append(number))
-    pumps = [threading.Thread(target=pump, args=pair, daemon=True) for pair in enumerate(ranks)]
-    for thread in pumps:
-        thread.start()
-
-    first = wait(ranks, asked)
-    for thread in pumps:
-        thread.join(timeout=1)
-    told = [json.loads(line) for line in read_all(receiver).splitlines()]
-    if not first:
-        return next(facts["value"] for facts in told if facts["rank"] == 0 and "value" in facts)
-    end(first, told, asked)
-
-
-def start(rank: int, count: int, port: int, sender: int) -> subprocess.Popen:
-    env = {"OMP_NUM_THREADS": str(max(1, core_count() // count))} | os.environ
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-    env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-    return subprocess.Popen(
-        [sys.executable, *sys.argv],
-        env=env | {REPORT: str(sender)},
-        pass_fds=[sender],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL if rank else None,
-        stderr=subprocess.PIPE if rank else None,
-    )
-
-
-def pump(rank: int, process: subprocess.Popen) -> None:
-    """Hand on the warnings and errors of a rank above 0."""
-    for line in process.stderr or ():
-        sys.stderr.write(f"rank {rank}: {line.decode(errors='replace')}")
-
-
-def wait(ranks: list[subprocess.Popen], asked: list[int]) -> dict[int, int]:
-    """Exit codes of the ranks that were the first to fail, once all ranks have ended.
-
-    Signals are handed on. All ranks stop at the same step, so that one which ends early has failed
-    and the others wait for it in vain.
-    """
-    first: dict[int, int] = {}
-    handed_on, deadline = 0, inf
-    while any(rank.poll() is None for rank in ranks):
-        failed = {i: rank.returncode for i, rank in enumerate(ranks) if rank.returncode}
-        first = first or failed
-        late = time.monotonic() > deadline
-        for rank in ranks:
-            if rank.poll() is None and (late or len(asked) > handed_on):
-                rank.send_signal(signal.SIGKILL if late else signal.SIGTERM)
-        handed_on = len(asked)
-        if deadline == inf and (first or handed_on > 1):
-            deadline = time.monotonic() + GRACE
-        time.sleep(0.05)
-    return first or {i: rank.returncode for i, rank in enumerate(ranks) if rank.returncode}
+    with stop_signals() as asked:
+        port = free_port()
+        ranks = [start(rank, count, port, sender) for rank in range(count)]
+        os.close(sender)
+        pumps = [threading.Thread(target=pump, args=pair, daemon=True) for pair in enumerate(ranks)]
+        for thread in pumps:
+            thread.start()
+        for codes in watch(ranks, asked):
+            first = codes
+            time.sleep(0.05)
+        for thread in pumps:
+            thread.join(timeout=1)
+        if first:
+            end(first, [json.loads(line) for line in read_all(receiver).splitlines()], asked)
 
 
 def read_all(pipe: int) -> bytes:
@@ -147,39 +94,49 @@ def read_all(pipe: int) -> bytes:
     return b"".join(parts)
 
 
+def start(rank: int, count: int, port: int, sender: int) -> Popen:
+    env = {"OMP_NUM_THREADS": str(max(1, core_count() // count))} | os.environ
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    return Popen(
+        [sys.executable, *sys.argv],
+        env=env | {REPORT: str(sender)},
+        pass_fds=[sender],
+        stdin=PIPE,
+        stdout=DEVNULL if rank else None,
+        stderr=PIPE if rank else None,
+        start_new_session=True,  # a terminal sends Ctrl-C to all of one: we hand it on
+    )
+
+
+def pump(rank: int, process: Popen) -> None:
+    """Hand on the warnings and errors of a rank above 0."""
+    for line in process.stderr or ():
+        sys.stderr.write(f"rank {rank}: {line.decode(errors='replace')}")
+
+
 def end(first: dict[int, int], told: list[dict], asked: list[int]) -> NoReturn:
     """Print one line on why the run ended, see that `result.json` says so too, and exit."""
-    ends = [facts for facts in told if "code" in facts]
-    silent = [rank for rank in first if rank not in {facts["rank"] for facts in ends}]
-    cause: dict[str, Any] = ends[0] if ends and not silent else {"code": 1}
-    status: str
-    line: str
+    ends = {facts["rank"]: facts for facts in told if "code" in facts}  # the first one first
+    silent = [rank for rank in first if rank not in ends]
+    status, code, trace = "failed", 1, ""
     if asked:
-        status, code, line = "interrupted", 128 + asked[0], f"{signal.Signals(asked[0]).name}"
-        if any(facts["rank"] == 0 and facts["code"] == 143 for facts in ends):
+        status, code, line = "interrupted", 128 + asked[0], signal.Signals(asked[0]).name
+        if 0 in ends and ends[0]["code"] == 143:
             sys.exit(code)  # rank 0 has told it all
+    elif silent:
+        line = f"rank {silent[0]} {how(first[silent[0]])}"
     else:
-        status, code, line = "failed", cause["code"], cause.get("error", "")
-        if silent:
-            line = f"rank {silent[0]} {how(first[silent[0]])}"
-        elif code != 2:
-            line = line and f"rank {cause['rank']}: {line}"
+        rank, facts = next(iter(ends.items()))
+        code, line, trace = facts["code"], facts.get("error", ""), facts.get("trace", "")
         if not line:  # it ended as it meant to, and said why
             sys.exit(code)
-    directory = next((facts["directory"] for facts in told if "directory" in facts), None)
-    sys.stderr.write(cause.get("trace", ""))
+        line = line if code == 2 else f"rank {rank}: {line}"
     resume = ""
-    if directory:
-        result = {"status": status, "directory": directory, "error": line}
+    for directory in [facts["directory"] for facts in told if "directory" in facts]:
         with suppress(OSError):
+            result = {"status": status, "directory": directory, "error": line}
             write_json(Path(directory) / "result.json", result)
-        resume = f"; go on with: python src/train.py resume={directory}"
-    print(f"error: {line}{resume * (code != 2)}", file=sys.stderr)
+        resume = f"; go on with: python src/train.py resume={directory}" if code != 2 else ""
+    print(f"{trace}error: {line}{resume}", file=sys.stderr)
     sys.exit(code)
-
-
-def how(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    memory = ", as happens when memory runs out" if code == -signal.SIGKILL else ""
-    return f"was killed by {signal.Signals(-code).name}{memory}"

@@ -1,6 +1,5 @@
-"""Ctrl-C and SIGTERM end training after a checkpoint, at the same step on all ranks."""
+"""A signal to stop ends training after a checkpoint, at the same step on all ranks."""
 
-import signal
 import time
 from typing import Any
 
@@ -19,7 +18,7 @@ class Stopped(SystemExit):
 
 
 class Stop(Callback):
-    """As a context it takes the two signals; `agreed` says at which step they are heard.
+    """Is to `receive` the signals; `agreed` says at which step they are heard.
 
     Outside of training, and at the second signal, the run ends at once. Lightning's own handler
     would wait for the other ranks inside the handler, where they need not come.
@@ -35,16 +34,6 @@ class Stop(Callback):
         self.left = self.steps = 0  # until the ranks ask again, and since they have asked
         self.asked = time.monotonic()
         self.work: Any = None  # the exchange of the flags that is under way
-
-    def __enter__(self) -> "Stop":
-        signals = (signal.SIGINT, signal.SIGTERM)
-        heard = [n for n in signals if signal.getsignal(n) != signal.SIG_IGN]
-        self.before = {number: signal.signal(number, self.receive) for number in heard}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
     def receive(self, number: int, _) -> None:
         if self.number or not self.training:
