@@ -146,6 +146,7 @@ MISTAKES = {
     "model=lenet5_relu model.net.c3=tabled": ["model.net.c3=tabled", "one of table, full"],
     "model.loss.j=0": ["model.loss.j=0", "above 0", "try model.loss.j=0.1"],
     "model=simple_cnn model.net.norm=yes": ["model.net.norm=", "one of none, batch, torch"],
+    "model=convnet_cifar10 data=cifar10 model.net.activation=gelu": ["one of relu, tanh"],
     "model=simple_cnn model.net.extra_convs=-1": ["model.net.extra_convs=-1", "at least 0"],
     "model=convnet_cifar10 data=cifar10 optim.bias_lr=0": ["optim.bias_lr=0", "above 0"],
     "model=convnet_cifar10 data=cifar10 optim.weight_decay.conv1=-1": [

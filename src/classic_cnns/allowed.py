@@ -4,7 +4,7 @@ Torch is not imported: a mistake must answer at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from math import isfinite
+from math import inf
 from typing import Any, NamedTuple
 
 from classic_cnns.devices import check_devices
@@ -17,20 +17,19 @@ class Rule(NamedTuple):
     example: Any = None  # proposed where the YAML file's own value does not hold
 
 
-def whole(low: int, high: int | None = None) -> Rule:
-    text = (
-        f"a whole number of at least {low}" if high is None else f"a whole number {low} to {high}"
-    )
-    return Rule(text, lambda x: type(x) is int and low <= x and (high is None or x <= high), low)
+def whole(low: int, high: float = inf) -> Rule:
+    limits = f"of at least {low}" if high == inf else f"{low} to {high}"
+    return Rule(f"a whole number {limits}", lambda x: type(x) is int and low <= x <= high, low)
 
 
-def number(low: float, high: float = float("inf"), above: bool = False) -> Rule:
-    text = f"a number {'above' if above else 'of at least'} {low:g}"
-    text += f" and below {high:g}" if isfinite(high) else ""
-    return Rule(
-        text,
-        lambda x: type(x) in (int, float) and (x > low if above else x >= low) and x < high,
-    )
+def number(low: float, high: float = inf, above: bool = False) -> Rule:
+    limits = f"{'above' if above else 'of at least'} {low:g}"
+    limits += f" and below {high:g}" if high < inf else ""
+
+    def holds(x: Any) -> bool:
+        return type(x) in (int, float) and (x > low if above else x >= low) and x < high
+
+    return Rule(f"a number {limits}", holds)
 
 
 def one_of(*names: Any) -> Rule:
@@ -106,7 +105,7 @@ FACTS = tuple(f"data.{name}" for name in ("dataset", "channels", "size", "num_cl
 def rules(default: dict) -> dict[str, Rule]:
     """What a key allows, where its kind alone does not say it."""
     found = {key: rule for rule, keys in RULES.items() for key in keys.split()}
-    found["data.train_size"] = whole(2, default["data"].get("train_size"))
+    found["data.train_size"] = whole(2, default["data"].get("train_size", inf))
     for key, value in leaves(default):
         if key.startswith(FACTS):
             found[key] = fact(value)

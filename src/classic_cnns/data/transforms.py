@@ -17,9 +17,6 @@ class Distortion:
     def learn(self, images: Tensor) -> None:
         """Take from all training images (N, C, H, W) what is needed to know of them."""
 
-    def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 class RandomShift(Distortion):
     """Move each image by up to `pixels` in both directions; what comes in is background (0).
