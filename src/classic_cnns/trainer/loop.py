@@ -46,7 +46,8 @@ class LeanLoop(_TrainingEpochLoop):
         optimizer.zero_grad()
         loss = strategy.training_step(batch, self.batch_idx)
         loss.backward()
-        precision.clip_gradients(optimizer, trainer.gradient_clip_val or 0)
+        if trainer.gradient_clip_val:
+            precision.clip_grad_by_norm(optimizer, trainer.gradient_clip_val)
         optimizer.step()
         step.increment_completed()
         for config in trainer.lr_scheduler_configs:
