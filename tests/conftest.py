@@ -1,5 +1,6 @@
 """A tiny MNIST in the real file format, and a config for it, so that tests need no network."""
 
+import signal
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,6 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+
+# A shell gives what it starts in the background a deaf ear for Ctrl-C, which our children inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TRAIN, TEST, VAL = 640, 200, 128
 FILES = {

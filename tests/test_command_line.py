@@ -103,6 +103,7 @@ MISTAKES = {
     "model.lr=3": ["model.lr=3", "did you mean optim.lr"],
     "+model.lr=3": ["model.lr=3", "did you mean optim.lr"],
     "++model.lr=3": ["model.lr=3", "did you mean optim.lr"],
+    "optim=lenet5_1998 optim.mu=0": ["optim.mu=0", "above 0", "try optim.mu=1.68"],
     "optim.lr=-1": ["optim.lr=-1", "above 0", "try optim.lr=0.02"],
     "optim.lr=fast": ["optim.lr=fast", "a number above 0", "try optim.lr=0.02"],
     "trainer.max_epochs=0.5": ["trainer.max_epochs=0.5", "whole number", "try trainer.max_epochs="],

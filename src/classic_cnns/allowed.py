@@ -65,7 +65,6 @@ CHANNELS = Rule(
     lambda x: type(x) is list and len(x) == 5 and all(type(n) is int and n > 0 for n in x),
 )
 VARIED = Rule("a list of key=value", lambda x: type(x) is list and all("=" in str(y) for y in x))
-PRECISIONS = ("auto", "32-true", "64-true", "bf16-mixed", "bf16-true")
 RULES = {
     FOLDER: "data_dir data.data_dir run_dir resume sweep.dir",
     VARIED: "varied",
@@ -81,14 +80,15 @@ RULES = {
     null_or(whole(0)): "data.workers",
     null_or(whole(1)): "sweep.parallel",
     number(0, 1): "model.net.dropout optim.momentum",
-    number(0, above=True): "model.loss.j model.net.weight_std",
+    number(0, above=True): "model.loss.j model.net.weight_std optim.mu",
     number(0, 1000, above=True): "optim.bias_lr optim.lr",
     null_or(number(0, above=True)): "optim.clip_norm sweep.time_limit",
     null_or(same_kind({})): "optim.scheduler",
     one_of("pad", "crop", "resize"): "model.input.fit",
     one_of("auto", "cpu", "gpu"): "trainer.accelerator",
     one_of("ddp", "two_towers"): "trainer.strategy",
-    one_of(*PRECISIONS): "trainer.precision",
+    # bf16-true is missing: torch 2.11 moves no weight with a fused SGD on a CPU.
+    one_of("auto", "32-true", "64-true", "bf16-mixed"): "trainer.precision",
     one_of(True, False, "warn"): "trainer.deterministic",
 }
 # Words of model.net, each of which may stand in the place of another one of its row.
