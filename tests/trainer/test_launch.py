@@ -131,9 +131,9 @@ def test_a_rank_that_waits_in_vain_is_ended(run):
 def test_a_signal_reaches_all_ranks_once_and_the_exit_code_is_the_shells(start, number):
     code = (
         "got = []; signal.signal(signal.SIGTERM, lambda *_: got.append(1))\n"
-        "print('up', file=sys.stderr, flush=True)\n"
+        "sys.stderr.write('up\\n')\n"
         "while not got: time.sleep(0.01)\n"
-        "time.sleep(0.3); print('got', len(got), file=sys.stderr, flush=True); sys.exit(143)"
+        "time.sleep(0.3); sys.stderr.write(f'got {len(got)}\\n'); sys.exit(143)"
     )
     process = start(code)
     assert sorted(process.stderr.readline() for _ in range(2)) == ["rank 1: up\n", "up\n"]
