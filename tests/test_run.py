@@ -15,6 +15,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.summary.writer import event_file_writer
 
 from classic_cnns import run_directory
 from classic_cnns.classifier import Classifier
@@ -28,6 +29,9 @@ from classic_cnns.run import run
 def train(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch):
     """A function that carries out a run of three epochs in `tmp_path` and returns its directory."""
     monkeypatch.chdir(tmp_path)
+    # TensorBoard reads event files in the order of their names, which tell runs of one second apart
+    # by a count within the process: 10 comes before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
     def train(name: str, *overrides: str) -> Path:
         words = [

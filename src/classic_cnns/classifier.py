@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from math import isfinite, log
 from typing import Any
 
@@ -9,55 +10,20 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
+from classic_cnns.tally import Tally
 
 
 class Diverged(Exception):
     """The loss is no longer a finite number; told in one line."""
 
 
-# 64 bits hold any sum of mean losses exactly, whatever its order: ranks and resumed runs get the
-# loss of one undisturbed process to the last bit. Apple's GPUs lack them.
-EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
-
-
-class Tally(Metric):
-    """Loss and errors, summed on the device over batches and ranks, read once an epoch."""
-
-    full_state_update = False
-    loss: Tensor
-    errors: Tensor
-    images: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("loss", "errors", "images"):
-            self.add_state(name, torch.tensor(0.0, dtype=EXACT), dist_reduce_fx="sum")
-
-    def update(self, steps: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """Of each step: the mean loss of a batch, scores (B, classes) and labels (B,)."""
-        if not steps:
-            return
-        losses, scores, labels = zip(*steps, strict=True)
-        counts = torch.tensor([len(part) for part in labels], device=losses[0].device)
-        self.loss += (torch.stack(losses).to(EXACT) * counts).sum()
-        self.errors += (torch.cat(scores).argmax(1) != torch.cat(labels)).sum()
-        self.images += counts.sum()
-
-    def compute(self) -> dict[str, float]:
-        loss, errors, images = self.loss.item(), self.errors.item(), self.images.item()
-        return {
-            "loss": loss / images,
-            "error": errors / images,
-            "accuracy": (images - errors) / images,
-        }
-
-    def sums(self) -> dict[str, float]:
-        """The sums so far, over all ranks, which all have to ask."""
-        with self.sync_context():
-            return {name: getattr(self, name).item() for name in ("loss", "errors", "images")}
+@lru_cache(maxsize=1)
+def step_seeds(seed: int, epoch: int, rank: int, steps: int) -> list[int]:
+    """For what a net draws in each step, as dropout does: so a resumed run draws the same."""
+    key = np.random.SeedSequence((seed, epoch, rank))
+    return key.generate_state(steps, np.uint64).tolist()
 
 
 class Classifier(pl.LightningModule):
@@ -82,7 +48,6 @@ class Classifier(pl.LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []  # training steps not yet in the tally
-        self.seeds: list[int] = []  # one for each step of an epoch
         self.results: dict[str, float] = {"time/seconds": 0.0}
         self.rank, self.ranks = 0, 1  # of those that share the data
         self.seconds_before = 0.0  # of the epoch under way, spent before it was resumed
@@ -108,18 +73,11 @@ class Classifier(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self.started = time.perf_counter() - self.seconds_before
-        self.draw_seeds()
-
-    def draw_seeds(self) -> None:
-        """For what a net draws, as dropout does: so a resumed run draws the same."""
-        key = np.random.SeedSequence((self.seed, self.current_epoch, self.rank))
-        self.seeds = key.generate_state(int(self.trainer.num_training_batches), np.uint64).tolist()
 
     def on_train_epoch_start(self) -> None:
         self.train_tally.reset()
         self.seen.clear()
         self.started = time.perf_counter()
-        self.draw_seeds()
         optimizer = self.trainer.optimizers[0]
         if isinstance(optimizer, StochasticDiagonalLM):
             batches: Any = self.trainer.train_dataloader
@@ -127,7 +85,8 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        seed = self.seeds[batch_idx]
+        steps = int(self.trainer.num_training_batches)
+        seed = step_seeds(self.seed, self.current_epoch, self.rank, steps)[batch_idx]
         if images.is_cpu:  # torch.manual_seed takes half a millisecond for a GPU never used
             torch.default_generator.manual_seed(seed)
         else:

