@@ -191,6 +191,22 @@ def test_a_failed_run_says_so_and_resumes_to_bitwise_the_undisturbed_result(trai
         assert curve == [(e.step, e.value) for e in events(whole).Scalars(tag)]
 
 
+def test_alexnets_rate_falls_where_the_validation_error_stalls_also_after_a_resume(
+    train, monkeypatch
+):
+    words = ["optim=alexnet", "optim.lr=1e-20", "optim.patience=1", "trainer.max_epochs=9"]
+    words += ["data.batch_size=64"]
+    with monkeypatch.context() as patch:
+        fail_in_epoch(patch, 4)  # one stalled epoch after the first cut
+        with pytest.raises(RuntimeError):
+            train("a", *words)
+    rates = {e.step: e.value for e in events(train("a", "resume=a")).Scalars("optim/lr")}
+    of_epochs = [rates[8 * (epoch + 1)] for epoch in range(9)]
+    # Of nine equal errors the first is a low; every second epoch after it cuts, three times.
+    powers = [0, 0, 0, 1, 1, 2, 2, 3, 3]
+    assert of_epochs == pytest.approx([1e-20 * 0.1**power for power in powers], rel=1e-6, abs=0)
+
+
 @pytest.mark.parametrize(("epoch", "batch"), [(0, 0), (1, 20), (1, 62), (1, 63), (2, 63)])
 def test_a_signal_is_heard_at_a_step_and_nothing_is_lost(train, monkeypatch, epoch, batch):
     whole = train("whole")

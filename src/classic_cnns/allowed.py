@@ -70,7 +70,7 @@ RULES = {
     VARIED: "varied",
     CHANNELS: "model.net.channels",
     whole(0, 2**63 - 1): "seed",
-    whole(0): "model.net.extra_convs",
+    whole(0): "model.net.extra_convs optim.patience",
     whole(1): """
         data.batch_size data.eval_batch_size model.input.size model.net.conv1_kernel
         model.net.conv1_stride model.net.hidden optim.batch_size optim.epochs sweep.cpus_per_rank

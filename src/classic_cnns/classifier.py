@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
 from classic_cnns.tally import Tally
@@ -30,8 +31,9 @@ class Classifier(pl.LightningModule):
     """Trains `net`, whose scores (B, classes) are highest for the likeliest class.
 
     `optimizer` and `scheduler` are what is still to be completed: the first with parameters, the
-    second, stepped after each batch, with the optimizer and `total_steps`. `results` holds the
-    newest value of each metric, as the names in TensorBoard have it.
+    second with the optimizer and `total_steps`. It is stepped after each batch, or if it waits for
+    a plateau after each epoch, with the validation error. `results` holds the newest value of each
+    metric, as the names in TensorBoard have it.
     """
 
     def __init__(
@@ -61,7 +63,10 @@ class Classifier(pl.LightningModule):
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = self.scheduler(optimizer, total_steps=steps)
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+        interval = "epoch" if isinstance(scheduler, ReduceLROnPlateau) else "step"
+        return [optimizer], [
+            {"scheduler": scheduler, "interval": interval, "reduce_on_plateau": False}
+        ]
 
     def setup(self, stage: str) -> None:
         # DDP would send them round at each step.
@@ -143,6 +148,8 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.results["time/seconds"] += time.perf_counter() - self.started
+        if isinstance(scheduler := self.lr_schedulers(), ReduceLROnPlateau):
+            scheduler.step(self.results["error/val"])
 
     def on_validation_epoch_end(self) -> None:
         self.record(self.measured("val", self.val_tally))

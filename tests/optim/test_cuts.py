@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from classic_cnns.optim.cuts import cuts
+from classic_cnns.optim.cuts import cuts, cuts_at_stalls
 
 
 def rates(total_steps: int, **table) -> list[list[float]]:
@@ -46,3 +46,16 @@ def test_goes_on_from_a_state_of_plain_types() -> None:
     other.step()
     resumed.step()
     assert other.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_rates_fall_three_times_where_the_error_reaches_no_new_low() -> None:
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 2.0)]
+    optimizer = torch.optim.SGD(groups)
+    scheduler = cuts_at_stalls(optimizer, total_steps=99, patience=2, times=3, factor=0.1)
+    errors = [0.5, 0.4, 0.4, 0.45, 0.39, 0.39, 0.39, 0.39, *[0.38] * 4, *[0.37] * 20]
+    cut_after = {7: 0.1, 11: 0.01, 15: 0.001}  # the third epoch in a row without a new low
+    rate = 1.0
+    for epoch, error in enumerate(errors):
+        scheduler.step(error)
+        rate = cut_after.get(epoch, rate)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate, 2 * rate])

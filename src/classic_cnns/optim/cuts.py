@@ -1,10 +1,10 @@
-"""A rate that stays, and is cut at given points of the run: the schedules of 2011 and 2012."""
+"""A rate that stays, and is cut by hand or as by hand: the schedules of 2011 and 2012."""
 
 from collections.abc import Sequence
 from math import prod
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 
 def cuts(
@@ -23,3 +23,16 @@ def cuts(
     factors = [factor] * len(steps) if isinstance(factor, float) else factor
     pairs = list(zip(steps, factors, strict=True))
     return LambdaLR(optimizer, lambda step: prod(f for cut, f in pairs if step >= cut))
+
+
+def cuts_at_stalls(
+    optimizer: Optimizer, *, total_steps: int, patience: int, times: int, factor: float
+) -> ReduceLROnPlateau:
+    """Multiply all rates by `factor` when the validation error stalls, `times` times at most.
+
+    It stalls when after `patience` epochs without a new low another one brings none (K12, 5).
+    """
+    lowest = [group["lr"] * factor**times for group in optimizer.param_groups]
+    return ReduceLROnPlateau(
+        optimizer, factor=factor, patience=patience, threshold=0.0, min_lr=lowest, eps=0.0
+    )

@@ -37,7 +37,7 @@ class LeanLoop(_TrainingEpochLoop):
         batch, _, _ = next(data_fetcher)
         precision: Any = trainer.precision_plugin
         batch = precision.convert_input(batch)
-        self.batch_progress.is_last_batch = last = data_fetcher.done
+        self.batch_progress.is_last_batch = data_fetcher.done
         self.batch_progress.increment_ready()
         self.batch_progress.increment_started()
         step = self.automatic_optimization.optim_progress.optimizer.step  # trainer.global_step
@@ -51,7 +51,7 @@ class LeanLoop(_TrainingEpochLoop):
         optimizer.step()
         step.increment_completed()
         for config in trainer.lr_scheduler_configs:
-            if config.interval == "step" or last:
+            if config.interval == "step":
                 config.scheduler.step()
         self.batch_progress.increment_processed()
 
