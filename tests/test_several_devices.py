@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,20 @@ def train(start):
     return train
 
 
+@pytest.fixture
+def beside(start):
+    """A run that goes on beside what its block does, and ends well."""
+
+    @contextmanager
+    def beside(*words: str) -> Iterator[None]:
+        process = start(*words)
+        yield
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+
+    return beside
+
+
 def result(directory: Path) -> dict:
     return json.loads((directory / "result.json").read_text())
 
@@ -138,10 +153,10 @@ def gone(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_two_processes_give_the_numbers_of_one(train, tmp_path):
+def test_two_processes_give_the_numbers_of_one(train, beside, tmp_path):
     one = tmp_path / "one"
-    assert train(f"run_dir={one}")[0] == 0
-    code, out, err = train(*TWO, "name=lenet5-tiny")
+    with beside(f"run_dir={one}"):
+        code, out, err = train(*TWO, "name=lenet5-tiny")
     assert (code, err) == (0, "")
 
     # One directory, one event file, one voice.
@@ -168,7 +183,9 @@ def test_two_processes_give_the_numbers_of_one(train, tmp_path):
     assert devices == ["2 x cpu", "cpu"]
 
 
-def test_ctrl_c_is_heard_at_one_step_and_any_number_of_devices_goes_on(start, train, tmp_path):
+def test_ctrl_c_is_heard_at_one_step_and_any_number_of_devices_goes_on(
+    start, train, beside, tmp_path
+):
     words = ["trainer.max_epochs=8", "data.batch_size=16"]
     stopped = tmp_path / "stopped"
     process = start(*TWO, *words, f"run_dir={stopped}")
@@ -185,9 +202,9 @@ def test_ctrl_c_is_heard_at_one_step_and_any_number_of_devices_goes_on(start, tr
     step = checkpoint(stopped)["global_step"]
     assert 32 < step < 8 * 32
 
-    assert train(f"resume={stopped}", "trainer.devices=1")[0] == 0
     whole = tmp_path / "whole"
-    assert train(*words, f"run_dir={whole}")[0] == 0
+    with beside(*words, f"run_dir={whole}"):
+        assert train(f"resume={stopped}", "trainer.devices=1")[0] == 0
     assert result(stopped)["steps"] == result(whole)["steps"] == 8 * 32
     assert difference(stopped, whole) < 1e-3  # 256 steps magnify what rounding differs
 
@@ -237,29 +254,27 @@ def test_no_rank_outlives_the_main_process(start):
     assert len(pids) == 2 and gone(pids)
 
 
-def test_torchrun_on_two_nodes_gives_the_numbers_of_one_process(start, train, tmp_path):
+def test_torchrun_on_two_nodes_gives_the_numbers_of_one_process(start, beside, tmp_path):
     one, two = tmp_path / "one", tmp_path / "outputs" / "lenet5-tiny"
-    assert train(f"run_dir={one}")[0] == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     launcher += ["--master-addr=127.0.0.1", "--master-port=29717"]
     words = ["trainer.num_nodes=2", "name=lenet5-tiny"]
-    nodes = [
-        start(*words, command=[*launcher, f"--node-rank={rank}", TRAIN[1]]) for rank in range(2)
-    ]
-    outs = [node.communicate(timeout=120) for node in nodes]
+    commands = [[*launcher, f"--node-rank={rank}", TRAIN[1]] for rank in range(2)]
+    with beside(f"run_dir={one}"):
+        nodes = [start(*words, command=command) for command in commands]
+        outs = [node.communicate(timeout=120) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outs
     assert [len(re.findall("^epoch", out, re.M)) for out, _ in outs] == [3, 0]
     (run,) = [path for path in two.iterdir() if path.is_dir()]
     assert difference(one, run) < 1e-6
 
 
-def test_towers_go_on_in_one_process_and_back_to_the_numbers_of_one(train, tmp_path):
+def test_towers_go_on_in_one_process_and_back_to_the_numbers_of_one(train, beside, tmp_path):
     words = [*SMALL, "optim=alexnet_cifar10", "optim.lr=0.0002"]
     words += ["model.loss._target_=fateful.Loss"]
     one, run = tmp_path / "one", tmp_path / "run"
-    assert train(*words, f"run_dir={one}")[0] == 0
-
-    code, out, err = train(*words, *TOWERS, f"run_dir={run}", FATE="kill")  # in epoch 2
+    with beside(*words, f"run_dir={one}"):
+        code, _, err = train(*words, *TOWERS, f"run_dir={run}", FATE="kill")  # in epoch 2
     assert code == 1 and "error: rank 1 was killed by SIGKILL" in err.splitlines()[-1]
     assert result(run)["status"] == "failed" and checkpoint(run)["global_step"] == 8
     code, _, err = train(f"resume={run}", "trainer=cpu", FATE="raise")  # in epoch 3
@@ -278,12 +293,12 @@ def test_towers_go_on_in_one_process_and_back_to_the_numbers_of_one(train, tmp_p
     assert kernels(one) == kernels(run)
 
 
-def test_towers_stopped_within_an_epoch_go_on_to_the_numbers_of_one(train, tmp_path):
+def test_towers_stopped_within_an_epoch_go_on_to_the_numbers_of_one(train, beside, tmp_path):
     words = [*SMALL, "optim=alexnet_cifar10", "optim.lr=0.0002"]
     words += ["model.loss._target_=fateful.Loss"]
     one, run = tmp_path / "one", tmp_path / "run"
-    assert train(*words, f"run_dir={one}")[0] == 0
-    assert train(*words, *TOWERS, f"run_dir={run}", FATE="term")[0] == 143
+    with beside(*words, f"run_dir={one}"):
+        assert train(*words, *TOWERS, f"run_dir={run}", FATE="term")[0] == 143
     assert result(run)["status"] == "interrupted" and 8 < checkpoint(run)["global_step"] < 16
     assert train(f"resume={run}", *TOWERS)[0] == 0
     assert difference(one, run) < 1e-6
@@ -294,13 +309,13 @@ def test_towers_stopped_within_an_epoch_go_on_to_the_numbers_of_one(train, tmp_p
 
 
 def test_two_pairs_of_towers_share_the_batch_and_clip_the_norm_of_the_whole_gradient(
-    train, tmp_path
+    train, beside, tmp_path
 ):
     # Without dropout, for which each pair draws anew; with the last batch of one image.
     words = [*SMALL, "model.net.dropout=0", "optim.clip_norm=0.5"]
     one, four = tmp_path / "one", tmp_path / "four"
-    assert train(*words, f"run_dir={one}")[0] == 0
-    code, _, err = train(*words, *TOWERS, "trainer.devices=4", f"run_dir={four}")
+    with beside(*words, f"run_dir={one}"):
+        code, _, err = train(*words, *TOWERS, "trainer.devices=4", f"run_dir={four}")
     assert (code, err) == (0, "")
     assert 0 < difference(one, four) < 1e-6
     for split, values in result(one)["metrics"].items():
