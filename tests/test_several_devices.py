@@ -15,6 +15,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from classic_cnns.devices import free_port
+
 ROOT = Path(__file__).parents[1]
 TRAIN = [sys.executable, str(ROOT / "src" / "train.py")]
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
@@ -257,7 +259,7 @@ def test_no_rank_outlives_the_main_process(start):
 def test_torchrun_on_two_nodes_gives_the_numbers_of_one_process(start, beside, tmp_path):
     one, two = tmp_path / "one", tmp_path / "outputs" / "lenet5-tiny"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    launcher += ["--master-addr=127.0.0.1", "--master-port=29717"]
+    launcher += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     words = ["trainer.num_nodes=2", "name=lenet5-tiny"]
     commands = [[*launcher, f"--node-rank={rank}", TRAIN[1]] for rank in range(2)]
     with beside(f"run_dir={one}"):
