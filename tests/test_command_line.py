@@ -345,7 +345,8 @@ def test_a_mistake_in_a_config_of_the_users_own_is_one_line_too(train, tiny_conf
     "command",
     ["", "++data_dir=a ++optim.lr=1",
      "run_dir=a/b seed=0 trainer=cpu data.augment=none optim.lr=1 trainer.deterministic=warn",
-     "optim.clip_norm=null optim.scheduler=null optim.epochs=1 data.val_size=59999"],
+     "optim.clip_norm=null optim.scheduler=null optim.epochs=1 data.val_size=59999",
+     *(f"experiment={path.stem}" for path in sorted(CONF.glob("experiment/[!s]*.yaml")))],
 )  # fmt: skip
 def test_what_is_allowed_is_not_refused(train, command):
     assert train(*shlex.split(command)).started

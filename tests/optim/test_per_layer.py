@@ -19,9 +19,9 @@ VARIANTS = {  # wc of the files
 }
 
 
-def composed(model: str) -> DictConfig:
+def composed(choice: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", [f"model={model}", "name=x"])
+        return hydra.compose("train", [choice, "name=x"])
 
 
 def make(net: nn.Module, weight_decay: dict[str, float]) -> Momentum2012:
@@ -67,7 +67,7 @@ def test_schedules_scale_all_groups() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_recipe_fits_its_net(variant: str) -> None:
-    config = composed(variant)
+    config = composed(f"model={variant}")
     config.data.channels = 3
     net = instantiate(config.model.net)
     optimizer = instantiate(config.optim.optimizer)(net.named_parameters())
@@ -87,6 +87,12 @@ def test_every_recipe_fits_its_net(variant: str) -> None:
     assert [decays[layer] for layer in layers] == VARIANTS[variant]
     instantiate(config.optim.scheduler)(optimizer, total_steps=1000)
     assert config.optim.cuts[-1] < config.optim.epochs
+
+
+@pytest.mark.parametrize(("variant", "patches"), [("13pct", "nine"), ("11pct", "ten")])
+def test_an_experiment_is_tested_with_the_patches_of_its_day(variant: str, patches: str) -> None:
+    data = composed(f"experiment=convnet_cifar10_{variant}").data
+    assert (data.augment, data.test_patches) == ("crop_flip", patches)
 
 
 @pytest.mark.parametrize("weight_decay", [{"conv1": 0.5}, {"conv1": 0, "fc10": 0, "fc11": 0}])

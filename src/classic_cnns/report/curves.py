@@ -14,12 +14,10 @@ from classic_cnns.report.results import Row
 def validation_errors(directory: Path) -> list[float]:
     """Of each epoch of a run, a start after a start; empty where there are none yet."""
     events = EventAccumulator(str(directory / "tensorboard"), size_guidance={"scalars": 0})
-    if (
-        not (directory / "tensorboard").is_dir()
-        or "error/val" not in events.Reload().scalars.Keys()
-    ):
-        return []
-    return [event.value for event in events.Scalars("error/val")]
+    if (directory / "tensorboard").is_dir():
+        events.Reload()
+    known = "error/val" in events.scalars.Keys()
+    return [event.value for event in events.scalars.Items("error/val")] if known else []
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
