@@ -40,23 +40,24 @@ class ResidentData(ImageData):
         super().__init__(**options)
         self.sums, self.data_dir = dict(sha256), data_dir
         self.train_indices, self.val_indices = split_indices(train_size, val_size)
+        self.arrays: fetch.Arrays = {}
         self.resident: dict[str, Tensor] = {}
 
     def prepare_data(self) -> None:
-        fetch.load(self.dataset, self.sums, self.data_dir)
+        self.arrays = self.arrays or fetch.load(self.dataset, self.sums, self.data_dir)
 
     def setup(self, stage: str) -> None:
         if self.resident:
             return
-        arrays = fetch.load(self.dataset, self.sums, self.data_dir)
+        self.prepare_data()  # which Lightning calls in one process of a machine alone
         for split in ("train", "test"):
-            images = torch.from_numpy(arrays[f"{split}_images"])
+            images = torch.from_numpy(self.arrays[f"{split}_images"])
             # The sums vouch for the bytes alone, the config for their shape.
             images = images.reshape(-1, self.channels, self.size, self.size).to(self.device)
             if self.input["fit"] == "pad":
                 images = pad_to(images, self.input["size"])
             self.resident[f"{split}_images"] = images
-            labels = torch.from_numpy(arrays[f"{split}_labels"]).flatten()
+            labels = torch.from_numpy(self.arrays[f"{split}_labels"]).flatten()
             self.resident[f"{split}_labels"] = labels.long().to(self.device)
         training = torch.from_numpy(self.train_indices).to(self.device)  # not the held-out ones
         self.learn(self.resident["train_images"].index_select(0, training))
