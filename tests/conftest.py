@@ -1,5 +1,6 @@
 """A tiny MNIST in the real file format, and a config for it, so that tests need no network."""
 
+import os
 import signal
 import struct
 import subprocess
@@ -14,6 +15,8 @@ from omegaconf import OmegaConf
 
 # A shell gives what it starts in the background a deaf ear for Ctrl-C, which our children inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# With it a child prints a line in two pieces, between which another one may print.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 TRAIN, TEST, VAL = 640, 200, 128
 FILES = {

@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from tests.sweep.conftest import sheet
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -117,6 +121,31 @@ def test_the_readmes_python_commands_work(line, workplace):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_readmes_sweep_has_a_row_for_each_job_in_tensorboard(workplace):
+    seen = []
+    for row in sheet(workplace / "outputs" / "sweep" / "rates"):
+        log = EventAccumulator(f"{workplace / row['directory']}/tensorboard").Reload()
+        plugin = {
+            tag: HParamsPluginData.FromString(content)
+            for tag, content in log._plugin_to_tag_to_content["hparams"].items()
+        }
+        values = plugin["_hparams_/session_start_info"].session_start_info.hparams
+        seen.append((values["model"].string_value, values["optim.lr"].number_value))
+        assert log.Scalars("error/test")[-1].value == pytest.approx(float(row["test_error"]))
+        names = {info.name for info in plugin["_hparams_/experiment"].experiment.hparam_infos}
+        assert names == {"model", "optim.lr"}  # the first five are all that is shown
+    assert seen == [(model, lr) for model in ("lenet5", "simple_cnn") for lr in (0.01, 0.1)]
+
+
+def test_the_results_of_the_readmes_sweep_are_printed_and_drawn_again(workplace):
+    folder = workplace / "outputs" / "sweep" / "rates"
+    (folder / "curves.png").unlink()
+    command = [sys.executable, ROOT / "src" / "results.py", folder]
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0 and (folder / "results.md").read_text().strip() in again.stdout
+    assert (folder / "curves.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make")])

@@ -1,4 +1,4 @@
-"""Sweeps of real runs: real kills, real resumes, real event files."""
+"""Sweeps of real runs: real kills, real resumes, real ranks."""
 
 import os
 import random
@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.sweep.conftest import TRAIN, sheet
 
@@ -41,7 +39,7 @@ def end(process: subprocess.Popen) -> str:
 
 
 def test_a_sweep_killed_at_random_moments_ends_with_the_undisturbed_table(start, tmp_path):
-    words = ["optim.lr=0.01,0.02", "trainer.max_epochs=20", "sweep.parallel=2"]
+    words = ["optim.lr=0.01,0.02", "trainer.max_epochs=15", "sweep.parallel=2"]
     process = start(*words, "sweep.dir=whole")
     process.stdout.readline()  # the jobs are about to start
     began = time.monotonic()
@@ -62,34 +60,6 @@ def test_a_sweep_killed_at_random_moments_ends_with_the_undisturbed_table(start,
             assert ours[key] == theirs[key]
         assert ours["state"] == "finished"
     assert "Best: job" in whole
-
-
-def test_tensorboard_has_a_row_for_each_job_with_what_was_varied(start, tmp_path):
-    words = ["model=lenet5,simple_cnn", "optim.momentum=0.5,0.9", "trainer.max_epochs=1"]
-    end(start(*words, "sweep.dir=s"))
-    seen = []
-    for row in sheet(tmp_path / "s"):
-        log = EventAccumulator(str(tmp_path / "s" / row["job"] / "tensorboard")).Reload()
-        plugin = {
-            tag: HParamsPluginData.FromString(content)
-            for tag, content in log._plugin_to_tag_to_content["hparams"].items()
-        }
-        values = plugin["_hparams_/session_start_info"].session_start_info.hparams
-        seen.append((values["model"].string_value, values["optim.momentum"].number_value))
-        assert log.Scalars("error/test")[-1].value == pytest.approx(float(row["test_error"]))
-        names = {info.name for info in plugin["_hparams_/experiment"].experiment.hparam_infos}
-        assert names == {"model", "optim.momentum"}  # the first five are all that is shown
-    models, momenta = ("lenet5", "simple_cnn"), (0.5, 0.9)
-    assert seen == [(model, momentum) for model in models for momentum in momenta]
-
-
-def test_the_results_of_a_sweep_are_printed_and_drawn_again(start, tmp_path):
-    out = end(start("seed=0,1", "trainer.max_epochs=2", "sweep.dir=s"))
-    command = [sys.executable, TRAIN.parent / "results.py", tmp_path / "s"]
-    again = subprocess.run(command, capture_output=True, text=True)
-    table = (tmp_path / "s" / "results.md").read_text().strip()
-    assert again.returncode == 0 and table in again.stdout and table in out
-    assert (tmp_path / "s" / "curves.png").stat().st_size > 10_000
 
 
 def test_any_number_of_devices_can_be_swept_over(start, tmp_path):

@@ -104,11 +104,11 @@ def test_no_more_jobs_run_at_a_time_than_said(sweep):
 def test_a_sweep_stopped_at_random_moments_ends_with_the_undisturbed_table(sweep, number):
     words = ["optim.lr=0.01,0.1", "seed=range(2)", "sweep.parallel=2"]
     began = time.monotonic()
-    assert sweep(*words, "sweep.dir=whole", EPOCH_SECONDS="0.3").code == 0
+    assert sweep(*words, "sweep.dir=whole", EPOCH_SECONDS="0.2").code == 0
     seconds = time.monotonic() - began
     random.seed(number)
     for _ in range(2):
-        process = sweep.start(*words, "sweep.dir=stopped", EPOCH_SECONDS="0.3")
+        process = sweep.start(*words, "sweep.dir=stopped", EPOCH_SECONDS="0.2")
         time.sleep(random.uniform(0.2, 0.7) * seconds)
         process.send_signal(number)
         out, err = process.communicate(timeout=100)
