@@ -84,6 +84,11 @@ def test_each_rank_knows_its_place_and_all_meet_at_one_port(run):
     assert first[5] == second[5] == "3"  # the user's word counts
 
 
+def test_what_goes_wrong_at_the_interpreters_end_does_not_fail_a_finished_run(run):
+    code = "sys.late = type('Late', (), {'__del__': lambda self, abort=os.abort: abort()})()"
+    assert run(code) == (0, "", "")
+
+
 CASUALTY = "time.sleep(1 - rank); rank == 0 and 1 / 0"  # what rank 0 makes of the loss of rank 1
 
 

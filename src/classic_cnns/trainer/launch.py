@@ -6,6 +6,7 @@ leaves its processes behind when it is killed. This one does neither. Each rank 
 through a pipe; its standard input ends when we do, however that was, and then it ends too.
 """
 
+import atexit
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, NoReturn
 
-from classic_cnns.devices import core_count, free_port
+from classic_cnns.devices import core_count, free_port, started_outside
 from classic_cnns.errors import UserError
 from classic_cnns.files import write_json
 from classic_cnns.processes import how, stop_signals, watch
@@ -41,11 +42,13 @@ def in_rank(task: Callable[[], object]) -> None:
     """Carry out `task`; where somebody watches, an error is reported and not printed."""
     if REPORT not in os.environ:
         task()
+        if started_outside() is not None:
+            leave(0)
         return
     threading.Thread(target=end_with_standard_input, daemon=True).start()
     try:
         task()
-        return
+        leave(0)
     except SystemExit as stop:
         facts: dict[str, Any] = {"code": stop.code}
     except UserError as error:
@@ -55,7 +58,19 @@ def in_rank(task: Callable[[], object]) -> None:
         trace = traceback.format_exc(limit=-8, chain=False)
         facts = {"code": 1, "error": line[:500], "trace": trace[:3000]}
     report(**facts)
-    sys.exit(facts["code"])
+    leave(facts["code"])
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, but not through the interpreter's end.
+
+    There a thread of gloo's that lets go of its last Python object aborts the process now and then,
+    after all is done, and a run that has finished would be told as failed.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def end_with_standard_input() -> None:
