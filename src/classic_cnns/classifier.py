@@ -63,10 +63,10 @@ class Classifier(pl.LightningModule):
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = self.scheduler(optimizer, total_steps=steps)
-        interval = "epoch" if isinstance(scheduler, ReduceLROnPlateau) else "step"
-        return [optimizer], [
-            {"scheduler": scheduler, "interval": interval, "reduce_on_plateau": False}
-        ]
+        config: dict = {"scheduler": scheduler, "interval": "step"}
+        if isinstance(scheduler, ReduceLROnPlateau):  # stepped here, since Lightning would ask
+            config |= {"interval": "epoch", "reduce_on_plateau": False}  # for a metric of self.log
+        return [optimizer], [config]
 
     def setup(self, stage: str) -> None:
         # DDP would send them round at each step.

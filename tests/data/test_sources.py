@@ -162,8 +162,9 @@ def test_the_package_index_is_the_one_that_pip_is_set_up_to_use(tmp_path, monkey
 
     monkeypatch.setattr("pypi_simple.PyPISimple", client)
     monkeypatch.delenv("PIP_INDEX_URL", raising=False)
-    lines = "[global]\nextra-index-url = http://localhost/x\nindex-url = http://localhost/file\n"
-    (tmp_path / "pip.conf").write_text(lines)
+    options = [("extra-index-url", "extra"), ("index-url", "file")]
+    lines = [f"{option} = http://localhost/{page}" for option, page in options]
+    (tmp_path / "pip.conf").write_text("\n".join(["[global]", *lines]))
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     if where == "nowhere":
         monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)  # and pip reads no other

@@ -120,7 +120,8 @@ def download_package(project: str, filename: str, path: Path) -> None:
 
     pip = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(pip, capture_output=True, text=True).stdout
-    given = dict(re.findall(r"^(.+)\.index-url='(.+)'$", listed, re.M))
+    options = re.findall(r"^(.+)\.(.+?)='(.+)'$", listed, re.M)
+    given = {section: value for section, option, value in options if option == "index-url"}
     index = given.get(":env:") or given.get("global") or PYPI_SIMPLE_ENDPOINT
     with PyPISimple(index) as client:
         page = client.get_project_page(project, timeout=NO_ANSWER)
