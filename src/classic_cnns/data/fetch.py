@@ -128,6 +128,8 @@ def fetch(dataset: str, sums: dict[str, str], root: Path) -> Arrays:
             if disk_trouble(error):
                 raise
             failures.append(f"{name}: {' '.join(str(error).split())[:120]}")
+            if len(failures) > 1:  # on disk, where the first one looks, there rarely is anything
+                log.info("%s: passed over %s", dataset, failures[-1])
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     folder, files = BY_HAND[dataset]
