@@ -361,6 +361,24 @@ def test_tensorboard_has_each_curve_once_an_epoch_and_the_texts(train):
     }
     assert "340,908" in texts["layers/text_summary"]
     assert "max_epochs: 3" in texts["config/text_summary"]
+    assert log.Tags()["images"] == ["kernels/C1"]  # and no mistakes
+
+
+@pytest.mark.parametrize("model", ["lenet5", "convnet_cifar10_13pct"])
+def test_tensorboard_says_what_was_mistaken_for_what(train, tiny_arrays, model):
+    words = ["data.test_patches=nine"] if model != "lenet5" else []
+    directory = train("a", f"model={model}", "trainer.max_epochs=1", *words)
+    log, labels = events(directory), tiny_arrays["test_labels"]
+    text = log.Tensors("confusion/test/text_summary")[0].tensor_proto.string_val[0].decode()
+    table = [[cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines()]
+    counts = np.array([[int(cell) for cell in row] for row in table[2:]])
+    assert table[0] == [f"-> {number}" for number in range(10)]
+    assert counts.sum(1).tolist() == np.bincount(labels, minlength=10).tolist()
+    wrong = len(labels) - counts.trace()
+    assert wrong / len(labels) == pytest.approx(result(directory)["metrics"]["test"]["error"])
+    assert wrong > 0
+    (image,) = log.Images("mistakes/test")
+    assert image.height == 14 + min(-(-wrong // 12), 10) * (64 + 14)
 
 
 def test_the_hparams_tab_has_real_metrics_and_the_same_few_keys_in_every_run(train):

@@ -122,10 +122,14 @@ def optimizer_state(checkpoint: dict) -> dict:
     return {(index, name): x for index, state in states for name, x in state.items()}
 
 
-def kernels(directory: Path) -> bytes:
-    events = EventAccumulator(str(directory / "tensorboard")).Reload()
-    (image,) = events.Images("kernels/conv1")
-    return image.encoded_image_string
+def board(directory: Path) -> EventAccumulator:
+    return EventAccumulator(str(directory / "tensorboard")).Reload()
+
+
+def answers(directory: Path) -> list[bytes]:
+    """The table of classes and answers, once for each test of the run."""
+    tests = board(directory).Tensors("confusion/test/text_summary")
+    return [test.tensor_proto.string_val[0] for test in tests]
 
 
 def ranks(process: subprocess.Popen) -> list[int]:
@@ -175,6 +179,8 @@ def test_two_processes_give_the_numbers_of_one(train, beside, tmp_path):
     for split, values in result(one)["metrics"].items():
         for name, value in values.items():
             assert result(two)["metrics"][split][name] == pytest.approx(value, abs=1e-5)
+
+    assert answers(one) == answers(two)
 
     # The same checkpoint, read by one process: the same test, to the last bit of the loss.
     test = result(two)["metrics"]["test"]
@@ -292,7 +298,9 @@ def test_towers_go_on_in_one_process_and_back_to_the_numbers_of_one(train, besid
     for split, values in result(one)["metrics"].items():
         for name, value in values.items():
             assert result(run)["metrics"][split][name] == pytest.approx(value, abs=1e-6)
-    assert kernels(one) == kernels(run)
+    pictures = [board(directory).Images("kernels/conv1")[0] for directory in (one, run)]
+    assert pictures[0].encoded_image_string == pictures[1].encoded_image_string
+    assert answers(one) == answers(run)
 
 
 def test_towers_stopped_within_an_epoch_go_on_to_the_numbers_of_one(train, beside, tmp_path):

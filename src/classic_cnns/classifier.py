@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
 from classic_cnns.tally import Tally
@@ -33,8 +35,12 @@ class Classifier(pl.LightningModule):
     `optimizer` and `scheduler` are what is still to be completed: the first with parameters, the
     second with the optimizer and `total_steps`. It is stepped after each batch, or if it waits for
     a plateau after each epoch, with the validation error. `results` holds the newest value of each
-    metric, as the names in TensorBoard have it.
+    metric, as the names in TensorBoard have it; after a test, `mistakes` the first images that were
+    mistaken, with their labels and answers, and `confused` how often (classes, answers).
     """
+
+    shown = 120  # mistakes
+    confused: Tensor
 
     def __init__(
         self,
@@ -52,6 +58,7 @@ class Classifier(pl.LightningModule):
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []  # training steps not yet in the tally
         self.results: dict[str, float] = {"time/seconds": 0.0}
         self.rank, self.ranks = 0, 1  # of those that share the data
+        self.mistakes: list[tuple[Tensor, int, int]] = []  # those of this rank
         self.seconds_before = 0.0  # of the epoch under way, spent before it was resumed
 
     def forward(self, images: Tensor) -> Tensor:
@@ -71,10 +78,14 @@ class Classifier(pl.LightningModule):
     def setup(self, stage: str) -> None:
         # DDP would send them round at each step.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+        if stage == "test":
+            classes = self.trainer.datamodule.num_classes  # type: ignore
+            self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
         if ranks := self.trainer.distributed_sampler_kwargs:
             self.rank, self.ranks = ranks["rank"], ranks["num_replicas"]
             # Where some ranks have the same images: one group for each set of ranks that share all.
-            self.train_tally.process_group = getattr(self.trainer.strategy, "data_group", None)
+            for metric in (m for m in self.children() if isinstance(m, Metric)):
+                metric.process_group = getattr(self.trainer.strategy, "data_group", None)
 
     def on_train_start(self) -> None:
         self.started = time.perf_counter() - self.seconds_before
@@ -133,13 +144,22 @@ class Classifier(pl.LightningModule):
         self.evaluate(self.val_tally, *batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.evaluate(self.test_tally, *batch)
+        images, labels = batch
+        answers = self.evaluate(self.test_tally, images, labels)
+        self.confusion.update(answers, labels)
+        one = images if images.dim() == 4 else images[:, 4]  # of nine and of ten patches the middle
+        wrong = (answers != labels).nonzero().flatten()[: self.shown - len(self.mistakes)]
+        for row in wrong.tolist():
+            self.mistakes.append((one[row].cpu(), int(labels[row]), int(answers[row])))
 
-    def evaluate(self, tally: Tally, images: Tensor, labels: Tensor) -> None:
+    def evaluate(self, tally: Tally, images: Tensor, labels: Tensor) -> Tensor:
+        """The answers (B,), after they were added to the tally."""
         if not len(labels):
-            return tally.update([])
+            tally.update([])
+            return labels
         scores = self.net(images) if images.dim() == 4 else self.judged_together(images)
         tally.update([(self.loss(scores, labels), scores, labels)])
+        return scores.argmax(1)
 
     def judged_together(self, patches: Tensor) -> Tensor:
         """Logarithm of the softmax averaged over the patches of an image (B, V, C, H, W)."""
@@ -156,6 +176,7 @@ class Classifier(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.record(self.measured("test", self.test_tally))
+        self.confused = self.confusion.compute()
 
     def measured(self, split: str, tally: Tally) -> dict[str, float]:
         values = {f"{name}/{split}": value for name, value in tally.compute().items()}

@@ -1,0 +1,52 @@
+"""The pictures of a run that has ended: its first kernels, what it mistook, and for what."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from PIL import ImageDraw
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import make_grid
+
+from classic_cnns.report.markdown import aligned
+
+
+def kernels(weights: Tensor, towers: int) -> Tensor:
+    """Kernels (N, C, h, w) as an image (3, H, W) from 0 to 1, the towers side by side.
+
+    Like Fig. 3 of the AlexNet paper. Each kernel has its own contrast. Three channels are shown as
+    red, green and blue, others in grey by their mean; a weight is four pixels wide.
+    """
+    if weights.shape[1] != 3:
+        weights = weights.mean(1, keepdim=True)
+    large = weights.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    grids = [
+        make_grid(tower, nrow=6, padding=4, normalize=True, scale_each=True, pad_value=1)
+        for tower in large.chunk(towers)
+    ]
+    return torch.cat(grids, 2)
+
+
+def mistakes(images: Tensor, labels: Sequence[int], answers: Sequence[int]) -> Tensor:
+    """Images (N, C, H, W) as one (3, H', W') uint8, below each its label -> the net's answer.
+
+    Like Fig. 8 of the LeNet-5 paper.
+    """
+    side, gap, columns = 64, 14, 12  # pixels, and images in a row
+    tiles = F.interpolate(images.float(), (side, side))
+    grid = make_grid(tiles, columns, gap, normalize=True, scale_each=True, pad_value=1)
+    picture = to_pil_image(grid)
+    draw = ImageDraw.Draw(picture)
+    for number, (label, answer) in enumerate(zip(labels, answers, strict=True)):
+        row, column = divmod(number, columns)
+        place = gap + column * (side + gap), (row + 1) * (side + gap) + 1
+        draw.text(place, f"{label} -> {answer}", fill="black")
+    return pil_to_tensor(picture)
+
+
+def confusion(counts: Tensor) -> str:
+    """How many images of each class (row) got which answer (column), as a Markdown table."""
+    names = [str(number) for number in range(len(counts))]
+    rows = [[name, *map(str, row)] for name, row in zip(names, counts.tolist(), strict=True)]
+    return aligned([["class", *(f"-> {name}" for name in names)], *rows])

@@ -1,0 +1,51 @@
+"""Pictures of runs: what stands where in them, and in which colours."""
+
+import torch
+from torch.nn import functional as F
+
+from classic_cnns.report import pictures
+
+
+def test_the_towers_stand_side_by_side_in_their_colours():
+    kernels = torch.zeros(12, 3, 2, 2)
+    kernels[:6, 0] = kernels[6:, 2] = 1  # red ones in the first tower, blue ones in the second
+    image = pictures.kernels(kernels, towers=2)
+    assert image.shape == (3, 8 + 8, 2 * (6 * 12 + 4))  # 8 pixels a kernel, 4 around it
+    left, right = image.chunk(2, dim=2)
+    assert left[:, 8, 8].tolist() == [1, 0, 0] and right[:, 8, 8].tolist() == [0, 0, 1]
+    assert left[:, 0, 0].tolist() == [1, 1, 1]
+
+
+def test_each_kernel_has_its_own_contrast_and_other_channels_are_grey():
+    kernels = torch.tensor([-1.0, 0.0, 1.0, 0.5]).view(1, 1, 2, 2).repeat(2, 1, 1, 1)
+    kernels[1] *= 100
+    image = pictures.kernels(kernels, towers=1)
+    for corner in (4, 4 + 12):
+        row = image[:, 4, corner : corner + 8 : 4]
+        assert row.tolist() == 3 * [[0.0, 0.5]]
+        assert torch.allclose(image[:, 8, corner : corner + 8 : 4], torch.tensor([1.0, 0.75]))
+
+
+def test_mistakes_stand_in_rows_of_twelve_with_label_and_answer_below():
+    images = torch.rand(14, 1, 8, 8)
+    picture = pictures.mistakes(images, [4] * 14, [6] * 13 + [9])
+    assert picture.dtype == torch.uint8 and picture.shape == (3, 14 + 2 * 78, 14 + 12 * 78)
+    for number, (top, left) in {0: (14, 14), 11: (14, 14 + 11 * 78), 12: (92, 14)}.items():
+        shown = picture[0, top : top + 64, left : left + 64] / 255
+        span = images[number, 0] - images[number].min()
+        expected = F.interpolate((span / span.max())[None, None], (64, 64))[0, 0]
+        torch.testing.assert_close(shown, expected, atol=0.005, rtol=0)
+    texts = [picture[:, top : top + 14, 14:78] for top in (78, 156)]  # of the first and the 13th
+    assert texts[0].min() < 128 and texts[0].equal(texts[1])
+    assert not picture[:, 156:, 92:156].equal(texts[0])  # the 14th was taken for a 9
+    assert picture[:, 92:, 170:].min() == 255  # nothing follows
+
+
+def test_the_table_of_answers_has_a_row_for_each_class():
+    table = pictures.confusion(torch.tensor([[5, 1], [0, 12]])).splitlines()
+    assert table == [
+        "| class | -> 0 | -> 1 |",
+        "|-------|------|------|",
+        "| 0     | 5    | 1    |",
+        "| 1     | 0    | 12   |",
+    ]
