@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
-from classic_cnns.tally import Tally
+from classic_cnns.tally import Answers, Tally
 
 
 class Diverged(Exception):
@@ -35,12 +34,8 @@ class Classifier(pl.LightningModule):
     `optimizer` and `scheduler` are what is still to be completed: the first with parameters, the
     second with the optimizer and `total_steps`. It is stepped after each batch, or if it waits for
     a plateau after each epoch, with the validation error. `results` holds the newest value of each
-    metric, as the names in TensorBoard have it; after a test, `mistakes` the first images that were
-    mistaken, with their labels and answers, and `confused` how often (classes, answers).
+    metric, as the names in TensorBoard have it, `answers` those of a test.
     """
-
-    shown = 120  # mistakes
-    confused: Tensor
 
     def __init__(
         self,
@@ -58,7 +53,6 @@ class Classifier(pl.LightningModule):
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []  # training steps not yet in the tally
         self.results: dict[str, float] = {"time/seconds": 0.0}
         self.rank, self.ranks = 0, 1  # of those that share the data
-        self.mistakes: list[tuple[Tensor, int, int]] = []  # those of this rank
         self.seconds_before = 0.0  # of the epoch under way, spent before it was resumed
 
     def forward(self, images: Tensor) -> Tensor:
@@ -79,8 +73,7 @@ class Classifier(pl.LightningModule):
         # DDP would send them round at each step.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         if stage == "test":
-            classes = self.trainer.datamodule.num_classes  # type: ignore
-            self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
+            self.answers = Answers(self.trainer.datamodule.num_classes)  # type: ignore
         if ranks := self.trainer.distributed_sampler_kwargs:
             self.rank, self.ranks = ranks["rank"], ranks["num_replicas"]
             # Where some ranks have the same images: one group for each set of ranks that share all.
@@ -145,12 +138,8 @@ class Classifier(pl.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        answers = self.evaluate(self.test_tally, images, labels)
-        self.confusion.update(answers, labels)
         one = images if images.dim() == 4 else images[:, 4]  # of nine and of ten patches the middle
-        wrong = (answers != labels).nonzero().flatten()[: self.shown - len(self.mistakes)]
-        for row in wrong.tolist():
-            self.mistakes.append((one[row].cpu(), int(labels[row]), int(answers[row])))
+        self.answers.update(one, self.evaluate(self.test_tally, images, labels), labels)
 
     def evaluate(self, tally: Tally, images: Tensor, labels: Tensor) -> Tensor:
         """The answers (B,), after they were added to the tally."""
@@ -176,7 +165,7 @@ class Classifier(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.record(self.measured("test", self.test_tally))
-        self.confused = self.confusion.compute()
+        self.answers.compute()  # over all ranks, of which only the first shows it
 
     def measured(self, split: str, tally: Tally) -> dict[str, float]:
         values = {f"{name}/{split}": value for name, value in tally.compute().items()}

@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
-from torch import nn
 
 from classic_cnns import run_directory
 from classic_cnns.build import build, example
@@ -20,7 +19,7 @@ from classic_cnns.classifier import Classifier, Diverged
 from classic_cnns.errors import UserError
 from classic_cnns.files import disk_trouble, read_json, write_json
 from classic_cnns.processes import stop_signals
-from classic_cnns.report import pictures, summary
+from classic_cnns.report import summary
 from classic_cnns.report.log import show_log, train_log
 from classic_cnns.report.tensorboard import RunLogger
 from classic_cnns.trainer import precision
@@ -117,7 +116,8 @@ def train_and_test(
     trainer.test(classifier, data, ckpt_path=checkpoints.best, weights_only=True, verbose=False)
     if trainer.is_global_zero:
         best = torch.load(checkpoints.best, weights_only=True, mmap=True)
-        write_pictures(logger.experiment, best, classifier)
+        answers = classifier.answers
+        logger.write_test(best, classifier.net, answers.compute(), answers.mistakes)
         logger.close()
 
     names, splits = ("loss", "error", "accuracy"), ("train", "val", "test")
@@ -144,21 +144,6 @@ def write_start(config, directory: Path, trainer: Any, classifier, data, logger)
     if trainer.precision.startswith("bf16"):
         log.info("bfloat16 and channels last; trainer.precision=32-true takes float32")
     logger.write_start(config, table)
-
-
-def write_pictures(board: Any, best: dict, classifier: Classifier) -> None:
-    """Of the test with the checkpoint `best`, which has whole weights where the net is cut."""
-    net, step = classifier.net, best["global_step"]
-    if name := next((n for n, layer in net.named_modules() if isinstance(layer, nn.Conv2d)), None):
-        weights = best["state_dict"][f"net.{name}.weight"]
-        picture = pictures.kernels(weights, getattr(net, "towers", 1))
-        board.add_image(f"kernels/{name}", picture, step)
-    if len(classifier.confused) <= 20:
-        board.add_text("confusion/test", pictures.confusion(classifier.confused), step)
-    if classifier.mistakes:
-        images, labels, answers = zip(*classifier.mistakes, strict=True)
-        picture = pictures.mistakes(torch.stack(images), labels, answers)
-        board.add_image("mistakes/test", picture, step)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 # 64 bits hold any sum of mean losses exactly, whatever its order: ranks and resumed runs get the
 # loss of one undisturbed process to the last bit. Apple's GPUs lack them.
@@ -44,3 +45,24 @@ class Tally(Metric):
         """The sums so far, over all ranks, which all have to ask."""
         with self.sync_context():
             return {name: getattr(self, name).item() for name in ("loss", "errors", "images")}
+
+
+class Answers(MulticlassConfusionMatrix):
+    """Of a test: how many images of each class got which answer (classes, answers), over all ranks.
+
+    `mistakes` are the first images (C, H, W) that were taken for another class, with their label
+    and the answer; those of this rank alone.
+    """
+
+    shown = 120
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, validate_args=False)
+        self.mistakes: list[tuple[Tensor, int, int]] = []
+
+    def update(self, images: Tensor, answers: Tensor, labels: Tensor) -> None:  # type: ignore
+        """Of a batch: images (B, C, H, W), answers (B,) and labels (B,)."""
+        super().update(answers, labels)
+        wrong = (answers != labels).nonzero().flatten()[: self.shown - len(self.mistakes)]
+        for row in wrong.tolist():
+            self.mistakes.append((images[row].cpu(), int(labels[row]), int(answers[row])))

@@ -28,7 +28,7 @@ def test_each_kernel_has_its_own_contrast_and_other_channels_are_grey():
 
 def test_mistakes_stand_in_rows_of_twelve_with_label_and_answer_below():
     images = torch.rand(14, 1, 8, 8)
-    picture = pictures.mistakes(images, [4] * 14, [6] * 13 + [9])
+    picture = pictures.mistakes([(x, 4, 9 if i == 13 else 6) for i, x in enumerate(images)])
     assert picture.dtype == torch.uint8 and picture.shape == (3, 14 + 2 * 78, 14 + 12 * 78)
     for number, (top, left) in {0: (14, 14), 11: (14, 14 + 11 * 78), 12: (92, 14)}.items():
         shown = picture[0, top : top + 64, left : left + 64] / 255

@@ -28,17 +28,17 @@ def kernels(weights: Tensor, towers: int) -> Tensor:
     return torch.cat(grids, 2)
 
 
-def mistakes(images: Tensor, labels: Sequence[int], answers: Sequence[int]) -> Tensor:
-    """Images (N, C, H, W) as one (3, H', W') uint8, below each its label -> the net's answer.
+def mistakes(made: Sequence[tuple[Tensor, int, int]]) -> Tensor:
+    """Images (C, H, W) as one (3, H', W') uint8, below each its label -> the net's answer.
 
     Like Fig. 8 of the LeNet-5 paper.
     """
     side, gap, columns = 64, 14, 12  # pixels, and images in a row
-    tiles = F.interpolate(images.float(), (side, side))
+    tiles = F.interpolate(torch.stack([image for image, _, _ in made]).float(), (side, side))
     grid = make_grid(tiles, columns, gap, normalize=True, scale_each=True, pad_value=1)
     picture = to_pil_image(grid)
     draw = ImageDraw.Draw(picture)
-    for number, (label, answer) in enumerate(zip(labels, answers, strict=True)):
+    for number, (_, label, answer) in enumerate(made):
         row, column = divmod(number, columns)
         place = gap + column * (side + gap), (row + 1) * (side + gap) + 1
         draw.text(place, f"{label} -> {answer}", fill="black")

@@ -1,11 +1,15 @@
-"""What TensorBoard shows beside the curves: the config, the layers, and one HPARAMS row a run."""
+"""What TensorBoard shows beside curves: config, layers, an HPARAMS row a run, and pictures."""
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 from torch.utils.tensorboard.summary import hparams
+
+from classic_cnns.report import pictures
 
 # The columns of the HPARAMS tab, the same in every run: TensorBoard takes them from the first one.
 METRICS = ("error/val", "error/test", "loss/val", "loss/test", "speed/images_per_second")
@@ -46,6 +50,21 @@ class RunLogger(TensorBoardLogger):
         self.experiment.file_writer.add_summary(experiment)
         self.experiment.file_writer.add_summary(start)
         self.experiment.flush()
+
+    def write_test(
+        self, best: dict[str, Any], net: nn.Module, answers: Tensor, mistakes: list
+    ) -> None:
+        """Pictures of a test with the checkpoint `best`: the whole weights, where `net` is cut."""
+        board, step = self.experiment, best["global_step"]
+        convolutions = [n for n, layer in net.named_modules() if isinstance(layer, nn.Conv2d)]
+        for name in convolutions[:1]:
+            weights = best["state_dict"][f"net.{name}.weight"]
+            image = pictures.kernels(weights, getattr(net, "towers", 1))
+            board.add_image(f"kernels/{name}", image, step)
+        if len(answers) <= 20:  # classes
+            board.add_text("confusion/test", pictures.confusion(answers), step)
+        if mistakes:
+            board.add_image("mistakes/test", pictures.mistakes(mistakes), step)
 
     def finalize(self, status: str) -> None:
         """Lightning calls this after training and again after testing: the file stays open."""
