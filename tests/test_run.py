@@ -378,7 +378,7 @@ def test_tensorboard_says_what_was_mistaken_for_what(train, tiny_arrays, model):
     assert wrong / len(labels) == pytest.approx(result(directory)["metrics"]["test"]["error"])
     assert wrong > 0
     (image,) = log.Images("mistakes/test")
-    assert image.height == 14 + min(-(-wrong // 12), 10) * (64 + 14)
+    assert image.height == 28 + min(-(-wrong // 12), 10) * (64 + 28)
 
 
 def test_the_hparams_tab_has_real_metrics_and_the_same_few_keys_in_every_run(train):

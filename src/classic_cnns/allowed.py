@@ -99,7 +99,10 @@ WORDS = (
     ("average", "max"),
     ("overlapping", "non_overlapping"),
 )
-FACTS = tuple(f"data.{name}" for name in ("dataset", "channels", "size", "num_classes", "sha256"))
+FACTS = tuple(
+    f"data.{name}"
+    for name in ("dataset", "channels", "size", "num_classes", "class_names", "sha256")
+)
 
 
 def rules(default: dict) -> dict[str, Rule]:

@@ -116,8 +116,8 @@ def train_and_test(
     trainer.test(classifier, data, ckpt_path=checkpoints.best, weights_only=True, verbose=False)
     if trainer.is_global_zero:
         best = torch.load(checkpoints.best, weights_only=True, mmap=True)
-        answers = classifier.answers
-        logger.write_test(best, classifier.net, answers.compute(), answers.mistakes)
+        answers, names = classifier.answers, data.class_names
+        logger.write_test(best, classifier.net, answers.compute(), answers.mistakes, names)
         logger.close()
 
     names, splits = ("loss", "error", "accuracy"), ("train", "val", "test")

@@ -26,7 +26,7 @@ def data(tiny_mnist, monkeypatch):
     def make(**options) -> ResidentData:
         options = {
             "dataset": "mnist", "channels": 1, "size": 28, "num_classes": 10,
-            "train_size": 640, "val_size": 128, "sha256": tiny_mnist.sums,
+            "class_names": None, "train_size": 640, "val_size": 128, "sha256": tiny_mnist.sums,
             "batch_size": 50, "eval_batch_size": 60, "augment": "none",
             "augmentations": {"none": [], "shift": [RandomShift(1)]},
             "input": INPUT, "data_dir": str(tiny_mnist.folder), "seed": 0,
@@ -249,7 +249,7 @@ def test_real_mnist_has_the_mean_and_deviation_that_everybody_knows(data):
     """0.1307 and 0.3081 of the 28 x 28 pixels in [0, 1]; with the border they follow from those."""
     sums = OmegaConf.load(MNIST).sha256
     module = ResidentData(
-        dataset="mnist", channels=1, size=28, num_classes=10, train_size=60000,
+        dataset="mnist", channels=1, size=28, num_classes=10, class_names=None, train_size=60000,
         sha256=sums, val_size=5000, batch_size=128, eval_batch_size=500, augment="none",
         augmentations={"none": []}, input=INPUT, data_dir=None, seed=0, test_patches="centre",
     )  # fmt: skip

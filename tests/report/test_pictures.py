@@ -26,26 +26,29 @@ def test_each_kernel_has_its_own_contrast_and_other_channels_are_grey():
         assert torch.allclose(image[:, 8, corner : corner + 8 : 4], torch.tensor([1.0, 0.75]))
 
 
-def test_mistakes_stand_in_rows_of_twelve_with_label_and_answer_below():
+def test_mistakes_stand_in_rows_of_twelve_with_class_and_answer_below():
     images = torch.rand(14, 1, 8, 8)
-    picture = pictures.mistakes([(x, 4, 9 if i == 13 else 6) for i, x in enumerate(images)])
-    assert picture.dtype == torch.uint8 and picture.shape == (3, 14 + 2 * 78, 14 + 12 * 78)
-    for number, (top, left) in {0: (14, 14), 11: (14, 14 + 11 * 78), 12: (92, 14)}.items():
+    made = [(image, 4, 9 if number == 13 else 6) for number, image in enumerate(images)]
+    picture = pictures.mistakes(made, [*"0123456789"])
+    assert picture.dtype == torch.uint8 and picture.shape == (3, 28 + 2 * 92, 28 + 12 * 92)
+    for number, (top, left) in {0: (28, 28), 11: (28, 28 + 11 * 92), 12: (120, 28)}.items():
         shown = picture[0, top : top + 64, left : left + 64] / 255
         span = images[number, 0] - images[number].min()
         expected = F.interpolate((span / span.max())[None, None], (64, 64))[0, 0]
         torch.testing.assert_close(shown, expected, atol=0.005, rtol=0)
-    texts = [picture[:, top : top + 14, 14:78] for top in (78, 156)]  # of the first and the 13th
+    texts = [picture[:, top : top + 28, 28:92] for top in (92, 184)]  # of the first and the 13th
     assert texts[0].min() < 128 and texts[0].equal(texts[1])
-    assert not picture[:, 156:, 92:156].equal(texts[0])  # the 14th was taken for a 9
-    assert picture[:, 92:, 170:].min() == 255  # nothing follows
+    assert not picture[:, 184:, 120:184].equal(texts[0])  # the 14th was taken for a 9
+    assert picture[:, 120:, 212:].min() == 255  # nothing follows
+    named = pictures.mistakes(made, ["cat"] * 10)
+    assert not named[:, 92:120, 28:92].equal(texts[0])
 
 
 def test_the_table_of_answers_has_a_row_for_each_class():
-    table = pictures.confusion(torch.tensor([[5, 1], [0, 12]])).splitlines()
+    table = pictures.confusion(torch.tensor([[5, 1], [0, 12]]), ["cat", "dog"]).splitlines()
     assert table == [
-        "| class | -> 0 | -> 1 |",
-        "|-------|------|------|",
-        "| 0     | 5    | 1    |",
-        "| 1     | 0    | 12   |",
+        "| class | -> cat | -> dog |",
+        "|-------|--------|--------|",
+        "| cat   | 5      | 1      |",
+        "| dog   | 0      | 12     |",
     ]

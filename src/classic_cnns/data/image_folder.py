@@ -113,11 +113,11 @@ class ImageFolderData(ImageData):
     def prepare_data(self) -> None:
         if self.files:
             return
-        found = len(folders.classes(self.root))
-        if found != self.num_classes:  # as in a run that goes on
+        self.class_names = folders.classes(self.root)
+        if len(self.class_names) != self.num_classes:  # as in a run that goes on
             raise UserError(
-                f"data.root={self.root}: has {found} classes and this run was started with "
-                f"{self.num_classes}; put the folders back, or start a new run"
+                f"data.root={self.root}: has {len(self.class_names)} classes and this run was "
+                f"started with {self.num_classes}; put the folders back, or start a new run"
             )
         self.files = {split: folders.files(self.root, split) for split in ("train", "val", "test")}
 

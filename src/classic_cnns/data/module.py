@@ -1,5 +1,6 @@
 """What all data sets share on the way from uint8 images to the batches of a run."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,6 +20,8 @@ class ImageData(pl.LightningDataModule):
     a distortion has cropped. With `test_patches` "nine" or "ten" the images of the test come as
     that many patches each, float32 (B, V, C, H, W).
     """
+
+    class_names: Sequence[str]
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """Data sets that fit into memory: the whole set as one uint8 tensor on the run's device."""
 
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -35,9 +36,11 @@ class ResidentData(ImageData):
         sha256: dict[str, str],
         val_size: int,
         data_dir: str | None,
+        class_names: Sequence[str] | None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        self.class_names = class_names or [str(number) for number in range(self.num_classes)]
         self.sums, self.data_dir = dict(sha256), data_dir
         self.train_indices, self.val_indices = split_indices(train_size, val_size)
         self.arrays: fetch.Arrays = {}

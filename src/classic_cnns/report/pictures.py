@@ -28,12 +28,12 @@ def kernels(weights: Tensor, towers: int) -> Tensor:
     return torch.cat(grids, 2)
 
 
-def mistakes(made: Sequence[tuple[Tensor, int, int]]) -> Tensor:
-    """Images (C, H, W) as one (3, H', W') uint8, below each its label -> the net's answer.
+def mistakes(made: Sequence[tuple[Tensor, int, int]], names: Sequence[str]) -> Tensor:
+    """Images (C, H, W) as one (3, H', W') uint8, below each its class and what it was taken for.
 
     Like Fig. 8 of the LeNet-5 paper.
     """
-    side, gap, columns = 64, 14, 12  # pixels, and images in a row
+    side, gap, columns = 64, 28, 12  # pixels, and images in a row
     tiles = F.interpolate(torch.stack([image for image, _, _ in made]).float(), (side, side))
     grid = make_grid(tiles, columns, gap, normalize=True, scale_each=True, pad_value=1)
     picture = to_pil_image(grid)
@@ -41,12 +41,11 @@ def mistakes(made: Sequence[tuple[Tensor, int, int]]) -> Tensor:
     for number, (_, label, answer) in enumerate(made):
         row, column = divmod(number, columns)
         place = gap + column * (side + gap), (row + 1) * (side + gap) + 1
-        draw.text(place, f"{label} -> {answer}", fill="black")
+        draw.text(place, f"{names[label]:.12}\n-> {names[answer]:.12}", fill="black", spacing=1)
     return pil_to_tensor(picture)
 
 
-def confusion(counts: Tensor) -> str:
+def confusion(counts: Tensor, names: Sequence[str]) -> str:
     """How many images of each class (row) got which answer (column), as a Markdown table."""
-    names = [str(number) for number in range(len(counts))]
     rows = [[name, *map(str, row)] for name, row in zip(names, counts.tolist(), strict=True)]
     return aligned([["class", *(f"-> {name}" for name in names)], *rows])

@@ -1,8 +1,8 @@
 """What TensorBoard shows beside curves: config, layers, an HPARAMS row a run, and pictures."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
@@ -52,7 +52,7 @@ class RunLogger(TensorBoardLogger):
         self.experiment.flush()
 
     def write_test(
-        self, best: dict[str, Any], net: nn.Module, answers: Tensor, mistakes: list
+        self, best: dict, net: nn.Module, answers: Tensor, mistakes: list, names: Sequence[str]
     ) -> None:
         """Pictures of a test with the checkpoint `best`: the whole weights, where `net` is cut."""
         board, step = self.experiment, best["global_step"]
@@ -62,9 +62,9 @@ class RunLogger(TensorBoardLogger):
             image = pictures.kernels(weights, getattr(net, "towers", 1))
             board.add_image(f"kernels/{name}", image, step)
         if len(answers) <= 20:  # classes
-            board.add_text("confusion/test", pictures.confusion(answers), step)
+            board.add_text("confusion/test", pictures.confusion(answers, names), step)
         if mistakes:
-            board.add_image("mistakes/test", pictures.mistakes(mistakes), step)
+            board.add_image("mistakes/test", pictures.mistakes(mistakes, names), step)
 
     def finalize(self, status: str) -> None:
         """Lightning calls this after training and again after testing: the file stays open."""
