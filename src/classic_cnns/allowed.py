@@ -41,7 +41,7 @@ def null_or(rule: Rule) -> Rule:
 
 
 def fact(value: Any) -> Rule:
-    return Rule(f"{value}, a fact of the data set", lambda x: x == value)
+    return Rule(f"{text(value)}, a fact of the data set", lambda x: x == value)
 
 
 KINDS = {
