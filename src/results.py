@@ -23,10 +23,12 @@ def results() -> None:
     given = parser.parse_args()
     with one_line_errors():
         from classic_cnns.report.results import markdown, read, write
+        from classic_cnns.run_directory import named
 
-        alone = len(given.directories) == 1
-        folder = given.to or Path(given.directories[0] if alone else "outputs/results")
-        rows = read([name for name in given.directories if Path(name).name != "latest"])
+        found = [named(Path(name)) for name in given.directories]
+        directories = list(dict.fromkeys(found))  # latest is among those of a pattern too
+        folder = given.to or (found[0] if len(found) == 1 else Path("outputs/results"))
+        rows = read(directories)
         folder.mkdir(parents=True, exist_ok=True)
         write(folder, rows)
         print(markdown(rows))

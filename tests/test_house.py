@@ -37,7 +37,7 @@ ARROWS = {
     "run_directory": {"errors", "files"},
     "command_line": {"errors", "overrides", "report"},
     "overrides": {"allowed", "data", "devices", "errors", "run_directory"},
-    "build": {"classifier", "errors", "report"},
+    "build": {"classifier", "errors", "optim", "report"},
     "run": {
         "build",
         "classifier",

@@ -11,6 +11,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,7 +21,7 @@ from tensorboard.summary.writer import event_file_writer
 from classic_cnns import run_directory
 from classic_cnns.classifier import Classifier
 from classic_cnns.errors import UserError
-from classic_cnns.model.lenet5 import LeNet5, MAPLoss
+from classic_cnns.model.lenet5 import LeNet5, MAPLoss, MLELoss
 from classic_cnns.overrides import CONF
 from classic_cnns.run import run
 
@@ -299,7 +300,15 @@ REFUSED = {
     "model=convnet_cifar10 model.net.layers=[{name: a, type: fc}]": "^model.net: .*outputs",
     "model=convnet_cifar10 optim=convnet_cifar10_13pct": "^optim.weight_decay: conv3, fc64",
     "optim=lenet5_relu_fast optim.scheduler.pct_start=2": "^optim: .*leave the keys of opt",
+    "optim.optimizer._target_=torch.optim.Adam": "^optim: .*argument 'momentum'; leave",
+    "model.loss._target_=torch.nn.CrosEntropyLoss": "^model.loss: .*CrosEntropyLoss.*leave",
+    "model=simple_cnn optim=lenet5_1998": "^optim.optimizer: .*alone; try model=lenet5",
 }
+
+
+def test_without_j_it_is_the_penalty_of_the_right_class_that_is_learnt(train):
+    directory = train("a", "model.loss.j=null", "trainer.max_epochs=1")
+    assert isinstance(instantiate(OmegaConf.load(directory / "config.yaml").model.loss), MLELoss)
 
 
 @pytest.mark.parametrize("words", REFUSED)

@@ -191,6 +191,16 @@ def test_two_processes_give_the_numbers_of_one(train, beside, tmp_path):
     assert devices == ["2 x cpu", "cpu"]
 
 
+def test_two_processes_estimate_the_rates_of_single_weights_together(train, beside, tmp_path):
+    words = ["optim=lenet5_1998", "data.batch_size=8", "trainer.max_epochs=2"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    with beside(*words, f"run_dir={one}"):
+        code, _, err = train(*words, *TWO, f"run_dir={two}")
+    assert (code, err) == (0, "")
+    assert 0 < difference(one, two) < 1e-6
+    assert difference(one, two, optimizer_state) < 1e-4  # second derivatives, of up to hundreds
+
+
 def test_ctrl_c_is_heard_at_one_step_and_any_number_of_devices_goes_on(
     start, train, beside, tmp_path
 ):

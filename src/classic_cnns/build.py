@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from classic_cnns.classifier import Classifier
 from classic_cnns.errors import UserError
+from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
 from classic_cnns.report import summary
 
 
@@ -26,6 +27,11 @@ def build(config: DictConfig) -> tuple[Classifier, pl.LightningDataModule]:
         optimizer = instantiate(config.optim.optimizer)
         scheduler = instantiate(config.optim.scheduler)
         tried = optimizer(net.named_parameters())
+        if isinstance(tried, StochasticDiagonalLM) and not hasattr(net, "features"):
+            raise ValueError(
+                "optim.optimizer: stochastic diagonal Levenberg-Marquardt is for the RBF units of "
+                "LeNet-5 alone; try model=lenet5, or another optim"
+            )
         if scheduler:
             scheduler(tried, total_steps=1000)
     with refused("data"):
@@ -43,9 +49,9 @@ def refused(key: str) -> Iterator[None]:
     """Tell in one line that what `key` describes cannot be built; the values are the user's."""
     try:
         yield
-    except (InstantiationException, RuntimeError, ValueError) as error:
+    except (InstantiationException, RuntimeError, TypeError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        if not isinstance(cause, (RuntimeError, TypeError, ValueError)):
+        if not isinstance(cause, (ImportError, RuntimeError, TypeError, ValueError)):
             raise
         line = " ".join(str(cause).split())
         own = line.startswith(("model.", "optim.", "data."))  # says what is allowed

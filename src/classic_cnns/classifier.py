@@ -90,7 +90,7 @@ class Classifier(pl.LightningModule):
         optimizer = self.trainer.optimizers[0]
         if isinstance(optimizer, StochasticDiagonalLM):
             batches: Any = self.trainer.train_dataloader
-            optimizer.estimate(self.net, batches)
+            optimizer.estimate(self.net, batches, self.ranks, self.trainer.strategy.reduce)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch

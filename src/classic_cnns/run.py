@@ -101,7 +101,7 @@ def train_and_test(
     """What `result.json` says of a run that has finished."""
     checkpoints = BestAndLast(directory / "checkpoints")
     last = checkpoints.last if checkpoints.last.exists() else None
-    step = torch.load(last, weights_only=True)["global_step"] if last else -1
+    step = on_cpu(last)["global_step"] if last else -1
     logger = RunLogger(directory, first_step=step + 1)
     trainer.logger = logger
     trainer.callbacks.append(checkpoints)
@@ -115,8 +115,7 @@ def train_and_test(
     # Testing loads the best checkpoint, and with it the results of that epoch.
     trainer.test(classifier, data, ckpt_path=checkpoints.best, weights_only=True, verbose=False)
     if trainer.is_global_zero:
-        best = torch.load(checkpoints.best, weights_only=True, mmap=True)
-        answers, names = classifier.answers, data.class_names
+        best, answers, names = on_cpu(checkpoints.best), classifier.answers, data.class_names
         logger.write_test(best, classifier.net, answers.compute(), answers.mistakes, names)
         logger.close()
 
@@ -130,6 +129,10 @@ def train_and_test(
         "seconds": last_results["time/seconds"],
         "images_per_second": last_results["speed/images_per_second"],
     }
+
+
+def on_cpu(checkpoint: Path) -> dict[str, Any]:
+    return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
 
 
 def write_start(config, directory: Path, trainer: Any, classifier, data, logger) -> None:

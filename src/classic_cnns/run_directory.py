@@ -58,11 +58,16 @@ def unique(wanted: Path) -> Path:
             directory = wanted.with_name(f"{wanted.name}-{count}")
 
 
+def named(path: Path) -> Path:
+    """The directory that `path` is, or that the file `latest` names."""
+    if path.is_file() and path.name == "latest":
+        return path.with_name(path.read_text().strip())
+    return path
+
+
 def find(path: str) -> Path:
     """The directory of an earlier run, also by way of `latest`; UserError where there is none."""
-    directory = Path(str(path))
-    if directory.is_file() and directory.name == "latest":
-        directory = directory.with_name(directory.read_text().strip())
+    directory = named(Path(str(path)))
     if not (directory / "config.yaml").is_file():
         runs = sorted(OUTPUTS.glob("*/latest"))
         hint = f"try resume={runs[0]}" if runs else "no run has been started here yet"

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 # 64 bits hold any sum of mean losses exactly, whatever its order: ranks and resumed runs get the
 # loss of one undisturbed process to the last bit. Apple's GPUs lack them.
@@ -47,22 +46,29 @@ class Tally(Metric):
             return {name: getattr(self, name).item() for name in ("loss", "errors", "images")}
 
 
-class Answers(MulticlassConfusionMatrix):
+class Answers(Metric):
     """Of a test: how many images of each class got which answer (classes, answers), over all ranks.
 
     `mistakes` are the first images (C, H, W) that were taken for another class, with their label
     and the answer; those of this rank alone.
     """
 
+    full_state_update = False
     shown = 120
+    counts: Tensor
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes, validate_args=False)
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.add_state("counts", torch.zeros(classes, classes).long(), dist_reduce_fx="sum")
         self.mistakes: list[tuple[Tensor, int, int]] = []
 
-    def update(self, images: Tensor, answers: Tensor, labels: Tensor) -> None:  # type: ignore
+    def update(self, images: Tensor, answers: Tensor, labels: Tensor) -> None:
         """Of a batch: images (B, C, H, W), answers (B,) and labels (B,)."""
-        super().update(answers, labels)
+        pairs = labels * len(self.counts) + answers
+        self.counts += pairs.bincount(minlength=self.counts.numel()).view_as(self.counts)
         wrong = (answers != labels).nonzero().flatten()[: self.shown - len(self.mistakes)]
         for row in wrong.tolist():
             self.mistakes.append((images[row].cpu(), int(labels[row]), int(answers[row])))
+
+    def compute(self) -> Tensor:
+        return self.counts

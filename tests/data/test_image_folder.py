@@ -1,6 +1,8 @@
 """Class folders of images: what is read, what is refused, and the batches that come of them."""
 
+import errno
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -246,12 +248,27 @@ def test_the_record_names_the_folder_the_numbers_and_a_checksum_of_the_names(roo
 def test_hidden_files_are_passed_and_folders_below_are_read(root):
     (root / "train" / ".cache").mkdir()
     (root / "train" / "cat" / ".DS_Store").write_text("x")
-    below = root / "train" / "cat" / "more"
+    hidden, below = root / "train" / "cat" / ".old", root / "train" / "cat" / "more"
+    hidden.mkdir()
+    picture(1, (50, 50)).save(hidden / "a.png")
     below.mkdir()
     picture(1, (50, 50)).save(below / "a.png")
     paths, labels = folders.files(str(root), "train")
     assert str(below / "a.png") in paths and len(paths) == 22
     assert folders.classes(str(root)) == ["cat", "dog"] and set(labels) == {0, 1}
+
+
+def test_a_folder_that_cannot_be_read_is_one_line_and_not_an_empty_class(root, monkeypatch):
+    scandir, closed = os.scandir, root / "train" / "cat"
+
+    def closing(path):  # a test that runs as root could not close it
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closing)
+    with pytest.raises(UserError, match=f"^data.root={root}: Permission denied: {closed}"):
+        folders.files(str(root), "train")
 
 
 def test_a_class_may_have_no_validation_images(root):
@@ -269,7 +286,7 @@ SPOILT = {
     "has no val/": lambda root: shutil.rmtree(root / "val"),
     "1 class folder ": one_class,
     "val/ has the class cow that train/ lacks": lambda root: (root / "val" / "cow").mkdir(),
-    "1 of 22 files in train/ are no images; remove .*notes.txt": lambda root: (
+    "1 of 22 files in train/ are no images by their names; .*notes.txt": lambda root: (
         root / "train" / "cat" / "notes.txt"
     ).write_text("cats"),
     "val/ has no images": lambda root: [p.unlink() for p in (root / "val").rglob("*.*")],

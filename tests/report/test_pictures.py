@@ -44,6 +44,11 @@ def test_mistakes_stand_in_rows_of_twelve_with_class_and_answer_below():
     assert not named[:, 92:120, 28:92].equal(texts[0])
 
 
+def test_a_single_mistake_has_its_words_too():
+    picture = pictures.mistakes([(torch.rand(1, 8, 8), 4, 6)], [*"0123456789"])
+    assert picture.shape == (3, 28 + 92, 28 + 12 * 92) and picture[:, 92:, 28:92].min() < 128
+
+
 def test_the_table_of_answers_has_a_row_for_each_class():
     table = pictures.confusion(torch.tensor([[5, 1], [0, 12]]), ["cat", "dog"]).splitlines()
     assert table == [

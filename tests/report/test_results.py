@@ -100,6 +100,11 @@ def test_the_command_prints_the_table_and_draws_the_curves(runs, tmp_path):
     for colour, at_least in ((line, 500), (band, 5000)):
         assert (abs(pixels - colour.astype(int)).max(-1) <= 2).sum() > at_least
 
+    (tmp_path / "latest").write_text(f"{runs[0].name}\n")
+    words = [tmp_path / "latest", runs[0], "--to", tmp_path / "out"]  # as a pattern finds both
+    done = subprocess.run([*command[:2], *words], capture_output=True, text=True)
+    assert done.returncode == 0 and markdown(read(runs[:1])) in done.stdout, done.stderr
+
     missing = subprocess.run([sys.executable, SRC / "results.py", tmp_path / "no"],
                              capture_output=True, text=True)  # fmt: skip
     assert missing.returncode == 2 and missing.stderr.startswith("error: ")

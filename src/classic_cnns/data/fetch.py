@@ -114,6 +114,7 @@ def fetch(dataset: str, sums: dict[str, str], root: Path) -> Arrays:
     if partial.exists():
         log.warning("%s: an earlier download was interrupted; starting again", dataset)
         shutil.rmtree(partial)
+    folder, files = BY_HAND[dataset]
     failures = []
     for name, source in SOURCES[dataset].items():
         partial.mkdir()
@@ -127,12 +128,12 @@ def fetch(dataset: str, sums: dict[str, str], root: Path) -> Arrays:
         except Exception as error:  # whatever a source does, the next one may do better
             if disk_trouble(error):
                 raise
-            failures.append(f"{name}: {' '.join(str(error).split())[:120]}")
-            if len(failures) > 1:  # on disk, where the first one looks, there rarely is anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            failures.append(f"{name}: {reason[:120]}")
+            if len(failures) > 1 or (root / folder).exists():  # the first one looks there
                 log.info("%s: passed over %s", dataset, failures[-1])
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    folder, files = BY_HAND[dataset]
     raise UserError(
         f"data={dataset}: no source delivered it ({'; '.join(failures)}); "
         f"put {files} into {root}/{folder}"

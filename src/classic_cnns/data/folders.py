@@ -62,6 +62,18 @@ def classes(root: str | None) -> list[str]:
     return found["train"]
 
 
+def walk(folder: Path) -> Iterator[str]:
+    """All files in the folder and in those below it, but for hidden ones."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # a class may be missing in val/
+            raise error
+
+    for place, below, names in os.walk(folder, onerror=refuse, followlinks=True):
+        below[:] = [name for name in below if name[0] != "."]
+        yield from (os.path.join(place, name) for name in names if name[0] != ".")
+
+
 def files(root: str, split: str) -> tuple[list[str], list[int]]:
     """The paths of all images of a split, sorted, and their labels.
 
@@ -74,12 +86,7 @@ def files(root: str, split: str) -> tuple[list[str], list[int]]:
     folder, paths, labels = folder_of(root, split), [], []
     with one_line(root):
         for label, name in enumerate(classes(root)):
-            own = sorted(
-                os.path.join(place, file)
-                for place, _, names in os.walk(folder / name, followlinks=True)
-                for file in names
-                if file[0] != "."
-            )
+            own = sorted(walk(folder / name))
             paths += own
             labels += [label] * len(own)
     if not paths:
@@ -92,6 +99,6 @@ def files(root: str, split: str) -> tuple[list[str], list[int]]:
         more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(
             f"data.root={root}: {len(wrong)} of {len(paths)} files in {folder.name}/ are no "
-            f"images; remove {', '.join(wrong[:5])}{more}"
+            f"images by their names; remove or rename {', '.join(wrong[:5])}{more}"
         )
     return paths, labels

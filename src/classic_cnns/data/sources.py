@@ -6,6 +6,7 @@ named train_images (N, H, W) or (N, C, H, W), train_labels (N), test_images and 
 
 import gzip
 import json
+import os
 import re
 import shutil
 import socket
@@ -122,7 +123,7 @@ def download_package(project: str, filename: str, path: Path) -> None:
     listed = subprocess.run(pip, capture_output=True, text=True).stdout
     options = re.findall(r"^(.+)\.(.+?)='(.+)'$", listed, re.M)
     given = {section: value for section, option, value in options if option == "index-url"}
-    index = given.get(":env:") or given.get("global") or PYPI_SIMPLE_ENDPOINT
+    index = os.environ.get("PIP_INDEX_URL") or given.get("global") or PYPI_SIMPLE_ENDPOINT
     with PyPISimple(index) as client:
         page = client.get_project_page(project, timeout=NO_ANSWER)
         package = next(p for p in page.packages if p.filename == filename)

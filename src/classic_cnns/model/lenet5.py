@@ -204,6 +204,11 @@ class MAPLoss(nn.Module):
         return F.cross_entropy(F.pad(scores, (0, 1), value=-self.j), labels)
 
 
+def penalty_loss(j: float | None) -> nn.Module:
+    """The loss of eq. 9, and without j that of eq. 8: the paper does not say which it took."""
+    return MLELoss() if j is None else MAPLoss(j)
+
+
 def paper_bound(fan_in: int) -> float:
     """Appendix A: the weights and biases of a unit with so many inputs start in +- this."""
     return 2.4 / fan_in

@@ -8,7 +8,7 @@ what its neighbours, the kernels `i - n//2 ... i + n//2`, do at the same positio
 
 Torch has this layer too, but lets autograd differentiate it operation by operation, each one a
 walk through the memory of the whole batch. Here forward and backward are closed formulas, worked
-out on pieces that fit a processor's cache; a GPU gets torch's.
+out on pieces that fit a processor's cache.
 """
 
 from typing import Any
@@ -39,13 +39,9 @@ class LocalResponseNorm(nn.Module):
         self.groups, self.divide_by_size = groups, divide_by_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the same shape and dtype, and on a CPU to the same memory format."""
+        """Map (B, C, H, W) to the same shape, dtype and memory format."""
         alpha = self.alpha / self.size if self.divide_by_size else self.alpha
-        if not x.is_cuda and not torch.compiler.is_compiling():
-            return _Normalise.apply(x, self.size, alpha, self.beta, self.k, self.groups)
-        towers = x.unflatten(1, (self.groups, -1)).flatten(0, 1)
-        y = F.local_response_norm(towers, self.size, alpha * self.size, self.beta, self.k)
-        return y.unflatten(0, (-1, self.groups)).flatten(1, 2).to(x.dtype)
+        return _Normalise.apply(x, self.size, alpha, self.beta, self.k, self.groups)
 
 
 class _Normalise(torch.autograd.Function):
@@ -106,14 +102,18 @@ def _pieces(groups: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
         shape = batch * height * width * groups, channels // groups, 1
         tensors = tuple(t.permute(0, 2, 3, 1) for t in tensors)
     views = [t.view(shape) for t in tensors]
+    if tensors[0].is_cuda or torch.compiler.is_compiling():
+        return [tuple(views)]  # one launch for the whole batch; a compiler makes its own pieces
     rows = max(1, PIECE * torch.get_num_threads() // (shape[1] * shape[2]))
     return list(zip(*(view.split(rows) for view in views), strict=True))
 
 
 def _window_sum(x: Tensor, size: int) -> Tensor:
     """Sum (rows, C, inner) over windows of `size` channels, clipped at the ends."""
+    if x.is_cuda:  # the fewest walks through memory
+        return F.pad(x, (0, 0, size // 2, size // 2)).unfold(1, size, 1).sum(-1)
     total = x.clone()
-    for shift in range(1, size // 2 + 1):  # up to five times as fast as to unfold and sum
+    for shift in range(1, size // 2 + 1):  # on pieces up to five times as fast as that
         total[:, shift:] += x[:, :-shift]
         total[:, :-shift] += x[:, shift:]
     return total
@@ -127,7 +127,7 @@ def _scale(a: Tensor, size: int, alpha: float, k: float) -> Tensor:
 
 def _power(s: Tensor, beta: float) -> Tensor:
     """Compute s^-beta."""
-    if beta == 0.75:  # the paper's; two roots take less time than one power
+    if beta == 0.75 and not s.is_cuda:  # the paper's; two roots take a CPU less than one power
         root = s.rsqrt()
         return root.sqrt().mul_(root)
     return s.pow(-beta)

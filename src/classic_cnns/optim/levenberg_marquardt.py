@@ -30,19 +30,28 @@ class StochasticDiagonalLM(Optimizer):
     def __init__(self, params: ParamsT, *, lr: float, mu: float) -> None:
         super().__init__(params, {"lr": lr, "mu": mu})
 
-    def estimate(self, net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Set every h_k from the first images (B, C, H, W) of `batches`, before a pass."""
-        images, count = [], 0
+    def estimate(
+        self,
+        net: nn.Module,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        ranks: int = 1,
+        mean: Callable[[Tensor], Any] = lambda h: h,
+    ) -> None:
+        """Set every h_k from the first images (B, C, H, W) of `batches`, before a pass.
+
+        Of several `ranks` each takes its share of the samples, and `mean` is that over all ranks.
+        """
+        images, count, samples = [], 0, self.samples // ranks
         for part, _ in batches:
             images.append(part)
             count += len(part)
-            if count >= self.samples:
+            if count >= samples:
                 break
-        curvature = gauss_newton_diagonal(net, torch.cat(images)[: self.samples])
+        curvature = gauss_newton_diagonal(net, torch.cat(images)[:samples])
         rates = []
         for group in self.param_groups:
             for weight in group["params"]:
-                h = self.state[weight]["curvature"] = curvature[weight]
+                h = self.state[weight]["curvature"] = mean(curvature[weight])
                 rates.append(group["lr"] / (group["mu"] + h.flatten()))
         every = torch.cat(rates)
         log.info("rates of single weights in this pass: %.1e to %.1e", every.min(), every.max())

@@ -26,7 +26,8 @@ def write(path: Path, rows: Sequence[Row]) -> None:
     axes = figure.add_subplot(xlabel="epoch", ylabel="validation error [%]", yscale="log")
     for group in dict.fromkeys(row.group for row in rows):
         curves = [validation_errors(row.directory) for row in rows if row.group == group]
-        if not any(curves):
+        curves = [curve for curve in curves if curve]
+        if not curves:
             continue
         errors = 100 * np.array(list(zip_longest(*curves, fillvalue=np.nan)))  # (epochs, runs)
         mean, deviation = np.nanmean(errors, 1), np.nanstd(errors, 1)

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
@@ -34,14 +33,17 @@ def mistakes(made: Sequence[tuple[Tensor, int, int]], names: Sequence[str]) -> T
     Like Fig. 8 of the LeNet-5 paper.
     """
     side, gap, columns = 64, 28, 12  # pixels, and images in a row
-    tiles = F.interpolate(torch.stack([image for image, _, _ in made]).float(), (side, side))
-    grid = make_grid(tiles, columns, gap, normalize=True, scale_each=True, pad_value=1)
-    picture = to_pil_image(grid)
+    rows = -(-len(made) // columns)
+    width, height = (gap + count * (side + gap) for count in (columns, rows))
+    picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
-    for number, (_, label, answer) in enumerate(made):
-        row, column = divmod(number, columns)
-        place = gap + column * (side + gap), (row + 1) * (side + gap) + 1
-        draw.text(place, f"{names[label]:.12}\n-> {names[answer]:.12}", fill="black", spacing=1)
+    for number, (image, label, answer) in enumerate(made):
+        left, top = (gap + place * (side + gap) for place in reversed(divmod(number, columns)))
+        low, high = image.min(), image.max()
+        tile = to_pil_image(((image - low) / (high - low).clamp(min=1e-9)).float())
+        picture.paste(tile.resize((side, side), Image.Resampling.BOX), (left, top))
+        words = f"{names[label]:.12}\n-> {names[answer]:.12}"
+        draw.text((left, top + side + 1), words, fill="black", spacing=1)
     return pil_to_tensor(picture)
 
 
