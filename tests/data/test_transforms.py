@@ -13,6 +13,8 @@ from classic_cnns.data.transforms import (
     RandomCrop,
     RandomFlip,
     RandomShift,
+    crop_to,
+    pad_to,
     patches_of,
     resize_to,
     scale,
@@ -220,15 +222,23 @@ def test_the_ends_of_the_random_numbers_give_finite_colours(coloured):
 # --- How images get their size --------------------------------------------------------------------
 
 
-def test_ten_patches_are_corners_middle_and_their_mirror_images():
-    batch = images(3, 2, 10, 14)
-    found = patches_of(batch, 6, "ten")
+@pytest.mark.parametrize("shape, size", [((32, 32), 24), ((7, 5), 4), ((6, 6), 6)])
+def test_the_middle_is_cut_out(shape, size):
+    batch = images(2, 3, *shape)
+    result = crop_to(batch, size)
+    for n, c, y, x in np.ndindex(2, 3, size, size):
+        top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+        assert result[n, c, y, x] == batch[n, c, top + y, left + x]
+
+
+def test_ten_patches_are_torchvisions():
+    batch = images(3, 2, 10, 14)  # even borders: torchvision rounds others up
+    found, expected = patches_of(batch, 6, "ten"), vision.ten_crop(batch, [6, 6])
     assert found.shape == (3, 10, 2, 6, 6) and found.dtype == torch.uint8
-    for number, (y, x) in enumerate([(0, 0), (0, 8), (4, 0), (4, 8), (2, 4)]):
-        window = batch[:, :, y : y + 6, x : x + 6]
-        assert torch.equal(found[:, number], window)
-        mirrored = 5 + (1, 0, 3, 2, 4)[number]  # the left of a mirror image was right
-        assert torch.equal(found[:, mirrored], window.flip(3))
+    for number in range(3):
+        mine = sorted(patch.numpy().tobytes() for patch in found[number])
+        assert mine == sorted(patch[number].numpy().tobytes() for patch in expected)
+    assert torch.equal(found[:, 4], crop_to(batch, 6))
 
 
 def test_nine_patches_are_those_of_the_loop():
@@ -238,6 +248,7 @@ def test_nine_patches_are_those_of_the_loop():
     for y, x in np.ndindex(3, 3):
         window = batch[:, :, 4 * y : 4 * y + 24, 4 * x : 4 * x + 24]
         assert torch.equal(found[:, 3 * y + x], window)
+    assert torch.equal(found[:, 4], crop_to(batch, 24))
 
 
 @pytest.mark.parametrize("shape, size", [((32, 32), 96), ((28, 28), 13), ((9, 14), 12)])
@@ -259,6 +270,17 @@ def test_a_doubled_image_is_what_the_loop_says():
             share = max(0, 1 - abs(from_y - i)) * max(0, 1 - abs(from_x - j))
             value, total = value + share * image[i, j], total + share
         assert abs(result[y, x] - value / total) < 1e-3
+
+
+@pytest.mark.parametrize("shape, size", [((28, 28), 32), ((28, 28), 28), ((5, 4), 8), ((3, 8), 8)])
+def test_images_lie_in_the_middle_of_background(shape, size):
+    batch = images(2, 3, *shape)
+    result = pad_to(batch, size)
+    expected = np.zeros((2, 3, size, size), np.uint8)
+    for n, c, y, x in np.ndindex(2, 3, *shape):
+        top, left = (size - shape[0]) // 2, (size - shape[1]) // 2
+        expected[n, c, top + y, left + x] = batch[n, c, y, x]
+    assert result.dtype == torch.uint8 and np.array_equal(result.numpy(), expected)
 
 
 def test_background_is_exactly_minus_a_tenth_and_full_ink_1_175():

@@ -9,7 +9,6 @@ float32 in the same 0 to 255 once a distortion has mixed pixels.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.functional import crop, ten_crop
 
 
 class Distortion:
@@ -133,17 +132,34 @@ def windows(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) 
     return runs.index_select(0, starts).as_strided(shape, strides)
 
 
+def pad_to(images: Tensor, size: int) -> Tensor:
+    """Put images in the middle of `size` x `size` background (0): (N, C, size, size)."""
+    height, width = images.shape[2:]
+    top, left = (size - height) // 2, (size - width) // 2
+    return F.pad(images, (left, size - width - left, top, size - height - top))
+
+
+def crop_to(images: Tensor, size: int) -> Tensor:
+    """The `size` x `size` pixels in the middle: (N, C, size, size)."""
+    top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
+    return images[:, :, top : top + size, left : left + size]
+
+
 def patches_of(images: Tensor, size: int, which: str) -> Tensor:
     """Several `size` x `size` windows of each image, to be judged together: (N, V, C, size, size).
 
     "ten" are the corners, the middle, and the mirror images of these (K12, 4.1); "nine" are left,
     middle and right of top, middle and bottom, as cuda-convnet's multiview test has them.
     """
-    if which == "ten":
-        return torch.stack(ten_crop(images, [size]), 1)
     bottom, right = (side - size for side in images.shape[2:])
     rows, columns = (0, bottom // 2, bottom), (0, right // 2, right)
-    return torch.stack([crop(images, y, x, size, size) for y in rows for x in columns], 1)
+    places = [(row, column) for row in rows for column in columns]
+    if which == "ten":
+        places = [places[number] for number in (0, 2, 6, 8, 4)]
+    views = [images[:, :, row : row + size, column : column + size] for row, column in places]
+    if which == "ten":
+        views += [view.flip(3) for view in views]
+    return torch.stack(views, 1)
 
 
 def resize_to(images: Tensor, size: int) -> Tensor:
