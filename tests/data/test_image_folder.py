@@ -286,9 +286,9 @@ SPOILT = {
     "has no val/": lambda root: shutil.rmtree(root / "val"),
     "1 class folder ": one_class,
     "val/ has the class cow that train/ lacks": lambda root: (root / "val" / "cow").mkdir(),
-    "1 of 22 files in train/ are no images by their names; .*notes.txt": lambda root: (
-        root / "train" / "cat" / "notes.txt"
-    ).write_text("cats"),
+    "1 of 22 files in train/ are no images by their names; remove or rename .*notes.txt": (
+        lambda root: (root / "train" / "cat" / "notes.txt").write_text("cats")
+    ),
     "val/ has no images": lambda root: [p.unlink() for p in (root / "val").rglob("*.*")],
 }
 

@@ -162,7 +162,7 @@ def test_the_package_index_is_the_one_that_pip_is_set_up_to_use(tmp_path, monkey
 
     monkeypatch.setattr("pypi_simple.PyPISimple", client)
     monkeypatch.delenv("PIP_INDEX_URL", raising=False)
-    options = [("extra-index-url", "extra"), ("index-url", "file")]
+    options = [("extra_index_url", "extra"), ("index_url", "file")]
     lines = [f"{option} = http://localhost/{page}" for option, page in options]
     (tmp_path / "pip.conf").write_text("\n".join(["[global]", *lines]))
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))

@@ -6,10 +6,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import center_crop
 
 from classic_cnns.data.batches import Batches
-from classic_cnns.data.transforms import patches_of, resize_to, scale
+from classic_cnns.data.transforms import crop_to, pad_to, patches_of, resize_to, scale
+
+FITS = {"pad": pad_to, "crop": crop_to, "resize": resize_to}
 
 
 class ImageData(pl.LightningDataModule):
@@ -56,13 +57,13 @@ class ImageData(pl.LightningDataModule):
             self.mean = self.prepare(mean[None])[0]  # before there is a mean to subtract
 
     def prepare(self, images: Tensor) -> Tensor:
-        size = self.input["size"]
+        size, fit = self.input["size"], FITS[self.input["fit"]]
         if images.shape[2:] == (size, size):
             images = self.scaled(images)
-        elif self.input["fit"] == "resize":  # linear, so values are scaled while pixels are few
+        elif fit is resize_to:  # linear, so the values are scaled while there are few pixels
             images = resize_to(self.scaled(images), size)
-        else:  # smaller images are padded with background (0)
-            images = self.scaled(center_crop(images, [size]))
+        else:
+            images = self.scaled(fit(images, size))
         return images if self.mean is None else images.sub_(self.mean)
 
     def scaled(self, images: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import center_crop
 
 from classic_cnns.data import fetch
 from classic_cnns.data.batches import Batches
 from classic_cnns.data.module import ImageData
+from classic_cnns.data.transforms import pad_to
 
 
 def split_indices(train_size: int, val_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,7 @@ class ResidentData(ImageData):
             # The sums vouch for the bytes alone, the config for their shape.
             images = images.reshape(-1, self.channels, self.size, self.size).to(self.device)
             if self.input["fit"] == "pad":
-                images = center_crop(images, [self.input["size"]])
+                images = pad_to(images, self.input["size"])
             self.resident[f"{split}_images"] = images
             labels = torch.from_numpy(self.arrays[f"{split}_labels"]).flatten()
             self.resident[f"{split}_labels"] = labels.long().to(self.device)

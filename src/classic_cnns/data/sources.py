@@ -122,7 +122,8 @@ def download_package(project: str, filename: str, path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(pip, capture_output=True, text=True).stdout
     options = re.findall(r"^(.+)\.(.+?)='(.+)'$", listed, re.M)
-    given = {section: value for section, option, value in options if option == "index-url"}
+    # pip has one option whose name begins so.
+    given = {section: value for section, name, value in options if name.startswith("index")}
     index = os.environ.get("PIP_INDEX_URL") or given.get("global") or PYPI_SIMPLE_ENDPOINT
     with PyPISimple(index) as client:
         page = client.get_project_page(project, timeout=NO_ANSWER)
