@@ -1,0 +1,103 @@
+"""Short seeded runs of every recipe, and the weights that they have to end with.
+
+`golden.json` was written from the code before Lightning's own loop took over the training; a change
+that is not meant to change what is computed leaves it alone. `CONTRIBUTING.md` says how one that is
+meant to writes it anew.
+"""
+
+import json
+import platform
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+STORED = Path(__file__).with_suffix(".json")
+TRAIN, VAL, TEST = 160, 40, 40  # images
+CIFAR10 = "data=tiny_cifar10"
+
+# The overrides of each recipe. All train for two epochs on one thread.
+RECIPES = {
+    "lenet5": ["data=tiny_mnist"],
+    "lenet5_affine": ["data=tiny_mnist", "data.augment=affine"],
+    "lenet5_eq8": ["data=tiny_mnist", "data.augment=none", "model.loss.j=null"],
+    "lenet5_1998": ["experiment=lenet5_1998", "data=tiny_mnist", "optim.mu=8"],
+    "lenet5_relu": ["model=lenet5_relu", "data=tiny_mnist"],
+    "lenet5_relu_fast": ["experiment=lenet5_relu_fast", "data=tiny_mnist"],
+    "simple_cnn": ["model=simple_cnn", "data=tiny_mnist", "model.net.norm=batch"],
+    "convnet_cifar10": ["model=convnet_cifar10", CIFAR10],
+    "convnet_cifar10_18pct": ["model=convnet_cifar10_18pct", CIFAR10],
+    "convnet_cifar10_13pct": ["experiment=convnet_cifar10_13pct", CIFAR10],
+    "convnet_cifar10_11pct": ["experiment=convnet_cifar10_11pct", CIFAR10],
+    "convnet_cifar10_11pct_first": ["experiment=convnet_cifar10_11pct_first", CIFAR10],
+    "alexnet_small": ["model=alexnet_small", CIFAR10, "data.augment=shift_flip"],
+    "alexnet_cifar10": ["model=alexnet_cifar10", CIFAR10],
+    "alexnet_cifar10_fast": ["experiment=alexnet_cifar10_fast", CIFAR10],
+    "alexnet": ["model=alexnet", "data=image_folder", "data.workers=1", "model.net.hidden=64"],
+    "ddp": ["data=tiny_mnist", "trainer=ddp"],
+    "two_gpu": ["model=alexnet_small", CIFAR10, "trainer=two_gpu"],
+}
+BATCHES = {"lenet5_1998": 1, "alexnet": 8}  # images in a step; 32 in the others
+
+
+def words(name: str, folder: Path) -> list[str]:
+    """The command line of a recipe, for the data sets that `make_data` has put into `folder`."""
+    given = RECIPES[name]
+    own = ["trainer.accelerator=cpu", "trainer.max_epochs=2", f"data_dir={folder}", "name=golden"]
+    own += [f"data.batch_size={BATCHES.get(name, 32)}", "data.eval_batch_size=16"]
+    if "data=image_folder" in given:
+        own += [f"data.root={folder / 'photos'}"]
+    return [*given, *own]
+
+
+def make_data(folder: Path) -> None:
+    """Tiny data sets in the form of our cache, the configs `data=tiny_*`, and a folder of photos."""
+    random = np.random.RandomState(7)
+    (folder / "conf" / "data").mkdir(parents=True)
+    for name, shape in (("mnist", (28, 28)), ("cifar10", (3, 32, 32))):
+        patterns = random.rand(10, *shape)
+        sums = {}
+        (folder / name).mkdir()
+        for split, count in (("train", TRAIN + VAL), ("test", TEST)):
+            labels = random.randint(10, size=count).astype(np.uint8)
+            images = 0.7 * patterns[labels] + 0.3 * random.rand(count, *shape)
+            for kind, array in (("images", (images * 255).astype(np.uint8)), ("labels", labels)):
+                np.save(folder / name / f"{split}_{kind}.npy", array)
+                sums[f"{split}_{kind}"] = sha256(array.tobytes()).hexdigest()
+        (folder / name / "cache.json").write_text('{"format": 1}')
+        sizes = {"train_size": TRAIN + VAL, "val_size": VAL}
+        config = {"defaults": [name], **sizes, "sha256": sums}
+        OmegaConf.save(config, folder / "conf" / "data" / f"tiny_{name}.yaml")
+    for split, count in (("train", 8), ("val", 4)):
+        for label in ("cat", "dog"):
+            place = folder / "photos" / split / label
+            place.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.randint(256, size=(8, 10, 3)).astype(np.uint8)
+                image = Image.fromarray(pixels).resize((300, 260), Image.Resampling.NEAREST)
+                image.save(place / f"{number}.png")
+
+
+def fingerprint(checkpoint: dict) -> dict:
+    """Of the weights: their hash, and for other machines the norm of each tensor."""
+    state = checkpoint["state_dict"]
+    digest = sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + state[name].cpu().contiguous().numpy().tobytes())
+    norms = {name: x.double().norm().item() for name, x in state.items() if x.is_floating_point()}
+    return {"sha256": digest.hexdigest(), "norms": norms, "steps": checkpoint["global_step"]}
+
+
+def machine() -> dict[str, str]:
+    """What the hashes hold for."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    processor = names[0].partition(": ")[2] if names else platform.machine()
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__, "processor": f"{processor}, {capability}"}
+
+
+def stored() -> dict:
+    return json.loads(STORED.read_text())
