@@ -1,9 +1,9 @@
-"""The one LightningModule: a net, its loss, its optimizer and schedule, and what is measured."""
+"""The LightningModule of this project's nets: a net, its loss, its optimizer, and its metrics."""
 
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from math import isfinite, log
+from math import ceil, inf, isfinite, log
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
-from classic_cnns.tally import Answers, Tally
+
+# 64 bits hold any sum of mean losses exactly, whatever its order: ranks and resumed runs get the
+# loss of one undisturbed process to the last bit. Apple's GPUs lack them.
+EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
 class Diverged(Exception):
@@ -28,13 +31,89 @@ def step_seeds(seed: int, epoch: int, rank: int, steps: int) -> list[int]:
     return key.generate_state(steps, np.uint64).tolist()
 
 
+class ExactMean(MeanMetric):
+    """Torchmetrics' mean in float64, in which `.to(device)` does not forget the dtype.
+
+    inf stands in place of nan, which torchmetrics would leave out: a mean that is not finite tells.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(inf)
+        self.set_dtype(EXACT)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return EXACT
+
+
+class SplitMetrics(nn.Module):
+    """Mean loss, error and, with `top5`, top-5 error of a split, over batches and ranks.
+
+    Means in float64 are exact for these; torchmetrics' accuracies divide in float32. Steps are
+    kept and counted several at a time: that costs a tenth of counting each by itself.
+    """
+
+    def __init__(self, top5: bool) -> None:
+        super().__init__()
+        names = ["loss", "error", "accuracy", *(["top5_error"] if top5 else [])]
+        self.means = nn.ModuleDict({name: ExactMean() for name in names})
+        self.steps: list[tuple[Tensor, Tensor, Tensor]] = []  # not yet counted
+
+    def add(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
+        """The mean loss () of a batch, its scores (B, classes) and labels (B,)."""
+        self.steps.append((loss.detach(), scores.detach(), labels))
+
+    def count(self) -> None:
+        if not self.steps:
+            return
+        losses, scores, labels = zip(*self.steps, strict=True)
+        self.steps.clear()
+        counts = torch.tensor([len(part) for part in labels], device=losses[0].device)
+        self.means["loss"].update(torch.stack(losses), counts)
+        ranked, truth = torch.cat(scores), torch.cat(labels)
+        hits = ranked.argmax(1) == truth
+        self.means["error"].update(~hits)
+        self.means["accuracy"].update(hits)
+        if "top5_error" in self.means:
+            five = ranked.topk(min(5, ranked.shape[1]), 1).indices
+            self.means["top5_error"].update((five != truth[:, None]).all(1))
+
+    def reset(self) -> None:
+        self.steps.clear()
+        for mean in self.metrics():
+            mean.reset()
+
+    def metrics(self) -> list[MeanMetric]:
+        return list(self.means.values())  # type: ignore[arg-type]
+
+    def sums(self) -> dict[str, list[float]]:
+        """Sum and weight of each mean so far, over all ranks, which all have to ask."""
+        self.count()
+        found = {}
+        for name, mean in self.means.items():
+            with mean.sync_context():  # type: ignore[operator]
+                found[name] = [mean.mean_value.item(), mean.weight.item()]  # type: ignore
+        return found
+
+    def load_sums(self, sums: dict[str, Any]) -> None:
+        """What `sums` gave."""
+        for name, (total, weight) in sums.items():
+            if weight and name in self.means:
+                mean: Any = self.means[name]
+                mean.update(0.0, weight)
+                mean.mean_value.fill_(total)
+
+
 class Classifier(pl.LightningModule):
     """Trains `net`, whose scores (B, classes) are highest for the likeliest class.
 
-    `optimizer` and `scheduler` are what is still to be completed: the first with parameters, the
-    second with the optimizer and `total_steps`. It is stepped after each batch, or if it waits for
-    a plateau after each epoch, with the validation error. `results` holds the newest value of each
-    metric, as the names in TensorBoard have it, `answers` those of a test.
+    `loss` takes scores and labels (B,) to a scalar, the mean over the batch. `optimizer` and
+    `scheduler` are what is still to be completed: the first with the net's named parameters, the
+    second with the optimizer and `total_steps`, those of `schedule_epochs` epochs, after which the
+    rate stays. It is stepped after each batch, or if it waits for a plateau after each epoch, with
+    the validation error. A batch is images (B, C, H, W), or in a test (B, V, C, H, W), whose V
+    patches share a vote, and labels (B,). Logs `loss/`, `error/` and `accuracy/` of train, val and
+    test, with `top5` also `top5_error/`.
     """
 
     def __init__(
@@ -42,50 +121,93 @@ class Classifier(pl.LightningModule):
         net: nn.Module,
         loss: nn.Module,
         optimizer: Callable,
-        scheduler: Callable | None,
-        seed: int,
+        scheduler: Callable | None = None,
+        *,
+        seed: int = 0,
+        num_classes: int | None = None,
+        top5: bool = False,
+        schedule_epochs: int | None = None,
     ) -> None:
         super().__init__()
-        self.seed = seed
         self.net, self.loss = net, loss
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
-        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []  # training steps not yet in the tally
-        self.results: dict[str, float] = {"time/seconds": 0.0}
+        self.seed, self.num_classes, self.schedule_epochs = seed, num_classes, schedule_epochs
+        self.train_metrics, self.val_metrics, self.test_metrics = (
+            SplitMetrics(top5) for _ in range(3)
+        )
         self.rank, self.ranks = 0, 1  # of those that share the data
-        self.seconds_before = 0.0  # of the epoch under way, spent before it was resumed
+        self.loaded_sums: dict[str, Any] = {}  # of an epoch that goes on
+        self.validated = False  # in this epoch
+        self.images = 0  # of this epoch, on this rank, since its last start
+
+    @property
+    def metric_names(self) -> list[str]:
+        """What callbacks can monitor after a validation."""
+        names = self.train_metrics.means
+        return [f"{name}/{split}" for split in ("train", "val") for name in names]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
-    def configure_optimizers(self):
+    # --- Optimization ----------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.net.named_parameters())
         if self.scheduler is None:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = self.scheduler(optimizer, total_steps=steps)
+        self.schedule_steps = self.total_steps()
+        scheduler = self.scheduler(optimizer, total_steps=self.schedule_steps)
         config: dict = {"scheduler": scheduler, "interval": "step"}
-        if isinstance(scheduler, ReduceLROnPlateau):  # stepped here, since Lightning would ask
-            config |= {"interval": "epoch", "reduce_on_plateau": False}  # for a metric of self.log
-        return [optimizer], [config]
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config |= {"interval": "epoch", "monitor": "error/val", "strict": False}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def total_steps(self) -> int:
+        """Of the optimizer, over the epochs of the schedule."""
+        trainer = self.trainer
+        expected = trainer.estimated_stepping_batches
+        if self.schedule_epochs in (None, trainer.max_epochs):
+            return int(expected)
+        each = ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        return each * self.schedule_epochs  # type: ignore[operator]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return  # stepped at the end of the epoch, so that its checkpoint has it
+        if scheduler.last_epoch < self.schedule_steps:
+            scheduler.step()
+
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ) -> None:
+        strategy, plugin = self.trainer.strategy, self.trainer.precision_plugin
+        if hasattr(strategy, "clip_gradients"):  # the norm of a net in two towers is that of both
+            strategy.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val and self.trainer.precision == "bf16-mixed":
+            # Lightning refuses this to fused optimizers, for the sake of float16's scaled gradients.
+            norm = gradient_clip_algorithm != "value"
+            clip = plugin.clip_grad_by_norm if norm else plugin.clip_grad_by_value
+            clip(optimizer, gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    # --- Training --------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        # DDP would send them round at each step.
-        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
-        if stage == "test":
-            self.answers = Answers(self.trainer.datamodule.num_classes)  # type: ignore
         if ranks := self.trainer.distributed_sampler_kwargs:
             self.rank, self.ranks = ranks["rank"], ranks["num_replicas"]
             # Where some ranks have the same images: one group for each set of ranks that share all.
-            for metric in (m for m in self.children() if isinstance(m, Metric)):
+            for metric in (m for m in self.modules() if isinstance(m, Metric)):
                 metric.process_group = getattr(self.trainer.strategy, "data_group", None)
 
     def on_train_start(self) -> None:
-        self.started = time.perf_counter() - self.seconds_before
+        self.started, self.images = time.perf_counter(), 0
+        if self.rank == 0:  # the ranks' sums are added up
+            self.train_metrics.load_sums(self.loaded_sums)
 
     def on_train_epoch_start(self) -> None:
-        self.train_tally.reset()
-        self.seen.clear()
+        self.train_metrics.reset()
+        self.validated, self.images = False, 0
         self.started = time.perf_counter()
         optimizer = self.trainer.optimizers[0]
         if isinstance(optimizer, StochasticDiagonalLM):
@@ -94,102 +216,100 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        steps = int(self.trainer.num_training_batches)
-        seed = step_seeds(self.seed, self.current_epoch, self.rank, steps)[batch_idx]
-        if images.is_cpu:  # torch.manual_seed takes half a millisecond for a GPU never used
-            torch.default_generator.manual_seed(seed)
-        else:
-            torch.manual_seed(seed)
+        self.seed_step(batch_idx, images.is_cpu)
         if not len(labels):  # the other ranks still wait for this one's gradients
             return torch.stack([0.0 * weight.sum() for weight in self.net.parameters()]).sum()
         scores = self.net(images)
         loss = self.loss(scores, labels)
-        self.seen.append((loss.detach(), scores.detach(), labels))
+        self.train_metrics.add(loss, scores, labels)
+        self.images += len(labels)
         if self.ranks == 1:
             return loss
         # The ranks' gradients are averaged: this makes it the mean over the images of the batch.
         loader: Any = self.trainer.train_dataloader
-        return loss * (self.ranks * len(labels) / loader.size(batch_idx))
+        size = loader.size(batch_idx) if hasattr(loader, "size") else self.ranks * len(labels)
+        return loss * (self.ranks * len(labels) / size)
+
+    def seed_step(self, batch_idx: int, on_cpu: bool) -> None:
+        steps = self.trainer.num_training_batches
+        if steps == inf:
+            return  # a loader without a length: nothing to draw the seeds of
+        seed = step_seeds(self.seed, self.current_epoch, self.rank, int(steps))[batch_idx]
+        if on_cpu:  # torch.manual_seed takes half a millisecond for a GPU never used
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
-        trainer: Any = self.trainer
-        last = trainer.is_last_batch
-        if last or (batch_idx + 1) % trainer.log_every_n_steps == 0:
-            self.train_tally.update(self.seen)
-            self.seen.clear()
-            loss = trainer.strategy.reduce(outputs["loss"]).item()  # so all ranks decide alike
-            if not isfinite(loss):
-                raise Diverged(f"the loss became {loss} in epoch {self.current_epoch + 1}")
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
-            self.record({"loss/train_step": loss, "optim/lr": rate})
-        if last:
-            seconds = time.perf_counter() - self.started
-            speed = {"speed/images_per_second": self.train_tally.sums()["images"] / seconds}
-            self.record(self.measured("train", self.train_tally) | speed)
+        trainer = self.trainer
+        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
+            loss: Any = trainer.strategy.reduce(outputs["loss"])  # so that all ranks decide alike
+            if not isfinite(loss.item()):
+                raise Diverged(f"the loss became {loss.item()} in epoch {self.current_epoch + 1}")
+            rate = torch.tensor(trainer.optimizers[0].param_groups[0]["lr"], dtype=EXACT)
+            self.log_dict({"loss/train_step": loss, "optim/lr": rate}, on_epoch=False)
+            self.train_metrics.count()
+        if trainer.is_last_batch:
+            self.log_metrics("train", self.train_metrics)
+            speed = self.images * self.ranks / (time.perf_counter() - self.started)
+            several = trainer.world_size > 1
+            self.log(
+                "speed/images_per_second", speed, on_step=False, on_epoch=True, batch_size=1,
+                sync_dist=several,
+            )  # fmt: skip
 
-    def on_validation_start(self) -> None:
-        """What a net has learnt into buffers, as batch normalisation does, is that of rank 0."""
-        if self.ranks > 1:
-            for buffer in self.net.buffers():
-                torch.distributed.broadcast(buffer, 0)
+    def on_train_epoch_end(self) -> None:
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, ReduceLROnPlateau) and self.validated:
+            scheduler.step(self.trainer.callback_metrics["error/val"].item())
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.evaluate(self.val_tally, *batch)
+    # --- Evaluation ------------------------------------------------------------------------------
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch
-        one = images if images.dim() == 4 else images[:, 4]  # of nine and of ten patches the middle
-        self.answers.update(one, self.evaluate(self.test_tally, images, labels), labels)
+    def on_validation_epoch_start(self) -> None:
+        self.val_metrics.reset()
 
-    def evaluate(self, tally: Tally, images: Tensor, labels: Tensor) -> Tensor:
-        """The answers (B,), after they were added to the tally."""
+    def on_test_epoch_start(self) -> None:
+        self.test_metrics.reset()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.evaluate(self.val_metrics, *batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.evaluate(self.test_metrics, *batch)
+
+    def evaluate(self, metrics: SplitMetrics, images: Tensor, labels: Tensor) -> Tensor:
+        """The answers (B,), after they were added to the metrics of a split."""
         if not len(labels):
-            tally.update([])
             return labels
-        scores = self.net(images) if images.dim() == 4 else self.judged_together(images)
-        tally.update([(self.loss(scores, labels), scores, labels)])
+        scores = self.net(images) if images.dim() == 4 else self.vote(images)
+        metrics.add(self.loss(scores, labels), scores, labels)
         return scores.argmax(1)
 
-    def judged_together(self, patches: Tensor) -> Tensor:
+    def vote(self, patches: Tensor) -> Tensor:
         """Logarithm of the softmax averaged over the patches of an image (B, V, C, H, W)."""
         views = [self.net(part).float().log_softmax(1) for part in patches.unbind(1)]
         return torch.stack(views).logsumexp(0) - log(len(views))  # (B, classes)
 
-    def on_train_epoch_end(self) -> None:
-        self.results["time/seconds"] += time.perf_counter() - self.started
-        if isinstance(scheduler := self.lr_schedulers(), ReduceLROnPlateau):
-            scheduler.step(self.results["error/val"])
-
     def on_validation_epoch_end(self) -> None:
-        self.record(self.measured("val", self.val_tally))
+        self.validated = True
+        self.log_metrics("val", self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
-        self.record(self.measured("test", self.test_tally))
-        self.answers.compute()  # over all ranks, of which only the first shows it
+        self.log_metrics("test", self.test_metrics)
 
-    def measured(self, split: str, tally: Tally) -> dict[str, float]:
-        values = {f"{name}/{split}": value for name, value in tally.compute().items()}
-        tally.reset()
-        if not isfinite(values[f"loss/{split}"]):
-            raise Diverged(f"the {split} loss became {values[f'loss/{split}']}")
-        return values
+    # --- Metrics ---------------------------------------------------------------------------------
 
-    def record(self, values: dict[str, float]) -> None:
-        self.results |= values
-        if self.logger:
-            self.logger.log_metrics(values, step=self.trainer.fit_loop.epoch_loop.global_step)
+    def log_metrics(self, split: str, metrics: SplitMetrics) -> None:
+        """Lightning reads them at the end of the epoch, over all ranks, and resets them."""
+        metrics.count()
+        loss = metrics.means["loss"].compute().item()  # type: ignore[operator]
+        if not isfinite(loss):
+            raise Diverged(f"the {split} loss became {loss}")
+        for name, mean in metrics.means.items():
+            self.log(f"{name}/{split}", mean, on_step=False, on_epoch=True, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        self.train_tally.update(self.seen)
-        self.seen.clear()
-        seconds = time.perf_counter() - self.started
-        checkpoint["results"] = self.results
-        checkpoint["epoch_under_way"] = {"seconds": seconds, "sums": self.train_tally.sums()}
+        checkpoint["train_sums"] = self.train_metrics.sums()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.results = checkpoint["results"]
-        under_way = checkpoint["epoch_under_way"]
-        self.seconds_before = under_way["seconds"]
-        if self.rank == 0:  # the ranks' sums are added up
-            for name, value in under_way["sums"].items():
-                getattr(self.train_tally, name).fill_(value)
+        self.loaded_sums = checkpoint.get("train_sums", {})

@@ -22,7 +22,8 @@ class Batches:
     Rank r of R takes every R-th image of each shuffled batch from the r-th on, and every R-th batch
     of those that are only read, whose mean losses are then those of one process to the last bit. So
     all ranks together see each image exactly once; a share may be empty. `epoch` is asked at the
-    start of each pass, and a pass that was saved under way goes on where it was.
+    start of each pass, and a pass that was saved under way goes on where it was. `to_input` turns
+    uint8 images into what the net gets.
     """
 
     at_once = 1024  # images in one process, since the calls cost more than the work
@@ -34,7 +35,7 @@ class Batches:
         indices: Tensor,
         batch_size: int,
         *,
-        prepare: Callable[[Tensor], Tensor],
+        to_input: Callable[[Tensor], Tensor],
         augment: Sequence = (),
         shuffle: bool = False,
         seed: int = 0,
@@ -44,7 +45,7 @@ class Batches:
     ) -> None:
         self.images, self.labels, self.indices = images, labels, indices
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.prepare, self.augment, self.shuffle = prepare, augment, shuffle
+        self.to_input, self.augment, self.shuffle = to_input, augment, shuffle
         self.seed, self.epoch = seed, epoch
         several = max(1, self.at_once // batch_size)
         self.block = batch_size * (several if world_size == 1 else 1 if shuffle else world_size)
@@ -71,7 +72,7 @@ class Batches:
         order = torch.randperm(len(self.indices), generator=generator(self.seed, epoch, 0))
         return self.indices[order.to(self.indices.device)]
 
-    def gather(self, shares: Sequence[Tensor]) -> Iterator[tuple[Tensor, Any]]:
+    def read(self, shares: Sequence[Tensor]) -> Iterator[tuple[Tensor, Any]]:
         """For each of `shares`, which are indices: its images, and which of its rows they are."""
         for share in shares:
             yield self.images.index_select(0, share), slice(None)
@@ -89,13 +90,13 @@ class Batches:
         if not self.shuffle and self.world_size > 1:
             begins = [start + self.rank * self.batch_size for start in starts]
             mine = [slice(begin, begin + self.batch_size) for begin in begins]
-        gathered = self.gather([order[rows] for rows in mine])
+        gathered = self.read([order[rows] for rows in mine])
         for start, rows, (images, there) in zip(starts, mine, gathered, strict=True):
             numbers = noise[rows][there].split(draws, 1)
             for transform, own in zip(self.augment, numbers, strict=True):
                 images = transform(images, own)
             labels = self.labels.index_select(0, order[rows][there])
-            pairs = self.prepare(images), labels
+            pairs = self.to_input(images), labels
             batches = zip(*(part.split(self.batch_size) for part in pairs), strict=True)
             for number, batch in enumerate(batches, start // self.batch_size):
                 if number >= first:

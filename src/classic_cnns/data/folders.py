@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from classic_cnns.errors import UserError
+from classic_cnns import UserError
 
 
 def folder_of(root: str, split: str) -> Path:

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from classic_cnns.data import folders
 from classic_cnns.data.batches import Batches
 from classic_cnns.data.module import ImageData
-from classic_cnns.devices import core_count
-from classic_cnns.errors import UserError
+from classic_cnns.trainer.devices import core_count
+from classic_cnns import UserError
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class DecodedBatches(Batches):
         super().__init__(files, *args, **options)
         self.workers = workers
 
-    def gather(self, shares: Sequence[Tensor]) -> Iterator[tuple[Tensor, Any]]:
+    def read(self, shares: Sequence[Tensor]) -> Iterator[tuple[Tensor, Any]]:
         device = self.indices.device
         numbers = [share.tolist() for share in shares]
         loader: DataLoader = DataLoader(
@@ -108,7 +108,7 @@ class ImageFolderData(ImageData):
         super().__init__(**options)
         self.root, self.workers = root, workers
         self.files: dict[str, tuple[list[str], list[int]]] = {}
-        self.learnt = False
+        self.fitted = False
 
     def prepare_data(self) -> None:
         if self.files:
@@ -123,13 +123,13 @@ class ImageFolderData(ImageData):
 
     def setup(self, stage: str) -> None:
         self.prepare_data()  # done already, but for those who use this class alone
-        if not self.learnt:
+        if not self.fitted:
             # Deviation: mean image and colour axes of 1,000 training images, not of all
             count = len(self.files["train"][0])
             some = np.sort(np.random.RandomState(1998).permutation(count)[:1000])
-            parts = self.shared("train", 1).gather(torch.from_numpy(some).split(50))
-            self.learn(torch.cat([images for images, _ in parts]))
-            self.learnt = True
+            parts = self.loader("train", 1).read(torch.from_numpy(some).split(50))
+            self.fit(torch.cat([images for images, _ in parts]))
+            self.fitted = True
 
     def facts(self) -> dict[str, object]:
         """What the run's record says of the data: how many files, and a checksum of their names."""

@@ -16,8 +16,8 @@ FITS = {"pad": pad_to, "crop": crop_to, "resize": resize_to}
 class ImageData(pl.LightningDataModule):
     """Batches of (images float32 (B, C, H, W) as the model's `input` asks, labels int64 (B,)).
 
-    Only training images are distorted, before they get their size, which leaves the ones alone that
-    a distortion has cropped. With `test_patches` "nine" or "ten" the images of the test come as
+    Only training images are augmented, before they get their size, which leaves the ones alone that
+    an augmentation has cropped. With `test_patches` "nine" or "ten" the images of the test come as
     that many patches each, float32 (B, V, C, H, W).
     """
 
@@ -43,20 +43,22 @@ class ImageData(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.augment, self.test_patches = augmentations[augment], test_patches
         self.mean: Tensor | None = None
+        self.train_batches: Batches | None = None
+        self.resumed: dict[str, Any] = {}  # the state of a pass that goes on
 
     @property
     def device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
-    def learn(self, images: Tensor) -> None:
+    def fit(self, images: Tensor) -> None:
         """Hand training images (N, C, H, W) uint8 to what has to know of them."""
-        for distortion in self.augment:
-            distortion.learn(images)
+        for augmentation in self.augment:
+            augmentation.fit(images)
         if self.input["subtract_mean"]:
             mean = images.sum(0, dtype=torch.int32) / len(images)  # 64 bits take ten times as long
-            self.mean = self.prepare(mean[None])[0]  # before there is a mean to subtract
+            self.mean = self.to_input(mean[None])[0]  # before there is a mean to subtract
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def to_input(self, images: Tensor) -> Tensor:
         size, fit = self.input["size"], FITS[self.input["fit"]]
         if images.shape[2:] == (size, size):
             images = self.scaled(images)
@@ -73,14 +75,14 @@ class ImageData(pl.LightningDataModule):
         """The images of "train", "val" or "test"; `options` are those of `Batches`."""
         raise NotImplementedError
 
-    def shared(self, split: str, batch_size: int, **options: Any) -> Batches:
+    def loader(self, split: str, batch_size: int, **options: Any) -> Batches:
         ranks = self.trainer and self.trainer.distributed_sampler_kwargs
         if ranks:  # those that share the data, as Lightning's strategy has it
             options |= {"rank": ranks["rank"], "world_size": ranks["num_replicas"]}
-        return self.batches(split, batch_size, **{"prepare": self.prepare} | options)
+        return self.batches(split, batch_size, **{"to_input": self.to_input} | options)
 
     def train_dataloader(self) -> Batches:
-        return self.shared(
+        self.train_batches = self.loader(
             "train",
             self.batch_size,
             augment=self.augment,
@@ -88,19 +90,32 @@ class ImageData(pl.LightningDataModule):
             seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
         )
+        if self.resumed:
+            self.train_batches.load_state_dict(self.resumed)
+        return self.train_batches
+
+    # Lightning itself would give a loader its state, but not where a schedule has asked for the
+    # number of steps: for that it makes the loader before it reads the checkpoint.
+    def state_dict(self) -> dict[str, Any]:
+        return self.train_batches.state_dict() if self.train_batches else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.resumed = state
+        if self.train_batches and state:  # made already, as by some strategies
+            self.train_batches.load_state_dict(state)
 
     def val_dataloader(self) -> Batches:
-        return self.shared("val", self.eval_batch_size)
+        return self.loader("val", self.eval_batch_size)
 
     def test_dataloader(self) -> Batches:
         if self.test_patches == "centre":
-            return self.shared("test", self.eval_batch_size)
+            return self.loader("test", self.eval_batch_size)
 
-        def prepare(images: Tensor) -> Tensor:
+        def patches_to_input(images: Tensor) -> Tensor:
             patches = patches_of(images, self.input["size"], self.test_patches)
-            return self.prepare(patches.flatten(0, 1)).view_as(patches)
+            return self.to_input(patches.flatten(0, 1)).view_as(patches)
 
-        return self.shared("test", self.eval_batch_size, prepare=prepare)
+        return self.loader("test", self.eval_batch_size, to_input=patches_to_input)
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         return batch  # already there

@@ -1,5 +1,6 @@
 """Data sets that fit into memory: the whole set as one uint8 tensor on the run's device."""
 
+import logging
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
@@ -12,6 +13,8 @@ from classic_cnns.data import fetch
 from classic_cnns.data.batches import Batches
 from classic_cnns.data.module import ImageData
 from classic_cnns.data.transforms import pad_to
+
+log = logging.getLogger(__name__)
 
 
 def split_indices(train_size: int, val_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -27,14 +30,14 @@ class ResidentData(ImageData):
     """Training, validation and test batches of a data set named in conf/data/.
 
     Validation images come out of the training set only; the official test set stays whole. Smaller
-    images are padded before they are distorted, so that they can move.
+    images are padded before they are augmented, so that they can move.
     """
 
     def __init__(
         self,
         train_size: int,
         sha256: dict[str, str],
-        val_size: int,
+        val_size: int | None,
         data_dir: str | None,
         class_names: Sequence[str] | None = None,  # earlier runs have none
         **options: Any,
@@ -42,7 +45,8 @@ class ResidentData(ImageData):
         super().__init__(**options)
         self.class_names = class_names or [str(number) for number in range(self.num_classes)]
         self.sums, self.data_dir = dict(sha256), data_dir
-        self.train_indices, self.val_indices = split_indices(train_size, val_size)
+        held_out = min(train_size // 10, 5000) if val_size is None else val_size
+        self.train_indices, self.val_indices = split_indices(train_size, max(1, held_out))
         self.arrays: fetch.Arrays = {}
         self.resident: dict[str, Tensor] = {}
 
@@ -62,8 +66,12 @@ class ResidentData(ImageData):
             self.resident[f"{split}_images"] = images
             labels = torch.from_numpy(self.arrays[f"{split}_labels"]).flatten()
             self.resident[f"{split}_labels"] = labels.long().to(self.device)
+        log.info(
+            "%s: %s images to train on, %s held out for validation",
+            self.dataset, f"{len(self.train_indices):,}", f"{len(self.val_indices):,}",
+        )  # fmt: skip
         training = torch.from_numpy(self.train_indices).to(self.device)  # not the held-out ones
-        self.learn(self.resident["train_images"].index_select(0, training))
+        self.fit(self.resident["train_images"].index_select(0, training))
 
     def facts(self) -> dict[str, object]:
         """What the run's record says of the data: the checksums and the split."""

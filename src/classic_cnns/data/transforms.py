@@ -1,9 +1,9 @@
-"""Batched transforms on the device of the batch: distortions, then how images get their size.
+"""Batched transforms on the device of the batch: augmentation, then how images get their size.
 
-Randomness comes in as numbers: a distortion says in `draws` how many uniform numbers it needs for
-each image and gets them as a tensor (B, draws) in [0, 1). So the same numbers distort the same
+Randomness comes in as numbers: an augmentation says in `draws` how many uniform numbers it needs
+for each image and gets them as a tensor (B, draws) in [0, 1). So the same numbers change the same
 image in the same way on any device, in any batch, on any rank. Images (B, C, H, W) are uint8, or
-float32 in the same 0 to 255 once a distortion has mixed pixels.
+float32 in the same 0 to 255 once an augmentation has mixed pixels.
 """
 
 import torch
@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Distortion:
+class Augmentation:
     draws: int
 
-    def learn(self, images: Tensor) -> None:
+    def fit(self, images: Tensor) -> None:
         """Take from all training images (N, C, H, W) what is needed to know of them."""
 
 
-class RandomShift(Distortion):
+class RandomShift(Augmentation):
     """Move each image by up to `pixels` in both directions; what comes in is background (0).
 
     The horizontal and vertical translations of L98, III.C; elsewhere a "random crop with padding".
@@ -34,7 +34,7 @@ class RandomShift(Distortion):
         return windows(F.pad(images, [self.pixels] * 4), top, left, *images.shape[2:])
 
 
-class RandomCrop(Distortion):
+class RandomCrop(Augmentation):
     """Cut a window of `size` x `size` out of each image, every place alike (K12, 4.1)."""
 
     draws = 2
@@ -48,7 +48,7 @@ class RandomCrop(Distortion):
         return windows(images, top, left, self.size, self.size)
 
 
-class RandomFlip(Distortion):
+class RandomFlip(Augmentation):
     """Mirror left and right in half of the images."""
 
     draws = 1
@@ -59,7 +59,7 @@ class RandomFlip(Distortion):
         return both.index_select(0, row + len(images) * (noise[:, 0] < 0.5))
 
 
-class RandomAffine(Distortion):
+class RandomAffine(Augmentation):
     """The planar affine distortions of L98, III.C, about the middle of square images.
 
     In this order: squeezing (widths divided and heights multiplied by 1 +- `squeeze`, or the
@@ -88,7 +88,7 @@ class RandomAffine(Distortion):
         return F.grid_sample(images.float(), torch.stack([x, y], 3), align_corners=False)
 
 
-class ColourNoise(Distortion):
+class ColourNoise(Augmentation):
     """K12, 4.1: one colour is added to all pixels of an image, drawn along the axes of all colours.
 
     The axes are the eigenvectors of the covariance of the channels over all training pixels. The
@@ -101,7 +101,7 @@ class ColourNoise(Distortion):
     def __init__(self, strength: float) -> None:
         self.strength = strength
 
-    def learn(self, images: Tensor) -> None:
+    def fit(self, images: Tensor) -> None:
         count, total, products = 0, torch.zeros(3).double(), torch.zeros(3, 3).double()
         for part in images.cpu().split(1000):
             pixels = part.transpose(0, 1).flatten(1).double()  # (3, 1000 H W)

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from classic_cnns.errors import UserError
+from classic_cnns import UserError
 from classic_cnns.files import read_json, replacing
 from classic_cnns.report.markdown import aligned
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, NoReturn
 
-from classic_cnns.devices import core_count, free_port, started_outside
-from classic_cnns.errors import UserError
+from classic_cnns import UserError, program
 from classic_cnns.files import write_json
-from classic_cnns.processes import how, stop_signals, watch
+from classic_cnns.trainer.devices import core_count, free_port, started_outside
+from classic_cnns.trainer.processes import how, stop_signals, watch
 
 REPORT = "CLASSIC_CNNS_REPORT"  # the pipe's number, in the environment of a rank
 
@@ -40,15 +40,19 @@ def report(**facts: Any) -> None:
 
 def in_rank(task: Callable[[], object]) -> None:
     """Carry out `task`; where somebody watches, an error is reported and not printed."""
-    if REPORT not in os.environ:
+    if started_outside() is None:
         task()
-        if started_outside() is not None:
-            leave(0)
+        return
+    end = ExitCode()
+    if REPORT not in os.environ:  # torchrun or SLURM watches
+        task()
+        end.code = 0
         return
     threading.Thread(target=end_with_standard_input, daemon=True).start()
     try:
         task()
-        leave(0)
+        end.code = 0
+        return
     except SystemExit as stop:
         facts: dict[str, Any] = {"code": stop.code}
     except UserError as error:
@@ -58,19 +62,26 @@ def in_rank(task: Callable[[], object]) -> None:
         trace = traceback.format_exc(limit=-8, chain=False)
         facts = {"code": 1, "error": line[:500], "trace": trace[:3000]}
     report(**facts)
-    leave(facts["code"])
+    end.code = facts["code"]
 
 
-def leave(code: int) -> NoReturn:
-    """End this process, but not through the interpreter's end.
+class ExitCode:
+    """Ends this process with `code`, once it is set, before the interpreter takes itself apart.
 
     There a thread of gloo's that lets go of its last Python object aborts the process now and then,
-    after all is done, and a run that has finished would be told as failed.
+    after all is done, and a run that has finished would be told as failed. Functions registered
+    with atexit run in reverse order: this one, which comes first, is the last.
     """
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+        atexit.register(self.leave)
+
+    def leave(self) -> None:
+        if self.code is not None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(self.code)
 
 
 def end_with_standard_input() -> None:
@@ -152,6 +163,6 @@ def end(first: dict[int, int], told: list[dict], asked: list[int]) -> NoReturn:
         with suppress(OSError):
             result = {"status": status, "directory": directory, "error": line}
             write_json(Path(directory) / "result.json", result)
-        resume = f"; go on with: python src/train.py resume={directory}" if code != 2 else ""
+        resume = f"; go on with: {program()} resume={directory}" if code != 2 else ""
     print(f"{trace}error: {line}{resume}", file=sys.stderr)
     sys.exit(code)

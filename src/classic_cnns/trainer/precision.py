@@ -14,5 +14,6 @@ def choose(wanted: str, accelerator: str) -> str:
     if accelerator != "cpu" and torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        has = torch.cpu.get_capabilities()
+        native = has.get("avx512_bf16", False) or has.get("amx_bf16", False)
     return "bf16-mixed" if native else "32-true"

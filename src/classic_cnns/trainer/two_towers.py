@@ -21,12 +21,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from classic_cnns.trainer.ddp import DDP
 
 
 def gather(half: Tensor, mesh: DeviceMesh, dim: int, size: int, gradient: Placement) -> Tensor:
@@ -75,7 +77,7 @@ def cut(net: Any, mesh: DeviceMesh) -> dict[nn.Parameter, int]:
     return whole
 
 
-class TwoTowers(DDPStrategy):
+class TwoTowers(DDP):
     """Neighbouring ranks are a pair with one copy of the net; the pairs share the batch as in DDP.
 
     Checkpoints are those of one process: whole tensors under the same names.
@@ -83,14 +85,14 @@ class TwoTowers(DDPStrategy):
 
     rows: Mapping[nn.Parameter, int] = {}  # of whole weights, once they are cut
     restore_checkpoint_after_setup = True  # when the net is cut
+    pair: DeviceMesh | None = None
 
     def setup_environment(self) -> None:
         super().setup_environment()
-        if "process_group" not in self._ddp_kwargs:  # Lightning comes here for fit and for test
+        if self.pair is None:  # Lightning comes here for fit and for test
             shape, names = (self.world_size // 2, 2), ("pairs", "towers")
             mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
             self.pair, self.data_group = mesh["towers"], mesh.get_group("pairs")
-            self._ddp_kwargs["process_group"] = self.data_group
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
@@ -99,51 +101,74 @@ class TwoTowers(DDPStrategy):
     def setup(self, trainer: Any) -> None:
         module: Any = self.lightning_module
         if not self.rows:
-            self.rows = cut(module.net, self.pair)
-        self.precision_plugin.clip_grad_by_norm = self.clip  # type: ignore
-        if trainer.state.fn != TrainerFn.FITTING:  # Lightning would give all ranks what rank 0 has
-            module._ddp_params_and_buffers_to_ignore = list(module.state_dict())
-        super().setup(trainer)
+            self.rows = cut(module.net, self.mesh)
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().setup(trainer)
+        else:  # as there, but without giving all ranks what rank 0 has
+            assert self.accelerator and self.model
+            self.accelerator.setup(trainer)
+            self.precision_plugin.convert_module(self.model)
+            self.model_to_device()
+            self.setup_precision_plugin()
 
-    def clip(self, optimizer: Any, limit: float) -> None:
+    def configure_ddp(self) -> None:
+        """Average over the ranks that have the same tower."""
+        self.model = DistributedDataParallel(
+            self.model,
+            device_ids=self.determine_ddp_device_ids(),
+            process_group=self.data_group,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
+        )
+
+    @property
+    def mesh(self) -> DeviceMesh:
+        assert self.pair is not None
+        return self.pair
+
+    def clip_gradients(self, optimizer: Any, limit: Any, algorithm: str | None) -> None:
         """Scale the gradients of both towers so that the norm of all is at most `limit`."""
+        if not limit:
+            return
         weights = list(self.precision_plugin.main_params(optimizer))
+        if algorithm == "value":
+            return nn.utils.clip_grad_value_(weights, limit)
         norm = nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
         squared = norm.square()
-        dist.all_reduce(squared, group=self.pair.get_group())
+        dist.all_reduce(squared, group=self.mesh.get_group())
         nn.utils.clip_grads_with_norm_(weights, limit, squared.sqrt())
 
-    def whole(self, half: Tensor, parameter: nn.Parameter) -> Tensor:
+    def assemble(self, half: Tensor, parameter: nn.Parameter) -> Tensor:
         """What one process has in place of `half`; a number without rows, as a count, stays."""
         if not half.dim():
             return half
-        return gather(half.detach(), self.pair, 0, self.rows[parameter], Replicate()).cpu()
+        return gather(half.detach(), self.mesh, 0, self.rows[parameter], Replicate()).cpu()
 
-    def own(self, whole: Tensor) -> Tensor:
-        tower = self.pair.get_local_rank()
+    def half_of(self, whole: Tensor) -> Tensor:
+        tower = self.mesh.get_local_rank()
         return whole.tensor_split(2)[tower].clone() if whole.dim() else whole
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         module: Any = self.lightning_module
         halves = module.named_parameters()
-        return module.state_dict() | {name: self.whole(half, half) for name, half in halves}
+        return module.state_dict() | {name: self.assemble(half, half) for name, half in halves}
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         module: Any = self.lightning_module
         weights = {name for name, _ in module.named_parameters()}
         state = checkpoint["state_dict"]
-        own = {name: self.own(x) if name in weights else x for name, x in state.items()}
-        module.load_state_dict(own, strict=strict)
+        halves = {name: self.half_of(x) if name in weights else x for name, x in state.items()}
+        module.load_state_dict(halves, strict=strict)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         state = super().optimizer_state(optimizer)
-        return changed(state, lambda half, index: self.whole(half, weights[index]))
+        return changed(state, lambda half, index: self.assemble(half, weights[index]))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         states = checkpoint["optimizer_states"]
-        own = [changed(state, lambda whole, _: self.own(whole)) for state in states]
-        super().load_optimizer_state_dict({"optimizer_states": own})
+        halves = [changed(state, lambda whole, _: self.half_of(whole)) for state in states]
+        super().load_optimizer_state_dict({"optimizer_states": halves})
 
 
 def changed(state: dict[str, Any], change: Callable[[Tensor, int], Tensor]) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""The directory of a run: made once, found again, and what is recorded in it."""
+"""The directory of a run: made once, and what is recorded in it."""
 
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -12,13 +11,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from classic_cnns.errors import UserError
+from classic_cnns import UserError
+from classic_cnns.config.stored import OUTPUTS
 from classic_cnns.files import read_json, replacing, write_json
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
-OUTPUTS = Path("outputs")
-# Keys of trainer that a run does not depend on.
-PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
 
 
 def create(config: DictConfig) -> Path:
@@ -36,13 +33,17 @@ def create(config: DictConfig) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
     else:
         directory = unique(OUTPUTS / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
-        # Not a symbolic link, which TensorBoard would follow, and show the run twice.
-        with replacing(directory.with_name("latest")) as file:
-            file.write(f"{directory.name}\n".encode())
     own = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])  # type: ignore
     with replacing(directory / "config.yaml") as file:
         file.write(OmegaConf.to_yaml(own, resolve=True).encode())
     return directory
+
+
+def name_latest(directory: Path) -> None:
+    """Let the file `latest` beside the directory name it."""
+    # Not a symbolic link, which TensorBoard would follow, and show the run twice.
+    with replacing(directory.with_name("latest")) as file:
+        file.write(f"{directory.name}\n".encode())
 
 
 def unique(wanted: Path) -> Path:
@@ -56,36 +57,6 @@ def unique(wanted: Path) -> Path:
         except FileExistsError:
             count += 1
             directory = wanted.with_name(f"{wanted.name}-{count}")
-
-
-def named(path: Path) -> Path:
-    """The directory that `path` is, or that the file `latest` names."""
-    if path.is_file() and path.name == "latest":
-        return path.with_name(path.read_text().strip())
-    return path
-
-
-def find(path: str) -> Path:
-    """The directory of an earlier run, also by way of `latest`; UserError where there is none."""
-    directory = named(Path(str(path)))
-    if not (directory / "config.yaml").is_file():
-        runs = sorted(OUTPUTS.glob("*/latest"))
-        hint = f"try resume={runs[0]}" if runs else "no run has been started here yet"
-        raise UserError(f"resume={path}: no run is there (it would have a config.yaml); {hint}")
-    return directory
-
-
-def own_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """With `resume` the config of that run, on the devices that `overrides` name."""
-    if config.resume is None:
-        return config
-    own = DictConfig(OmegaConf.load(find(config.resume) / "config.yaml"))
-    named = {text.lstrip("+").partition("=")[0] for text in overrides}
-    for key in PLACEMENT:
-        if {"trainer", f"trainer.{key}"} & named:
-            own.trainer[key] = config.trainer[key]
-    own.resume = config.resume
-    return own
 
 
 def write_provenance(directory: Path, facts: dict) -> None:

@@ -6,7 +6,7 @@ import sys
 from glob import glob
 from pathlib import Path
 
-from classic_cnns.errors import UserError
+from classic_cnns import UserError
 
 
 def visible_gpus() -> list[str]:
@@ -16,6 +16,13 @@ def visible_gpus() -> list[str]:
         return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
     other = sys.platform == "darwin" or os.path.exists("/dev/kfd") or os.path.exists("/dev/dxg")
     return [str(i) for i in range(len(glob("/dev/nvidia[0-9]*")) or int(other))]
+
+
+def count(devices: int | str | list[int]) -> int:
+    """How many of each machine `trainer.devices` asks for: a number, auto or -1, or a list."""
+    if isinstance(devices, int) and devices > 0:
+        return devices
+    return max(1, len(visible_gpus())) if devices in ("auto", -1) else len(list(devices))  # type: ignore
 
 
 def core_count() -> int:
@@ -61,11 +68,19 @@ def free_port() -> int:
 def check_devices(config: dict) -> None:
     """Raise UserError where the machine has not what `trainer` asks for, before anything starts."""
     trainer = config["trainer"]
-    devices, nodes = trainer["devices"], trainer["num_nodes"]
+    devices, nodes = count(trainer["devices"]), trainer["num_nodes"]
     gpus, cores, outside = len(visible_gpus()), core_count(), started_outside()
-    if trainer["accelerator"] == "gpu" and not gpus:
-        raise UserError("trainer.accelerator=gpu: this machine shows no GPU; try trainer=cpu")
-    on_gpus = gpus and trainer["accelerator"] != "cpu"
+    accelerator, strategy = trainer["accelerator"], trainer["strategy"]
+    if accelerator in ("gpu", "cuda") and not gpus:
+        raise UserError(
+            f"trainer.accelerator={accelerator}: this machine shows no GPU; try trainer=cpu"
+        )
+    if isinstance(strategy, str) and strategy.endswith(("spawn", "fork", "notebook")):
+        raise UserError(
+            f"trainer.strategy={strategy}: this program starts the processes by itself; "
+            "try trainer=ddp"
+        )
+    on_gpus = gpus and accelerator != "cpu"
     if devices > (gpus if on_gpus else max(4, 2 * cores)):
         has = (
             f"{gpus} GPU{'s' * (gpus > 1)}" if on_gpus else f"{cores} cores, for two processes each"
@@ -86,8 +101,8 @@ def check_devices(config: dict) -> None:
             f"were started; try trainer.devices={outside // nodes}"
         )
     shares, who = total, "processes"
-    if trainer["strategy"] == "two_towers":
-        if config["model"]["net"].get("towers") != 2:
+    if isinstance(strategy, dict) and strategy["_target_"].endswith(".TwoTowers"):
+        if (config["model"].get("net") or {}).get("towers") != 2:
             raise UserError(
                 "trainer=two_gpu: parts a net's two towers, and this one has none; "
                 "try model=alexnet, or trainer=ddp"
@@ -98,9 +113,10 @@ def check_devices(config: dict) -> None:
                 f"try trainer.devices={devices + 1}, or trainer=default"
             )
         shares, who = total // 2, "pairs of processes"
-    if config["data"]["batch_size"] < shares:
+    batch_size = config["data"].get("batch_size", shares)
+    if batch_size < shares:
         raise UserError(
-            f"data.batch_size={config['data']['batch_size']}: the batch is shared by {shares} "
+            f"data.batch_size={batch_size}: the batch is shared by {shares} "
             f"{who} and each needs an image; try data.batch_size={shares}"
         )
     if outside is None and devices > 1:

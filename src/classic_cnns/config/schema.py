@@ -1,14 +1,19 @@
 """What a config may hold: ranges in one table, the kind of a value from the YAML files.
 
+The kinds are not written down a second time: a value is of the kind that the key's YAML file holds.
 Torch is not imported: a mistake must answer at once.
 """
 
+import ast
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from importlib.util import find_spec
 from math import inf
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from classic_cnns.devices import check_devices
-from classic_cnns.errors import UserError
+from classic_cnns import UserError
+from classic_cnns.trainer.devices import check_devices
 
 
 class Rule(NamedTuple):
@@ -17,7 +22,7 @@ class Rule(NamedTuple):
     example: Any = None  # proposed where the YAML file's own value does not hold
 
 
-def whole(low: int, high: float = inf) -> Rule:
+def integer(low: int, high: float = inf) -> Rule:
     limits = f"of at least {low}" if high == inf else f"{low} to {high}"
     return Rule(f"a whole number {limits}", lambda x: type(x) is int and low <= x <= high, low)
 
@@ -40,7 +45,7 @@ def null_or(rule: Rule) -> Rule:
     return Rule(f"{rule.allowed}, or null", lambda x: x is None or rule.holds(x), rule.example)
 
 
-def fact(value: Any) -> Rule:
+def constant(value: Any) -> Rule:
     return Rule(f"{text(value)}, a fact of the data set", lambda x: x == value)
 
 
@@ -64,33 +69,47 @@ CHANNELS = Rule(
     "five whole numbers of at least 1, as in [96,256,384,384,256]",
     lambda x: type(x) is list and len(x) == 5 and all(type(n) is int and n > 0 for n in x),
 )
+DEVICES = Rule(
+    "a whole number of at least 1, auto, or a list of GPUs",
+    lambda x: (type(x) is int and (x >= 1 or x == -1))
+    or x == "auto"
+    or (type(x) is list and x != [] and all(type(n) is int and n >= 0 for n in x)),
+    1,
+)
+STRATEGY = Rule("a name that Lightning knows, or a node with _target_", lambda x: bool(x), "auto")
 VARIED = Rule("a list of key=value", lambda x: type(x) is list and all("=" in str(y) for y in x))
 RULES = {
-    FOLDER: "data_dir data.data_dir run_dir resume sweep.dir",
+    FOLDER: "data_dir data.data_dir run_dir resume init_from sweep.dir",
     VARIED: "varied",
     CHANNELS: "model.net.channels",
-    whole(0, 2**63 - 1): "seed",
-    whole(0): "model.net.extra_convs optim.patience",
-    whole(1): """
-        data.batch_size data.eval_batch_size model.input.size model.net.conv1_kernel
+    DEVICES: "trainer.devices",
+    STRATEGY: "trainer.strategy",
+    integer(0, 2**63 - 1): "seed",
+    integer(0): "model.net.extra_convs optim.patience",
+    integer(1): """
+        data.batch_size data.eval_batch_size model.net.conv1_kernel
         model.net.conv1_stride model.net.hidden optim.batch_size optim.epochs sweep.cpus_per_rank
-        sweep.max_jobs trainer.devices trainer.log_every_n_steps trainer.max_epochs
-        trainer.num_nodes""",
-    whole(1, 2): "model.net.towers",
-    null_or(whole(0)): "data.workers",
-    null_or(whole(1)): "sweep.parallel",
+        sweep.max_jobs trainer.log_every_n_steps trainer.num_nodes trainer.accumulate_grad_batches
+        optim.schedule_epochs""",
+    integer(1, 2): "model.net.towers",
+    Rule("a whole number of at least 1, or -1 for no end", lambda x: type(x) is int and x != 0
+         and x >= -1, 1): "trainer.max_epochs",
+    null_or(integer(0)): "data.workers",
+    null_or(integer(1)): "sweep.parallel data.val_size model.input.size",
+    null_or(one_of(True, False)): "top5_error",
     number(0, 1): "model.net.dropout optim.momentum",
     number(0, above=True): "model.net.weight_std optim.mu",
     number(0, 1000, above=True): "optim.bias_lr optim.lr",
-    null_or(number(0, above=True)): "model.loss.j optim.clip_norm sweep.time_limit",
-    null_or(same_kind({})): "optim.scheduler",
+    null_or(number(0, above=True)): "model.loss.j optim.clip_norm sweep.time_limit "
+    "trainer.gradient_clip_val",
+    null_or(same_kind({})): "optim.scheduler sweep.search",
     one_of("pad", "crop", "resize"): "model.input.fit",
-    one_of("auto", "cpu", "gpu"): "trainer.accelerator",
-    one_of("ddp", "two_towers"): "trainer.strategy",
-    # bf16-true is missing: torch 2.11 moves no weight with a fused SGD on a CPU.
-    one_of("auto", "32-true", "64-true", "bf16-mixed"): "trainer.precision",
+    one_of("auto", "cpu", "gpu", "cuda", "mps"): "trainer.accelerator",
+    one_of("auto", "32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"):
+        "trainer.precision",
     one_of(True, False, "warn"): "trainer.deterministic",
-}
+    one_of("minimize", "maximize"): "sweep.direction",
+}  # fmt: skip
 # Words of model.net, each of which may stand in the place of another one of its row.
 WORDS = (
     ("relu", "tanh"),
@@ -99,37 +118,52 @@ WORDS = (
     ("average", "max"),
     ("overlapping", "non_overlapping"),
 )
-FACTS = tuple(
+CONSTANTS = tuple(
     f"data.{name}"
     for name in ("dataset", "channels", "size", "num_classes", "class_names", "sha256")
 )
+# Arguments of Trainer that this program gives itself, and what to write in their place.
+TAKEN = {
+    "callbacks": "callbacks=[default,...] chooses them, and +callbacks.<name>._target_= adds one",
+    "logger": "logger=tensorboard, csv, mlflow or wandb chooses it, and logger=null none",
+    "default_root_dir": "run_dir=<directory> says where a run is written",
+    "enable_checkpointing": "~callbacks.checkpoint leaves checkpoints out",
+    "limit_predict_batches": "this command trains and tests, and predicts nothing",
+    "barebones": "it measures Lightning alone, without the metrics that a run reports",
+}
 
 
 def rules(default: dict) -> dict[str, Rule]:
     """What a key allows, where its kind alone does not say it."""
     found = {key: rule for rule, keys in RULES.items() for key in keys.split()}
-    found["data.train_size"] = whole(2, default["data"].get("train_size", inf))
+    data = default.get("data") or {}
+    found["data.train_size"] = integer(2, data.get("train_size", inf))
     for key, value in leaves(default):
-        if key.startswith(FACTS):
-            found[key] = fact(value)
+        if key.startswith(CONSTANTS) and "sha256" in data:
+            found[key] = constant(value)
         elif key.startswith("optim.weight_decay"):  # one for all layers, or one for each
             found[key] = number(0)
         elif key.startswith("model.net."):
             found.update((key, one_of(*words)) for words in WORDS if value in words)
+    if "num_classes" in data and "root" in data:
+        found["data.num_classes"] = constant(data["num_classes"])
     return found
 
 
 def relations(config: dict) -> dict[str, Rule]:
     """What a key allows beside the other keys, whose values hold by themselves."""
     data, fit = config["data"], config["model"]["input"]["fit"]
-    patches = ("centre", "nine", "ten") if fit == "crop" else ("centre",)
-    return {
-        "data.val_size": whole(1, data.get("train_size", 2) - 1),
-        "data.augment": one_of(*data.get("augmentations", ())),
-        "data.test_patches": one_of(*patches)._replace(
+    found = {}
+    if "train_size" in data:
+        found["data.val_size"] = null_or(integer(1, data["train_size"] - 1))
+    if "augmentations" in data:
+        found["data.augment"] = one_of(*data["augmentations"])
+    if "test_patches" in data:
+        patches = ("centre", "nine", "ten") if fit == "crop" else ("centre",)
+        found["data.test_patches"] = one_of(*patches)._replace(
             allowed=f"one of {', '.join(patches)} with model.input.fit={fit}", example="centre"
-        ),
-    }
+        )
+    return found
 
 
 def check_values(config: dict, default: dict, copies: Iterable[str] = ()) -> None:
@@ -142,13 +176,24 @@ def check_values(config: dict, default: dict, copies: Iterable[str] = ()) -> Non
     kinds = {key: same_kind(examples.get(key)) for key, _ in values}
     check_rules(values, kinds | rules(default), examples)
     check_rules(values, relations(config), examples)
+    check_init(config)
+    check_fit(config["model"]["input"], config["data"])
     if config["resume"] is None:  # an earlier run brings devices of its own
         check_devices(config)
-    check_fit(config["model"]["input"], config["data"])
+
+
+def check_init(config: dict) -> None:
+    if config["init_skip"] and config["init_from"] is None:
+        raise UserError(
+            f"init_skip={text(config['init_skip'])}: says which layers keep their first weights "
+            "where a run starts from others; try init_from=<run or checkpoint>"
+        )
 
 
 def check_fit(wanted: dict, data: dict) -> None:
     """Raise UserError where the images of the data set are not what the model's `input` wants."""
+    if not {"channels", "size", "augmentations"} <= data.keys():
+        return  # a data module of the user's own, whose first batch will tell
     side, has, fit = wanted["size"], data["size"], wanted["fit"]
     takes, channels = wanted.get("channels"), data["channels"]
     if takes not in (None, channels):
@@ -162,11 +207,11 @@ def check_fit(wanted: dict, data: dict) -> None:
             f"{'cropped' if fit == 'crop' else 'padded'} to it; try model.input.fit=resize"
         )
     before = side if fit == "pad" else has
-    for distortion in data["augmentations"][data["augment"]]:
-        name, why = distortion["_target_"].rpartition(".")[2], ""
-        if name == "RandomCrop" and distortion["size"] > before:
-            why = f"crops of {distortion['size']} pixels do not fit into images of {before}"
-        elif name == "RandomCrop" and distortion["size"] == before:
+    for augmentation in data["augmentations"][data["augment"]]:
+        name, why = augmentation["_target_"].rpartition(".")[2], ""
+        if name == "RandomCrop" and augmentation["size"] > before:
+            why = f"crops of {augmentation['size']} pixels do not fit into images of {before}"
+        elif name == "RandomCrop" and augmentation["size"] == before:
             why = f"images of {before} pixels lose nothing in crops of {before}"
         elif name == "ColourNoise" and channels != 3:
             why = f"images of {channels} channel have no colours"
@@ -181,6 +226,20 @@ def check_rules(values: list[tuple[str, Any]], ruled: dict[str, Rule], examples:
             works = examples.get(key) if rule.holds(examples.get(key)) else rule.example
             way_out = f"leave {key} out" if type(works) is dict else f"try {key}={text(works)}"
             raise UserError(f"{key}={text(value)}: must be {rule.allowed}; {way_out}")
+
+
+@cache
+def trainer_arguments() -> list[str]:
+    """The arguments of Lightning's Trainer, read from its source: importing it takes seconds."""
+    spec = find_spec("lightning")
+    assert spec and spec.origin
+    source = Path(spec.origin).parent / "pytorch" / "trainer" / "trainer.py"
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef) and node.name == "Trainer":
+            inits = [f for f in node.body if isinstance(f, ast.FunctionDef)]
+            init = next(f for f in inits if f.name == "__init__")
+            return [argument.arg for argument in init.args.kwonlyargs]
+    raise AssertionError("Lightning's Trainer has moved")
 
 
 def text(value: Any) -> str:

@@ -1,0 +1,80 @@
+"""What a person sees while it trains: one bar for the whole run and one line for each epoch."""
+
+import logging
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+
+class Progress(ProgressBar):
+    """Epoch, part of it that is done, loss, part of the whole run, speed and time left.
+
+    The bar moves four times a second at most, and only on a terminal.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown = 0.0
+        self.bar: tqdm | None = None
+
+    def disable(self) -> None:
+        """Lightning calls this on all ranks but the first."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        images = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+        steps = trainer.estimated_stepping_batches
+        self.bar = tqdm(
+            total=steps if steps != float("inf") else None,
+            initial=trainer.global_step,
+            unit_scale=images or 1,
+            unit=" images" if images else " steps",
+            bar_format="{desc} |{bar:20}| {percentage:3.0f}% of all, {rate_fmt}, {remaining} left",
+            disable=not sys.stderr.isatty(),
+            leave=False,
+        )
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        now = time.monotonic()
+        if self.bar is None or now - self.shown < 0.25:
+            return
+        self.shown = now
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        told = f", loss {loss.item():.4f}" if loss is not None and not self.bar.disable else ""
+        part = (batch_idx + 1) / trainer.num_training_batches
+        epoch = f"epoch {trainer.current_epoch + 1}: {part:4.0%}{told}"
+        self.bar.set_description_str(epoch, refresh=False)
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.bar is None:
+            return
+        self.bar.clear()
+        values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        total = f"/{trainer.max_epochs}" if trainer.max_epochs != -1 else ""
+        log.info(f"epoch {trainer.current_epoch + 1:3}{total}   {summary(values)}")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def summary(values: dict[str, float]) -> str:
+    """The metrics of an epoch in one line: those of our classifier, or all there are."""
+    if not {"loss/train", "error/train", "error/val"} <= values.keys():
+        return "   ".join(f"{name} {value:.4g}" for name, value in sorted(values.items()))
+    return (
+        f"loss {values['loss/train']:7.4f}"
+        f"   error {values['error/train']:6.2%} training {values['error/val']:6.2%} validation"
+        f"   {values.get('speed/images_per_second', 0):7,.0f} images/s"
+    )

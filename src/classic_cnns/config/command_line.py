@@ -1,0 +1,87 @@
+"""The words of the command line, and how mistakes are told: one line on stderr, exit code 2.
+
+Nothing here imports torch, which takes seconds: help and mistakes answer at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from classic_cnns import UserError
+
+HELP = """\
+Trains one of the classic convolutional networks and reports its test error.
+
+usage: {program} [group=choice ...] [key=value ...]
+
+Groups (choose with group=choice; callbacks=[default,early_stopping] combines):
+
+{groups}
+
+Examples:
+  {program} model=lenet5 data=mnist
+  {program} data.augment=none optim.lr=0.005 seed=1
+  {program} trainer=gpu trainer.max_epochs=20 +trainer.max_time=00:01:00:00
+  {program} callbacks=[default,early_stopping] logger=[tensorboard,csv]
+  {program} -m data.augment=none,shift 'seed=range(3)'
+  {program} resume=outputs/lenet5-mnist/latest
+
+Flags:
+  -m, --multirun           run a sweep: values in a row are a grid
+  -cd, --config-dir DIR    look for configs, and for modules of your own, in DIR too
+  -cn, --config-name NAME  the primary config, in place of train
+  -c, --cfg job            print the config and end; --resolve resolves its interpolations
+  -sc, --shell-completion  install=bash prints what completes these words in a shell
+
+tensorboard --logdir outputs shows the curves.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Hydra's flags as far as they mean something here."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+        self.add_argument("words", nargs="*")
+        self.add_argument("--help", "-h", action="store_true")
+        self.add_argument("--multirun", "-m", action="store_true")
+        self.add_argument("--cfg", "-c", choices=["job"])
+        self.add_argument("--resolve", action="store_true")
+        self.add_argument("--config-dir", "-cd", action="append", default=[])
+        self.add_argument("--config-name", "-cn", default="train")
+        self.add_argument("--shell-completion", "-sc", action="store_true")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags, and in `words` the overrides; raises UserError for an unknown flag."""
+    given = Parser().parse_intermixed_args(arguments)
+    if given.multirun and given.cfg:
+        raise UserError("--cfg: prints one config and --multirun has many; leave one of them out")
+    return given
+
+
+def flags(given: argparse.Namespace) -> list[str]:
+    """The flags that each job of a sweep has to repeat."""
+    name = ["--config-name", given.config_name] if given.config_name != "train" else []
+    return [*name, *(word for folder in given.config_dir for word in ("--config-dir", folder))]
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Print a user's mistake as one line and exit with 2; let our own bugs keep their traceback."""
+    try:
+        yield
+    except UserError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells have it
+
+
+def fail(line: str) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,276 @@
+"""From overrides to one checked config: each mistake is one line that names a way out.
+
+Hydra reads and merges the files that the choices of groups name; the single values are checked
+against what those files hold, and then set. Nothing here imports torch.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from copy import deepcopy
+from datetime import datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from classic_cnns import UserError
+from classic_cnns.config import stored
+from classic_cnns.config.schema import TAKEN, check_values, leaves, trainer_arguments
+from classic_cnns.data import folders
+from classic_cnns.trainer.devices import check_devices
+
+HERE = Path(__file__)
+# Installed, the configs lie in the package; in a checkout beside src/.
+CONF = next(c for c in (HERE.parents[1] / "conf", HERE.parents[3] / "conf") if c.is_dir())
+COMBINED = ("callbacks", "logger")  # groups whose choices can be combined, or left out
+# The moment is one for all jobs of a sweep.
+STARTED = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+OmegaConf.register_new_resolver("started", lambda: STARTED, replace=True)
+# ${class_folders:root} in a config is the number of classes of an image folder.
+OmegaConf.register_new_resolver(
+    "class_folders", lambda root: len(folders.classes(root)), use_cache=True
+)
+
+
+def compose(*words: str, config_dirs: Sequence[str] = ()) -> DictConfig:
+    """The checked config of the command `train.py <words>`; raises UserError for a mistake.
+
+    `config_dirs` are folders with configs and modules of your own, as `--config-dir` names them.
+    """
+    return Composer(config_dirs).compose(words)
+
+
+class Composer:
+    """Composes configs from this project's conf/ and from `config_dirs`, which come first."""
+
+    def __init__(self, config_dirs: Sequence[str] = (), config_name: str = "train") -> None:
+        self.config_dirs = [str(Path(folder).expanduser().absolute()) for folder in config_dirs]
+        self.config_name = config_name
+        for folder in self.config_dirs:
+            if not Path(folder).is_dir():
+                raise UserError(f"--config-dir={folder}: is not found; try another folder")
+        folders_ = [*map(Path, self.config_dirs), CONF]
+        names = sorted({path.stem for folder in folders_ for path in folder.glob("*.yaml")})
+        if config_name not in names:
+            raise UserError(f"--config-name={config_name}: must be one of {', '.join(names)}")
+        groups: dict[str, set[str]] = {}
+        for folder in folders_:
+            for path in folder.glob("*/*.yaml"):
+                groups.setdefault(path.parent.name, set()).add(path.stem)
+        self.groups = {name: sorted(groups[name]) for name in sorted(groups)}
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+        add_to_path(self.config_dirs)
+
+    def compose(self, words: Sequence[str], resolve: bool = True) -> DictConfig:
+        """The config of one run, checked; with `resume` the earlier run's on the devices named.
+
+        With `resolve` false its interpolations stay as they are. Raises UserError for a key that no
+        file has, or a value of a wrong kind or range.
+        """
+        overrides = parse(words)
+        choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
+        default = self.read_files(choices)
+        config = deepcopy(default)
+        for override in overrides:
+            if override.is_sweep_override():
+                raise UserError(
+                    f"{override.input_line}: is a sweep; add --multirun, or quote a text with ','"
+                )
+            if not self.is_choice(override):
+                self.set_value(config, default, override)
+        resolved = check(deepcopy(config), default, words)
+        if config.resume is None:
+            return resolved if resolve else config
+        own = stored.resumed(resolved, words)
+        add_to_path(own.config_dirs)
+        check_devices(plain(own))
+        return own
+
+    def is_choice(self, override: Override) -> bool:
+        key = override.get_key_element().lstrip("+~")
+        return key in self.groups and not isinstance(override.value(), dict)
+
+    def choice(self, override: Override) -> str:
+        """The override of a group, as Hydra takes it; UserError for a choice that no file has."""
+        group, value = override.key_or_group, override.value()
+        options = self.groups[group]
+        if override.is_sweep_override():
+            return override.input_line  # refused later
+        if override.is_delete():
+            raise UserError(f"{override.input_line}: groups cannot be removed; {one_of(group, options)}")
+        names = value if isinstance(value, list) else [] if value is None else [value]
+        if value is None and group in COMBINED:
+            return f"{group}=[]"
+        if value is None and group in ("debug", "experiment"):
+            return f"{group}=[]"
+        for name in names or [value]:
+            if str(name) not in options:
+                near = get_close_matches(str(name), options, n=1)
+                hint = f"did you mean {group}={near[0]}? " if near else ""
+                raise UserError(f"{override.input_line}: {hint}{one_of(group, options)}")
+        if isinstance(value, list) and group not in (*COMBINED, "debug", "experiment"):
+            raise UserError(f"{override.input_line}: takes one choice; {one_of(group, options)}")
+        return f"{group}={override.input_line.partition('=')[2]}"
+
+    def read_files(self, choices: tuple[str, ...]) -> DictConfig:
+        """The config as its files have it, with these choices of groups; not yet resolved."""
+        if choices not in self.composed:
+            paths = ",".join(f"'file://{folder}'" for folder in self.config_dirs)
+            try:
+                with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+                    config = hydra.compose(
+                        self.config_name,
+                        [f"hydra.searchpath=[{paths}]", *choices],
+                        return_hydra_config=True,
+                    )
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                raise UserError(f"{' '.join(choices)}: {one_line(error)}".lstrip(": ")) from error
+            chosen = config.hydra.runtime.choices
+            with open_dict(config):
+                del config["hydra"]
+            OmegaConf.set_struct(config, False)
+            config.name = config.name or f"{chosen.get('model')}-{chosen.get('data')}"
+            config.config_dirs = self.config_dirs
+            if "optim" not in config:
+                config.optim = {}
+            self.composed[choices] = config
+        return deepcopy(self.composed[choices])
+
+    def set_value(self, config: DictConfig, default: DictConfig, override: Override) -> None:
+        """Set one key; UserError where no file has it and it cannot be added."""
+        word, key = override.input_line, override.get_key_element().lstrip("+~")
+        known = dict(leaves(plain(default), groups=True))
+        group, _, rest = key.partition(".")
+        if key.startswith("hydra"):
+            raise UserError(
+                f"{word}: Hydra's own keys have no effect here; run_dir= is the directory of a "
+                "run, sweep.dir= that of a sweep"
+            )
+        if override.is_delete():
+            if group not in COMBINED or key not in known or "." in rest:
+                raise UserError(f"{word}: keys cannot be removed; some take null, as --cfg job shows")
+            del config[group][rest]
+            return
+        if isinstance(override.value(), dict):
+            for inner in leaves(override.value(), f"{key}.", groups=True):
+                if not can_add(inner[0], known) and inner[0] not in known:
+                    raise UserError(f"{word}: {unknown_key(inner[0], known)}")
+        if key not in known and "[" not in key:
+            if key.startswith("trainer.") and "." not in rest:
+                check_trainer_argument(word, rest, override.is_add() or override.is_force_add())
+            elif not (override.is_add() or override.is_force_add()) or not can_add(key, known):
+                raise UserError(f"{word}: {unknown_key(key, known)}")
+        elif group == "trainer" and rest in TAKEN:
+            check_trainer_argument(word, rest, True)
+        try:
+            OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
+            raise UserError(f"{word}: {one_line(error)}; --cfg job shows all keys") from error
+
+
+def parse(words: Sequence[str]) -> list[Override]:
+    """The overrides of a command line; UserError for a word of another form."""
+    parsed = []
+    for word in words:
+        try:
+            parsed.append(OverridesParser.create().parse_override(word))
+        except (OverrideParseException, HydraException) as error:
+            raise UserError(
+                f"{word}: not of the form key=value; quote values with special characters"
+            ) from error
+    return parsed
+
+
+def check(config: DictConfig, default: DictConfig, words: Sequence[str]) -> DictConfig:
+    """The config, resolved; UserError for a value that is not allowed."""
+    raw = leaves(plain(config))
+    copies = [key for key, value in raw if isinstance(value, str) and "${" in value]
+    if "root" in default.data:  # no file can know it
+        default.data.root = config.data.root
+    try:
+        OmegaConf.resolve(config)
+        OmegaConf.resolve(default)
+    except OmegaConfBaseException as error:
+        told: BaseException | None = error
+        while told and not isinstance(told, UserError):  # which OmegaConf hides below its own
+            told = told.__cause__ or told.__context__
+        if told:
+            raise told from error
+        given = [word for word in words if "${" in word]
+        raise UserError(": ".join([*given[:1], one_line(error)])) from error
+    check_values(plain(config), plain(default), copies)
+    for key in ("data_dir", "run_dir", "sweep.dir"):
+        check_folder(key, OmegaConf.select(config, key))
+    return config
+
+
+def check_folder(key: str, value: Any) -> None:
+    """Raise UserError where `value`, unless it is None, is no folder that could be written to."""
+    folder = Path(str(value or ".")).expanduser().absolute()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir() or (there != folder and not os.access(there, os.W_OK)):
+        raise UserError(
+            f"{key}={value}: cannot be made, since {there} is not a folder that you may "
+            f"write to; leave {key} out to use your own"
+        )
+
+
+def check_trainer_argument(word: str, name: str, added: bool) -> None:
+    """Raise UserError for what Lightning's Trainer does not take, or not from a command line."""
+    known = trainer_arguments()
+    if name in TAKEN:
+        raise UserError(f"{word}: cannot be given; {TAKEN[name]}")
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean +trainer.{near[0]}?" if near else f"it has {', '.join(known)}"
+        raise UserError(f"{word}: Lightning's Trainer has no argument '{name}'; {hint}")
+    if not added:
+        raise UserError(f"{word}: is not in conf/trainer/; try +{word}")
+
+
+def can_add(key: str, known: dict[str, Any]) -> bool:
+    """Whether a new key may stand there: an argument of a class, a callback or a logger."""
+    parent, _, name = key.rpartition(".")
+    if parent in COMBINED or key.startswith(tuple(f"{group}." for group in COMBINED)):
+        return True
+    group = parent.partition(".")[0]
+    return f"{parent}._target_" in known and group in ("model", "data", "optim")
+
+
+def unknown_key(key: str, known: dict[str, Any]) -> str:
+    groups = {name.split(".")[0] for name in known}
+    near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    near += get_close_matches(key, [*known, *groups], n=2)
+    hint = (
+        f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "--cfg job shows all keys"
+    )
+    return f"there is no key '{key}'; {hint}"
+
+
+def add_to_path(config_dirs: Sequence[str]) -> None:
+    """Let `_target_` name modules beside the user's configs, and in the working directory."""
+    own = [str(path) for folder in config_dirs for path in (folder, *groups_in(folder))]
+    sys.path += [folder for folder in (*own, os.getcwd()) if folder not in sys.path]
+
+
+def groups_in(folder: str) -> list[Path]:
+    return sorted(path for path in Path(folder).glob("*") if path.is_dir())
+
+
+def plain(config: Any) -> Any:
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def one_of(group: str, options: Sequence[str]) -> str:
+    return f"{group} is one of {', '.join(options)}"
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,78 @@
+"""What TensorBoard shows beside curves and pictures: config, layers, an HPARAMS row a run."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+from torch.utils.tensorboard.summary import hparams
+
+# The columns of the HPARAMS tab, the same in every run: TensorBoard takes them from the first one.
+METRICS = ("error/val", "error/test", "loss/val", "loss/test", "speed/images_per_second")
+# Its other columns; in a sweep what it varies instead, since TensorBoard shows the first five only.
+KEYS = ("data.augment", "optim.lr", "data.batch_size", "trainer.max_epochs", "seed")
+
+
+class TensorBoard(TensorBoardLogger):
+    """Scalars, texts, pictures and the HPARAMS row of one start of a run, all in one event file.
+
+    It lies in `<save_dir>/tensorboard`. What an interrupted start wrote from `purge_step` on is not
+    shown. `metrics` are the columns of the HPARAMS tab.
+    """
+
+    def __init__(
+        self, save_dir: str | Path, purge_step: int | None = None, metrics: Any = METRICS
+    ) -> None:
+        super().__init__(
+            save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step
+        )
+        self.metrics = list(metrics)
+
+    @property
+    def log_dir(self) -> str:
+        """Beside it Lightning's callbacks write their own: checkpoints/ stays the run's."""
+        return str(Path(self.save_dir) / "tensorboard")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
+        """The config as text, and its row in the HPARAMS tab; metrics join it by their tags.
+
+        Lightning's own adds a false first point to the curve of each metric.
+        """
+        config: Any = OmegaConf.create(params)
+        if "model" not in config:
+            return  # the hyperparameters of a module of the user's own: the config has them too
+        yaml = OmegaConf.to_yaml(config)
+        self.experiment.add_text("config", "\n".join(f"    {line}" for line in yaml.splitlines()))
+        experiment, start, _ = hparams(hyperparameters(config), dict.fromkeys(self.metrics, 0.0))
+        writer: Any = self.experiment.file_writer
+        writer.add_summary(experiment)
+        writer.add_summary(start)
+        self.experiment.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Lightning calls this after training and again after testing: the file stays open."""
+        self.experiment.flush()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Without Lightning's hparams.yaml, since config.yaml says it all."""
+
+    @rank_zero_only
+    def close(self) -> None:
+        _, _, end = hparams({}, {})
+        self.experiment.file_writer.add_summary(end)
+        self.experiment.close()
+
+
+def hyperparameters(config: Any) -> dict[str, str | float]:
+    values = dict(word.split("=", 1) for word in config.varied)
+    if not values:
+        values = {"run": config.name} | {key: OmegaConf.select(config, key) for key in KEYS}
+    for key, value in values.items():
+        with suppress(ValueError):  # a text
+            values[key] = float(str(value))
+    return values

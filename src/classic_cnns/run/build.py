@@ -1,0 +1,273 @@
+"""From a config to the objects that it describes, or to one line on why they cannot be."""
+
+import inspect
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from omegaconf import DictConfig
+
+from classic_cnns import UserError
+from classic_cnns.classifier import Classifier
+from classic_cnns.config.stored import find_checkpoint
+from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
+from classic_cnns.report import summary
+from classic_cnns.trainer import devices, precision
+from classic_cnns.trainer.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+
+log = logging.getLogger(__name__)
+
+OF_A_NET = ("precision", "loss", "input")  # keys of model that are for nets of this project
+
+
+def build(config: DictConfig) -> tuple[pl.LightningModule, pl.LightningDataModule]:
+    """The module and the data that the config describes; first weights follow from its seed.
+
+    Raises UserError for what cannot be built.
+    """
+    data = build_data(config)
+    torch.manual_seed(config.seed)
+    np.random.seed(config.seed % 2**32)  # of modules and data of the user's own
+    random.seed(config.seed)
+    module = build_module(config) if "_target_" in config.model else build_classifier(config, data)
+    if config.init_from is not None:
+        start_from(module, config.init_from, list(config.init_skip))
+    return module, data
+
+
+def build_data(config: DictConfig) -> pl.LightningDataModule:
+    with one_line("data"):
+        data = instantiate(config.data)
+    if not isinstance(data, pl.LightningDataModule):
+        raise UserError(f"data._target_: {type(data).__name__} is no LightningDataModule")
+    return data
+
+
+def build_module(config: DictConfig) -> pl.LightningModule:
+    """A LightningModule of the user's own, which brings its optimizers and logs its metrics."""
+    with one_line("model"):
+        target = get_class(config.model._target_)
+        wanted = inspect.signature(target).parameters
+        given = {k: v for k, v in config.model.items() if k not in OF_A_NET or k in wanted}
+        module = instantiate(given)
+    if not isinstance(module, pl.LightningModule):
+        raise UserError(
+            f"model._target_={config.model._target_}: is no LightningModule; "
+            "a net that is an nn.Module goes to model.net._target_"
+        )
+    for hook in ("training_step", "configure_optimizers"):
+        if not is_overridden(hook, module):
+            raise UserError(f"model._target_={config.model._target_}: has no {hook}()")
+    return module
+
+
+def build_classifier(config: DictConfig, data: pl.LightningDataModule) -> Classifier:
+    for key in ("model.net", "optim.optimizer"):
+        group, name = key.split(".")
+        if name not in config[group]:
+            raise UserError(
+                f"{key}: is missing; conf/{group}/ has examples, "
+                f"{'and' if group == 'model' else 'or'} {group}=<another> chooses one of them"
+            )
+    with one_line("model.net"):
+        net = instantiate(config.model.net)
+        images = example(config, data)
+        classes = check_scores(config, net, images)
+    with one_line("model.loss"):
+        loss = instantiate(config.model.loss)
+    with one_line("optim"):
+        optimizer = instantiate(config.optim.optimizer)
+        scheduler = instantiate(config.optim.scheduler)
+        tried = optimizer(net.named_parameters())
+        if isinstance(tried, StochasticDiagonalLM) and not hasattr(net, "features"):
+            raise ValueError(
+                "optim.optimizer: stochastic diagonal Levenberg-Marquardt is for the RBF units of "
+                "LeNet-5 alone; try model=lenet5, or another optim"
+            )
+        if scheduler:
+            scheduler(tried, total_steps=1000)
+            if config.optim.schedule_epochs == -1:
+                raise ValueError(
+                    "optim.schedule_epochs=-1: a schedule needs an end; "
+                    "try optim.schedule_epochs=10, or optim.scheduler=null"
+                )
+    top5 = config.top5_error
+    return Classifier(
+        net,
+        loss,
+        optimizer,
+        scheduler,
+        seed=config.seed,
+        num_classes=classes,
+        top5=classes > 10 if top5 is None else top5,
+        schedule_epochs=config.optim.schedule_epochs,
+    )
+
+
+def example(config: DictConfig, data: pl.LightningDataModule) -> torch.Tensor:
+    """Images as the net gets them: zeros of the known size, or some of a foreign data module's."""
+    if "channels" in config.data and config.model.input.size is not None:
+        side = config.model.input.size
+        return torch.zeros(1, config.data.channels, side, side)
+    with one_line("data"):
+        data.prepare_data()
+        data.setup("fit")
+        with torch.random.fork_rng(devices=[]):
+            batch: Any = next(iter(data.train_dataloader()))
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+        raise UserError(
+            "data: a batch has to be (images, labels) for the nets of this project, and is "
+            f"{type(batch).__name__}; a LightningModule of your own takes any batch"
+        )
+    return batch[0][:2].float()
+
+
+def check_scores(config: DictConfig, net: torch.nn.Module, images: torch.Tensor) -> int:
+    """How many scores the net gives an image; UserError where the data has another number."""
+    try:
+        summary.layers(net, images)
+        net.eval()
+        with torch.no_grad():
+            scores = net(images)
+        net.train()
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if "channels" in config.data:
+            raise
+        shape = "x".join(map(str, images.shape[1:]))
+        raise UserError(
+            f"data: its images of {shape} do not fit model.net: {' '.join(str(error).split())}"
+        ) from error
+    classes = config.data.get("num_classes")
+    if scores.dim() != 2 or classes not in (None, scores.shape[1]):
+        shape = "x".join(map(str, scores.shape[1:]))
+        raise UserError(
+            f"model.net: gives {shape} scores for an image and data has {classes} classes; "
+            "try model.net.num_classes=${data.num_classes}"
+        )
+    return scores.shape[1]
+
+
+def start_from(module: pl.LightningModule, path: Any, skipped: list[str]) -> None:
+    """Load the weights of a run or checkpoint; UserError names the layers that do not fit.
+
+    `skipped` are layers by name that keep their first weights.
+    """
+    found = read_checkpoint(find_checkpoint(path))["state_dict"]
+    own = module.state_dict()
+
+    def is_skipped(name: str) -> bool:
+        return name.removeprefix("net.").startswith(tuple(f"{layer}." for layer in skipped))
+
+    unknown = [layer for layer in skipped if not any(map(is_skipped, own))]
+    if unknown or (skipped and not any(map(is_skipped, own))):
+        layers = dict.fromkeys(name.removeprefix("net.").rpartition(".")[0] for name in own)
+        raise UserError(
+            f"init_skip={','.join(skipped)}: the net has no such layer; "
+            f"it has {', '.join(layer for layer in layers if layer)}"
+        )
+    wrong = [
+        name.removeprefix("net.")
+        for name in dict.fromkeys([*own, *found])
+        if not is_skipped(name)
+        and (name not in own or name not in found or own[name].shape != found[name].shape)
+    ]
+    if wrong:
+        layers = list(dict.fromkeys(name.rpartition(".")[0] for name in wrong))
+        raise UserError(
+            f"init_from={path}: does not fit this net in {', '.join(layers)}; "
+            f"try init_skip=[{','.join(layers)}] to leave them at their first weights"
+        )
+    taken = {name: x for name, x in found.items() if not is_skipped(name)}
+    module.load_state_dict(own | taken)
+    log.info("weights of %s%s", path, f", without {', '.join(skipped)}" if skipped else "")
+
+
+# --- Trainer -------------------------------------------------------------------------------------
+
+
+def build_trainer(config: DictConfig, **given: Any) -> pl.Trainer:
+    """Lightning's Trainer as the config describes it, with callbacks, loggers and directory given.
+
+    Raises UserError for what it does not take.
+    """
+    several = devices.count(config.trainer.devices) * config.trainer.num_nodes > 1
+    node = dict(config.trainer)
+    if node["strategy"] == "auto" and several:
+        node["strategy"] = {"_target_": "classic_cnns.trainer.ddp.DDP"}
+    node["precision"] = precision.choose(node["precision"], node["accelerator"])
+    plugins = list(node.pop("plugins", None) or [])
+    with one_line("trainer"):
+        return instantiate(
+            node, plugins=[*map(instantiate, plugins), AtomicCheckpointIO()], **given,
+            _convert_="all",
+        )  # fmt: skip
+
+
+def build_parts(config: DictConfig, group: str, kind: type, **places: Any) -> list[Any]:
+    """The callbacks or loggers of a config; `places` go to those whose class takes them.
+
+    Raises UserError for one that cannot be built or is none.
+    """
+    parts = []
+    for name, node in (config[group] or {}).items():
+        key = f"{group}.{name}"
+        if node is None:
+            continue  # left out
+        if not hasattr(node, "get") or "_target_" not in node:
+            raise UserError(f"{key}: needs a _target_, the class that it names")
+        with one_line(key):
+            target = get_class(node._target_)
+            wanted = inspect.signature(target).parameters
+            own = {k: v for k, v in places.items() if k in wanted and k not in node}
+            part = instantiate(node, **own, _convert_="all")
+        if not isinstance(part, kind):
+            raise UserError(f"{key}._target_={node._target_}: is no {kind.__name__} of Lightning")
+        parts.append(part)
+    return parts
+
+
+def check_monitors(config: DictConfig, callbacks: list[Any], module: pl.LightningModule) -> None:
+    """Raise UserError for a callback that monitors what our classifier does not measure."""
+    known = getattr(module, "metric_names", None)
+    for name, node in (config.callbacks or {}).items():
+        monitor = (node or {}).get("monitor")
+        if known and monitor and monitor not in known:
+            raise UserError(
+                f"callbacks.{name}.monitor={monitor}: is not among the metrics; "
+                f"try one of {', '.join(known)}"
+            )
+
+
+EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "rich": "rich", "psutil": "psutil"}
+
+
+@contextmanager
+def one_line(key: str) -> Iterator[None]:
+    """Tell in one line that what `key` describes cannot be built; the values are the user's."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        InstantiationException, MisconfigurationException, ImportError, RuntimeError, TypeError,
+        ValueError, AttributeError,
+    ) as error:  # fmt: skip
+        cause: Any = error.__cause__ if isinstance(error, InstantiationException) else error
+        cause = cause or error
+        line = " ".join(str(cause).split())
+        if isinstance(cause, ImportError):  # of a package, or of a misspelt _target_
+            package = getattr(cause, "name", None) or next((e for e in EXTRAS if e in line), "")
+            if package in EXTRAS:
+                raise UserError(f"{key}: needs a package; try pip install {package}") from error
+        own = line.startswith(("model.", "optim.", "data.", "trainer.", "callbacks."))
+        way_out = f"; leave the keys of {key.split('.')[0]} out to use those of its file"
+        raise UserError(line if own else f"{key}: {line}{way_out}") from error

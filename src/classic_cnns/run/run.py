@@ -1,0 +1,295 @@
+"""One run: build, train, test, and write down what came out, also when it did not end well."""
+
+import logging
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from omegaconf import DictConfig, OmegaConf
+
+from classic_cnns import UserError, program
+from classic_cnns.callbacks.record import Record
+from classic_cnns.callbacks.stop import Stopped, StopOnSignal
+from classic_cnns.classifier import Classifier, Diverged
+from classic_cnns.config.stored import find_run
+from classic_cnns.files import disk_trouble, read_json, write_json
+from classic_cnns.report import summary
+from classic_cnns.report.log import show_log, train_log
+from classic_cnns.run import directory as directories
+from classic_cnns.run.build import (
+    build,
+    build_parts,
+    build_trainer,
+    check_monitors,
+    example,
+    start_from,
+)
+from classic_cnns.trainer.checkpoint_io import read_checkpoint
+from classic_cnns.trainer.launch import report
+from classic_cnns.trainer.lightning_internals import send_no_signal_flag
+from classic_cnns.trainer.memory import keep_freed_memory
+from classic_cnns.trainer.processes import stop_signals
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig) -> dict[str, Any]:
+    """Carry out the run that a config describes in this process, and return its result.
+
+    That is what `result.json` holds: `status`, `directory`, `metrics` of the tested checkpoint,
+    `last` ones, `epochs`, `steps`, `seconds`.
+    """
+    return run(config)
+
+
+def run(config: DictConfig) -> dict[str, Any]:
+    """One run, new or resumed. With several ranks each of them calls this.
+
+    They meet, and rank 0 speaks and writes for all.
+    """
+    show_log()
+    keep_freed_memory()
+    directory = find_run(config.resume) if config.resume else None
+    done = read_json(directory / "result.json") if directory else None
+    if done and is_over(done, config):
+        log.info("%s is finished already; trainer.max_epochs=<more> trains it further", directory)
+        log.info(final_table(done))
+        return done
+    stop = StopOnSignal(saves=bool(config.callbacks and "checkpoint" in config.callbacks))
+    with stop_signals(stop.receive), ExitStack() as stack:
+        module, data = build(config)
+        with one_line_of_lightning():
+            data.prepare_data()  # before there is a directory: what fails here leaves nothing
+        # Lightning wants a run's directory for its Trainer, and the ranks a Trainer to agree on it.
+        meeting = build_trainer(config, logger=False, enable_progress_bar=False)
+        meeting.strategy.setup_environment()
+        rank_0 = meeting.is_global_zero
+        if rank_0:
+            directory, fresh = open_directory(config, directory, stack)
+            report(directory=str(directory))
+            stack.enter_context(removed_if_nothing_came(directory, fresh))
+        directory = Path(meeting.strategy.broadcast(str(directory)))
+        trainer = assemble(config, directory, module, stop)
+        if not rank_0:
+            try:
+                return train_and_test(config, directory, trainer, module, data)
+            except Diverged:
+                sys.exit(1)  # rank 0 says so
+        with train_log(directory / "train.log"), recorded(directory) as result:
+            result |= train_and_test(config, directory, trainer, module, data)
+            log.info(final_table(result))
+        if config.keep is False:
+            log.info("keep=false: nothing of this run is kept")
+        return result
+
+
+def is_over(result: dict, config: DictConfig) -> bool:
+    """Whether a run has done all its epochs; `trainer.max_epochs` may have been raised since."""
+    wanted = config.trainer.max_epochs
+    more = result.get("epochs", 0) < wanted if wanted != -1 else True
+    asked_for_more = result.get("max_epochs", wanted) != wanted
+    return result["status"] == "finished" and not (more and asked_for_more)
+
+
+def open_directory(
+    config: DictConfig, earlier: Path | None, stack: ExitStack
+) -> tuple[Path, bool]:
+    """The directory of the run, and whether it is a new one; a temporary one without `keep`."""
+    if earlier:
+        return earlier, False
+    if config.keep is False or config.trainer.get("fast_dev_run"):
+        config.run_dir = stack.enter_context(TemporaryDirectory())
+        return directories.create(config), False
+    return directories.create(config), True
+
+
+@contextmanager
+def removed_if_nothing_came(directory: Path, fresh: bool) -> Iterator[None]:
+    """Take a new directory away again if a mistake of the user's ended the run at once."""
+    try:
+        yield
+    except UserError:
+        if fresh and not (directory / "checkpoints").exists():
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def assemble(
+    config: DictConfig, directory: Path, module: pl.LightningModule, stop: StopOnSignal
+) -> pl.Trainer:
+    """The Trainer of a run, with its callbacks and loggers."""
+    last = directory / "checkpoints" / "last.ckpt"
+    step = read_checkpoint(last)["global_step"] if last.exists() else None
+    checkpoints = directory / "checkpoints"
+    callbacks = build_parts(config, "callbacks", Callback, dirpath=checkpoints)
+    check_monitors(config, callbacks, module)
+    loggers = build_parts(config, "logger", Logger, save_dir=str(directory), purge_step=step)
+    bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    given: dict[str, Any] = {} if "enable_progress_bar" in config.trainer else {
+        "enable_progress_bar": bar
+    }  # fmt: skip
+    saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    trainer = build_trainer(
+        config,
+        callbacks=[*callbacks, Record(), stop],
+        logger=loggers or False,
+        default_root_dir=str(directory),
+        enable_checkpointing=saves,
+        **given,
+    )
+    send_no_signal_flag(trainer)
+    return trainer
+
+
+def train_and_test(
+    config: DictConfig, directory: Path, trainer: Any, module: Any, data: Any
+) -> dict[str, Any]:
+    """What `result.json` says of a run that has finished."""
+    checkpoints = directory / "checkpoints"
+    last = checkpoints / "last.ckpt"
+    if trainer.precision.startswith("bf16") and isinstance(module, Classifier):
+        module.net.to(memory_format=torch.channels_last)  # the layout in which it is fast
+    if trainer.is_global_zero:
+        write_start(config, directory, trainer, module, data)
+    record = next(c for c in trainer.callbacks if isinstance(c, Record))
+
+    with one_line_of_lightning():
+        trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    metrics, seconds = dict(record.metrics), record.seconds
+    epochs, steps = trainer.current_epoch, trainer.global_step
+    tested = dict(metrics)
+    if is_overridden("test_step", module) and is_overridden("test_dataloader", data):
+        best = best_checkpoint(trainer, checkpoints)
+        if best:
+            tested = read_checkpoint(best).get("metrics", {})
+        with one_line_of_lightning():
+            trainer.test(module, data, ckpt_path=best, weights_only=True, verbose=False)
+        tested |= {name: x.item() for name, x in trainer.callback_metrics.items()}
+    for logger in trainer.loggers:
+        if trainer.is_global_zero and hasattr(logger, "close"):
+            logger.close()
+    return {
+        "metrics": tested,
+        "last": metrics,
+        "epochs": epochs,
+        "max_epochs": config.trainer.max_epochs,
+        "steps": steps,
+        "seconds": seconds,
+    }
+
+
+def best_checkpoint(trainer: Any, checkpoints: Path) -> str | None:
+    """What is tested: our best checkpoint, Lightning's, or None for the last weights."""
+    if trainer.fast_dev_run:
+        return None
+    for name in ("best.ckpt", "last.ckpt"):
+        if (checkpoints / name).exists():
+            return str(checkpoints / name)
+    paths = [getattr(c, "best_model_path", "") for c in trainer.checkpoint_callbacks]
+    return next((path for path in paths if path), None)
+
+
+def write_start(
+    config: DictConfig, directory: Path, trainer: Any, module: Any, data: Any
+) -> None:
+    """Record and print what the run is, before it trains."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    name = f"{trainer.world_size} x {name}" if trainer.world_size > 1 else name
+    facts = data.facts() if hasattr(data, "facts") else {"class": type(data).__qualname__}
+    directories.write_provenance(
+        directory, {"device": name, "precision": trainer.precision, "data": facts}
+    )
+    log.info("%s on %s, %s", config.name, name, directory)
+    params: Any = OmegaConf.to_container(config, resolve=True)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(params)
+    if isinstance(module, Classifier):
+        table = summary.table(module.net, example(config, data))
+        log.info(table)
+        for logger in trainer.loggers:
+            if isinstance(logger, pl.loggers.TensorBoardLogger):
+                logger.experiment.add_text("layers", table)
+        schedule, epochs = config.optim.schedule_epochs, config.trainer.max_epochs
+        if config.optim.scheduler and epochs != schedule and epochs != -1:
+            log.info("the schedule runs over %s epochs; after them the rate stays", schedule)
+    if trainer.precision.startswith("bf16"):
+        log.info("bfloat16 and channels last; trainer.precision=32-true takes float32")
+    if not config.callbacks or "checkpoint" not in config.callbacks:
+        log.info("without callbacks=default no checkpoint is written: this run cannot be resumed")
+
+
+@contextmanager
+def one_line_of_lightning() -> Iterator[None]:
+    """Tell in one line what Lightning finds wrong with the parts of a run: they are the user's."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except RuntimeError as error:
+        line = " ".join(str(error).split())
+        if "Early stopping conditioned on metric" in line:
+            raise UserError(f"callbacks: {line}") from error
+        raise
+
+
+@contextmanager
+def recorded(directory: Path) -> Iterator[dict]:
+    """Yields the dictionary that becomes `result.json`, however the run ends."""
+    resume = f"go on with: {program()} resume={directory}"
+    result: dict = {"status": "failed", "directory": str(directory)}
+    try:
+        try:
+            yield result
+            result["status"] = "finished"
+        except Diverged as error:
+            result |= {"status": "diverged", "error": str(error)}
+            log.error("error: %s; try a smaller optim.lr. The run so far: %s", error, directory)
+            sys.exit(1)
+        except Stopped as stop:
+            result |= {"status": "interrupted", "error": signal.Signals(stop.code - 128).name}
+            log.warning("interrupted; %s", resume)
+            raise
+        except BaseException as error:
+            result["error"] = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            if directory.exists():
+                write_json(directory / "result.json", result)
+    except OSError as error:
+        if disk_trouble(error):
+            raise UserError(f"{directory}: {error.strerror}; make room, then {resume}") from error
+        raise
+
+
+def final_table(result: dict) -> str:
+    """The metrics of training, validation and test of our classifier, or all that there are."""
+    metrics = result["metrics"]
+    lines = []
+    if "error/test" in metrics:
+        names = [n for n in ("loss", "error", "accuracy", "top5_error") if f"{n}/test" in metrics]
+        lines.append("\n" + f"{'':12}" + "".join(f"{name:>11}" for name in names))
+        for split, title in (("train", "training"), ("val", "validation"), ("test", "test")):
+            values = [metrics.get(f"{name}/{split}", float("nan")) for name in names]
+            cells = [f"{values[0]:11.4f}", *(f"{value:11.2%}" for value in values[1:])]
+            lines.append(f"{title:12}{''.join(cells)}")
+    else:
+        lines += ["", *(f"{name:24}{value:12.5g}" for name, value in sorted(metrics.items()))]
+    speed = metrics.get("speed/images_per_second")
+    lines.append(
+        f"{result['epochs']} epochs in {result['seconds']:.1f} s, "
+        + (f"{speed:,.0f} images/s, " if speed else "")
+        + result["directory"]
+    )
+    return "\n".join(lines)

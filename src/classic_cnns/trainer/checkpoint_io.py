@@ -1,0 +1,59 @@
+"""Checkpoint files that are always whole: written beside, synced, renamed; plain types only."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from classic_cnns import UserError
+from classic_cnns.files import replacing
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's own writes to $TMPDIR and moves, which across disks is a copy that can break."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()  # torch hides the error of a full disk when it writes by itself
+        torch.save(checkpoint, buffer)
+        with replacing(path) as file:
+            file.write(buffer.getbuffer())
+
+    def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
+        return read_checkpoint(path, map_location)
+
+
+def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
+    """A checkpoint of ours or of Lightning's in today's form; runs no code that a file holds.
+
+    Raises UserError for a file that is none.
+    """
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+        assert isinstance(checkpoint, dict) and "state_dict" in checkpoint
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AssertionError) as error:
+        raise UserError(
+            f"{path}: is cut off, damaged or no checkpoint of plain tensors; try another one"
+        ) from error
+    return updated(checkpoint)
+
+
+def updated(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of version 0.1 in today's keys."""
+    if "results" not in checkpoint:
+        return checkpoint
+    results = checkpoint.pop("results")
+    checkpoint["metrics"] = {k: v for k, v in results.items() if k != "time/seconds"}
+    checkpoint["seconds"] = results["time/seconds"]
+    under_way = checkpoint.pop("epoch_under_way")
+    checkpoint["epoch_seconds"] = under_way["seconds"]
+    sums, images = under_way["sums"], under_way["sums"]["images"]
+    checkpoint["train_sums"] = {name: [sums[k], images] for name, k in (("loss", "loss"), ("error", "errors"))}
+    checkpoint["train_sums"]["accuracy"] = [images - sums["errors"], images]
+    for loader in checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", []):
+        for name in ("ResidentData", "ImageFolderData"):
+            checkpoint[name] = loader
+    return checkpoint
