@@ -33,10 +33,16 @@ def create(config: DictConfig) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
     else:
         directory = unique(OUTPUTS / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    write_config(directory, config)
+    return directory
+
+
+def write_config(directory: Path, config: DictConfig) -> None:
+    """`config.yaml`, resolved: all that another start of the run needs."""
     own = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])  # type: ignore
+    own.resume = None
     with replacing(directory / "config.yaml") as file:
         file.write(OmegaConf.to_yaml(own, resolve=True).encode())
-    return directory
 
 
 def name_latest(directory: Path) -> None:

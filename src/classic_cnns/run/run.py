@@ -74,13 +74,15 @@ def run(config: DictConfig) -> dict[str, Any]:
         # Lightning wants a run's directory for its Trainer, and the ranks a Trainer to agree on it.
         meeting = build_trainer(config, logger=False, enable_progress_bar=False)
         meeting.strategy.setup_environment()
-        rank_0 = meeting.is_global_zero
+        rank_0, fresh = meeting.is_global_zero, False
         if rank_0:
             directory, fresh = open_directory(config, directory, stack)
             report(directory=str(directory))
             stack.enter_context(removed_if_nothing_came(directory, fresh))
         directory = Path(meeting.strategy.broadcast(str(directory)))
         trainer = assemble(config, directory, module, stop)
+        if rank_0 and fresh and not config.run_dir:
+            directories.name_latest(directory)
         if not rank_0:
             try:
                 return train_and_test(config, directory, trainer, module, data)
@@ -95,11 +97,10 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 
 def is_over(result: dict, config: DictConfig) -> bool:
-    """Whether a run has done all its epochs; `trainer.max_epochs` may have been raised since."""
+    """Whether a run has finished, and `trainer.max_epochs` has not been raised since."""
     wanted = config.trainer.max_epochs
-    more = result.get("epochs", 0) < wanted if wanted != -1 else True
-    asked_for_more = result.get("max_epochs", wanted) != wanted
-    return result["status"] == "finished" and not (more and asked_for_more)
+    same = result.get("max_epochs", result.get("epochs")) == wanted
+    return result["status"] == "finished" and (same or 0 < wanted <= result["epochs"])
 
 
 def open_directory(
@@ -107,6 +108,7 @@ def open_directory(
 ) -> tuple[Path, bool]:
     """The directory of the run, and whether it is a new one; a temporary one without `keep`."""
     if earlier:
+        directories.write_config(earlier, config)  # it may go on for longer
         return earlier, False
     if config.keep is False or config.trainer.get("fast_dev_run"):
         config.run_dir = stack.enter_context(TemporaryDirectory())
