@@ -242,14 +242,16 @@ class Classifier(pl.LightningModule):
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
         trainer = self.trainer
-        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
+        last = trainer.is_last_batch or trainer.should_stop
+        last = last or trainer.global_step == trainer.max_steps
+        if trainer.global_step % trainer.log_every_n_steps == 0 or last:
             loss: Any = trainer.strategy.reduce(outputs["loss"])  # so that all ranks decide alike
             if not isfinite(loss.item()):
                 raise Diverged(f"the loss became {loss.item()} in epoch {self.current_epoch + 1}")
             rate = torch.tensor(trainer.optimizers[0].param_groups[0]["lr"], dtype=EXACT)
             self.log_dict({"loss/train_step": loss, "optim/lr": rate}, on_epoch=False)
             self.train_metrics.count()
-        if trainer.is_last_batch:
+        if last:
             self.log_metrics("train", self.train_metrics)
             speed = self.images * self.ranks / (time.perf_counter() - self.started)
             several = trainer.world_size > 1

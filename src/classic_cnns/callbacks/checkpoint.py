@@ -36,11 +36,17 @@ class BestAndLast(Checkpoint):
     """
 
     def __init__(self, monitor: str = "error/val", mode: str = "min") -> None:
-        self.monitor, self.sign = monitor, {"min": 1, "max": -1}[mode]
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode={mode}: must be min or max")
+        self.monitor, self.sign = monitor, 1 if mode == "min" else -1
         self.lowest = inf  # of sign * metric
+        self.validated = False  # once at least: from then on the metric has to be there
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not (trainer.sanity_checking or trainer.is_last_batch):  # else the epoch's end saves
+        if trainer.sanity_checking:
+            return
+        self.validated = True
+        if not trainer.is_last_batch:  # else the epoch's end saves, with the metrics of training
             self.save_best(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -51,8 +57,8 @@ class BestAndLast(Checkpoint):
     def save_best(self, trainer: pl.Trainer) -> None:
         known = trainer.callback_metrics
         if self.monitor not in known:
-            if not known or not trainer.num_val_batches:
-                return  # nothing is measured
+            if not self.validated:
+                return
             raise UserError(
                 f"callbacks.checkpoint.monitor={self.monitor}: is not among the metrics; try one "
                 f"of {', '.join(sorted(known))}"

@@ -18,6 +18,8 @@ def show_log() -> None:
         root.addHandler(logging.StreamHandler(sys.stderr if above_0 else sys.stdout))
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("hydra").setLevel(logging.CRITICAL)  # its errors become lines of ours
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # their reports
     if above_0:  # what is only for developers is in rank 0's train.log already
         warnings.simplefilter("ignore", FutureWarning)
 

@@ -171,7 +171,7 @@ def start_from(module: pl.LightningModule, path: Any, skipped: list[str]) -> Non
     if unknown or (skipped and not any(map(is_skipped, own))):
         layers = dict.fromkeys(name.removeprefix("net.").rpartition(".")[0] for name in own)
         raise UserError(
-            f"init_skip={','.join(skipped)}: the net has no such layer; "
+            f"init_skip=[{','.join(skipped)}]: the net has no such layer; "
             f"it has {', '.join(layer for layer in layers if layer)}"
         )
     wrong = [

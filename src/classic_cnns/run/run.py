@@ -283,15 +283,14 @@ def final_table(result: dict) -> str:
         names = [n for n in ("loss", "error", "accuracy", "top5_error") if f"{n}/test" in metrics]
         lines.append("\n" + f"{'':12}" + "".join(f"{name:>11}" for name in names))
         for split, title in (("train", "training"), ("val", "validation"), ("test", "test")):
-            values = [metrics.get(f"{name}/{split}", float("nan")) for name in names]
-            cells = [f"{values[0]:11.4f}", *(f"{value:11.2%}" for value in values[1:])]
+            forms = ["{:11.4f}", *["{:11.2%}"] * (len(names) - 1)]
+            values = [metrics.get(f"{name}/{split}") for name in names]
+            cells = [f"{'-':>11}" if x is None else form.format(x) for form, x in zip(forms, values)]
             lines.append(f"{title:12}{''.join(cells)}")
     else:
         lines += ["", *(f"{name:24}{value:12.5g}" for name, value in sorted(metrics.items()))]
     speed = metrics.get("speed/images_per_second")
-    lines.append(
-        f"{result['epochs']} epochs in {result['seconds']:.1f} s, "
-        + (f"{speed:,.0f} images/s, " if speed else "")
-        + result["directory"]
-    )
+    epochs = f"{result['epochs']} epoch{'s' * (result['epochs'] != 1)}"
+    parts = [f"{epochs} in {result['seconds']:.1f} s", *([f"{speed:,.0f} images/s"] if speed else [])]
+    lines.append(", ".join([*parts, result["directory"]]))
     return "\n".join(lines)
