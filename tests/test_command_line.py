@@ -20,9 +20,9 @@ CONF = TRAIN.parents[1] / "conf"
 # command: real exit codes and streams without paying for the imports each time.
 SERVER = """
 import gc, json, os, runpy, sys
-import hydra, classic_cnns.command_line
-with hydra.initialize_config_dir(CONF, version_base="1.3"):
-    hydra.compose("train", ["seed=1"])  # warms Hydra's search for plugins and its parser
+import classic_cnns.__main__
+from classic_cnns.config.compose import compose
+compose("seed=1")  # warms Hydra's search for plugins and its parser
 gc.freeze()
 for line in sys.stdin:
     folder, streams, env, argv = json.loads(line)
@@ -71,7 +71,7 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(environment):
-    program = f"TRAIN, CONF = {str(TRAIN)!r}, {str(CONF)!r}" + SERVER
+    program = f"TRAIN = {str(TRAIN)!r}" + SERVER
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", program], env=environment, **pipes) as process:
         yield process
@@ -108,7 +108,7 @@ MISTAKES = {
     "optim.lr=fast": ["optim.lr=fast", "a number above 0", "try optim.lr=0.02"],
     "trainer.max_epochs=0.5": ["trainer.max_epochs=0.5", "whole number", "try trainer.max_epochs="],
     "data.batch_size=0": ["data.batch_size=0", "at least 1", "try data.batch_size=128"],
-    "data.val_size=70000": ["data.val_size=70000", "1 to 59999", "try data.val_size=5000"],
+    "data.val_size=70000": ["data.val_size=70000", "1 to 59999", "try data.val_size=null"],
     "trainer.devices=99": ["trainer.devices=99", "this machine has", "try trainer.devices="],
     "data_dir=/dev/null/cache": ["data_dir=/dev/null/cache", "/dev/null is not a folder"],
     # values
@@ -175,6 +175,34 @@ MISTAKES = {
     "model=alexnet data=image_folder data.root=/nowhere": ["data.root=/nowhere", "has no train/"],
     "data.test_patches=ten": ["data.test_patches=ten", "fit=pad", "try data.test_patches=centre"],
     "model=convnet_cifar10_13pct data=cifar10 data.test_patches=five": ["centre, nine, ten"],
+    # Lightning's parts
+    "callbacks=erly_stopping": ["callbacks=erly_stopping", "did you mean callbacks=early_stopping"],
+    "callbacks=[default,erly]": ["callbacks=[default,erly]", "callbacks is one of"],
+    "logger=tensorbord": ["logger=tensorbord", "did you mean logger=tensorboard"],
+    "model=[lenet5,alexnet]": ["model=[lenet5,alexnet]", "takes one choice"],
+    "~callbacks.progres": ["~callbacks.progres", "cannot be removed"],
+    "~model": ["~model", "groups cannot be removed"],
+    "callbacks.early_stopping.patience=3": ["callbacks.early_stopping.patience=3", "no key"],
+    "+trainer.max_epoch=3": ["+trainer.max_epoch=3", "did you mean +trainer.max_epochs"],
+    "trainer.fast_dev_runn=true": ["fast_dev_runn", "did you mean +trainer.fast_dev_run?"],
+    "trainer.val_check_interval=0.5": ["try +trainer.val_check_interval=0.5"],
+    "+trainer.logger=false": ["+trainer.logger=false", "logger=null"],
+    "+trainer.callbacks=null": ["+trainer.callbacks=null", "callbacks=[default,...]"],
+    "+trainer.default_root_dir=x": ["default_root_dir", "run_dir=<directory>"],
+    "+trainer.enable_checkpointing=false": ["~callbacks.checkpoint"],
+    "+trainer.barebones=true": ["+trainer.barebones=true", "cannot be given"],
+    "+trainer.limit_predict_batches=1": ["limit_predict_batches", "predicts nothing"],
+    "trainer.accumulate_grad_batches=0": ["at least 1", "try trainer.accumulate_grad_batches=1"],
+    "trainer.gradient_clip_val=-1": ["trainer.gradient_clip_val=-1", "above 0"],
+    "trainer.devices=[]": ["trainer.devices=[]", "a list of GPUs"],
+    "init_skip=[F6]": ["init_skip=", "try init_from="],
+    "init_from=5.5": ["init_from=5.5", "config.yaml"],
+    "debug=one_batch": ["debug=one_batch", "debug is one of"],
+    "hydra.run.dir=x": ["hydra.run.dir=x", "run_dir="],
+    "hydra/launcher=basic": ["hydra/launcher=basic", "no effect"],
+    "+trainer.use_distributed_sampler=false": ["use_distributed_sampler", "in any case"],
+    "model=simple_cnn +trainer.sync_batchnorm=true": ["sync_batchnorm", "try model.net.norm=torch"],
+    "--config-path=/tmp": ["--config-path=/tmp", "--help"],
     # groups, keys and the form of the line
     "model=lenet": ["model=lenet", "did you mean model=lenet5"],
     "optim=adam": ["optim=adam", "optim is one of", "lenet5"],
@@ -206,7 +234,7 @@ MISTAKES = {
         "2 pairs of processes",
         "try data.batch_size=2",
     ],
-    "trainer.strategy=fsdp": ["trainer.strategy=fsdp", "ddp, two_towers", "strategy=ddp"],
+    "trainer.strategy=ddp_spawn": ["trainer.strategy=ddp_spawn", "by itself", "try trainer=ddp"],
     "trainer.num_nodes=2": ["trainer.num_nodes=2", "torchrun", "try trainer.num_nodes=1"],
     # folders
     "resume=nowhere": ["resume=nowhere", "config.yaml"],
@@ -276,7 +304,7 @@ def test_what_the_line_proposes_works(train, command):
 
 def test_a_proposal_works_beside_the_other_values_of_the_command(train):
 
-    proposal = re.search(r"try (\S+)$", train("data.train_size=100").line())
+    proposal = re.search(r"try (\S+)$", train("data.train_size=100", "data.val_size=100").line())
     assert train("data.train_size=100", proposal[1]).started
 
 
@@ -352,7 +380,7 @@ def test_what_is_allowed_is_not_refused(train, command):
     assert train(*shlex.split(command)).started
 
 
-def test_help_names_all_groups_and_shows_five_examples_that_work(train):
+def test_help_names_all_groups_and_shows_examples_that_work(train):
     answer = train("--help")
     assert answer.code == 0 and answer.err == "" and answer.left == []
     groups = {path.parent.name for path in CONF.glob("*/*.yaml")}
@@ -362,7 +390,7 @@ def test_help_names_all_groups_and_shows_five_examples_that_work(train):
         assert re.search(rf"^{group}: {choices}$", answer.out, re.M), group
 
     examples = re.findall(r"^ +python src/train\.py (.+)$", answer.out, re.M)
-    assert len(examples) == len(set(examples)) == 5
+    assert len(examples) == len(set(examples)) == 6
     run = train.folder / "outputs" / "lenet5-mnist" / "latest"  # one of them resumes a run
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(train("--cfg", "job", "--resolve").out)
@@ -373,7 +401,7 @@ def test_help_names_all_groups_and_shows_five_examples_that_work(train):
 def test_cfg_job_prints_every_key_without_torch(train):
     answer = train("--cfg", "job", "seed=7")
     assert answer.code == 0 and answer.err == "" and answer.left == []
-    for text in ("seed: 7", "data_dir: null", "batch_size: ${optim.batch_size}", "val_size: 5000"):
+    for text in ("seed: 7", "data_dir: null", "batch_size: ${optim.batch_size}", "val_size: null"):
         assert re.search(rf"^ *{re.escape(text)}$", answer.out, re.M), text
 
 

@@ -300,6 +300,17 @@ REFUSED = {
     "optim=lenet5_relu_fast optim.scheduler.pct_start=2": "^optim: .*leave the keys of opt",
     "optim.optimizer._target_=torch.optim.Adam": "^optim: .*argument 'momentum'; leave",
     "model.loss._target_=torch.nn.CrosEntropyLoss": "^model.loss: .*CrosEntropyLoss.*leave",
+    "+model.net.hidden=3": "^model.net: .*unexpected keyword argument 'hidden'",
+    "model=simple_cnn model.net.num_classes=7": "^model.net: gives 7 scores .* 10 classes; try",
+    "model=simple_cnn model.net.num_classes=20": "^model.net: gives 20 scores .* 10 classes; try",
+    "trainer.strategy=fdsp": "^trainer: You selected an invalid strategy name",
+    "+trainer.profiler=simpel": "^trainer: .*profiler.*simple",
+    "+trainer.enable_progress_bar=false": "^trainer: .*enable_progress_bar=False",
+    "+callbacks.x._target_=nowhere.Thing": "^callbacks.x: .*nowhere",
+    "+callbacks.x._target_=torch.nn.ReLU": "^callbacks.x._target_=torch.nn.ReLU: is no Callback",
+    "+callbacks.x.patience=3": "^callbacks.x: needs a _target_",
+    "callbacks.checkpoint.mode=lowest": "^callbacks.checkpoint: mode=lowest: must be min or max",
+    "callbacks.checkpoint.monitor=error/vall": "error/vall: is not among the metrics; try one of l",
     "model=simple_cnn optim=lenet5_1998": "^optim.optimizer: .*alone; try model=lenet5",
 }
 

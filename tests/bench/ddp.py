@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from classic_cnns.devices import free_port
+from classic_cnns.trainer.devices import free_port
 from classic_cnns.model.lenet5 import LeNet5, MAPLoss
 from classic_cnns.trainer.stop import Stop
 from tests.bench import Row, row

@@ -27,7 +27,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
 
 from classic_cnns.data.transforms import scale
-from classic_cnns.overrides import CONF
+from classic_cnns.config.compose import CONF
 from classic_cnns.report.tensorboard import RunLogger
 from classic_cnns.run import build, make_trainer
 from classic_cnns.trainer.checkpoint import BestAndLast

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from classic_cnns.overrides import CONF
+from classic_cnns.config.compose import CONF
 from classic_cnns.trainer import two_towers
 from classic_cnns.trainer.memory import keep_freed_memory
 from tests.bench import Row, row

@@ -16,7 +16,7 @@ def batches(count=103, batch_size=10, **options) -> Batches:
     """`count` of 2 * `count` images with random pixels; the label of an image is its number."""
     pixels = np.random.RandomState(8).randint(1, 256, (2 * count, 1, SIZE, SIZE)).astype(np.uint8)
     labels = torch.arange(2 * count)
-    usual = {"shuffle": True, "augment": [RandomShift(1)], "prepare": torch.Tensor.float}
+    usual = {"shuffle": True, "augment": [RandomShift(1)], "to_input": torch.Tensor.float}
     options = usual | options
     indices = labels[1::2]  # the odd ones take part
     return Batches(torch.from_numpy(pixels), labels, indices, batch_size, **options)
@@ -69,7 +69,7 @@ def test_without_shuffle_the_images_come_in_the_order_of_their_indices():
 
 
 def test_an_image_keeps_its_label_and_is_prepared_last():
-    some = batches(augment=[], prepare=lambda images: images.float() / 2)
+    some = batches(augment=[], to_input=lambda images: images.float() / 2)
     for images, numbers in some:
         assert images.dtype == torch.float32 and numbers.dtype == torch.int64
         assert torch.equal(images * 2, some.images[numbers].float())

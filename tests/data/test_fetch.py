@@ -17,7 +17,7 @@ import yaml
 
 from classic_cnns.data import fetch
 from classic_cnns.data import sources as sources_of
-from classic_cnns.errors import UserError
+from classic_cnns import UserError
 
 ON_DISK = fetch.SOURCES["mnist"]["files on disk"]
 ROOT = Path(__file__).parents[2]
@@ -390,7 +390,7 @@ OTHER = """
 import json, os, resource, sys, time
 import numpy as np
 from classic_cnns.data import fetch
-from classic_cnns.errors import UserError
+from classic_cnns import UserError
 folder, seconds, stop, limit = sys.argv[1], float(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 def halt(point):
     if stop == point:

@@ -8,21 +8,19 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import hydra
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as vision
 
-from classic_cnns import run_directory
+from classic_cnns import UserError
 from classic_cnns.classifier import Classifier
 from classic_cnns.data import folders
 from classic_cnns.data.image_folder import ImageFolderData, decode
 from classic_cnns.data.transforms import RandomCrop, RandomFlip
-from classic_cnns.errors import UserError
-from classic_cnns.overrides import CONF
-from classic_cnns.run import run
+from classic_cnns.config.compose import compose
+from classic_cnns.run.run import run
 
 SIDE = 40  # what the shorter sides are brought to here, 256 in conf/
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
@@ -320,14 +318,16 @@ def train(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def train(name: str, *overrides: str) -> Path:
+        if overrides:  # resume=
+            run(compose(*overrides))
+            return tmp_path / name
         words = [
             "model=alexnet", "data=image_folder", f"data.root={root}", "name=alexnet-folder",
             "model.net.channels=[8,8,8,8,8]", "model.net.hidden=16", "model.precision=32-true",
             "trainer.accelerator=cpu", "trainer.max_epochs=2", "data.batch_size=8",
-            "data.workers=1", "trainer.log_every_n_steps=2", f"run_dir={name}", *overrides,
+            "data.workers=1", "trainer.log_every_n_steps=2", f"run_dir={name}",
         ]  # fmt: skip
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            run(run_directory.own_config(hydra.compose("train", words), []))
+        run(compose(*words))
         return tmp_path / name
 
     return train
@@ -338,7 +338,7 @@ def test_a_whole_run_names_a_damaged_file_and_resumes_to_the_same_weights(train,
     truncate(bad)
     whole = train("whole")
     result = json.loads((whole / "result.json").read_text())
-    assert result["status"] == "finished" and 0 <= result["metrics"]["test"]["error"] <= 1
+    assert result["status"] == "finished" and 0 <= result["metrics"]["error/test"] <= 1
     text = (whole / "train.log").read_text()
     assert text.count(f"1 of 21 files cannot be decoded and were left out: {bad}") == 3
     (start,) = json.loads((whole / "provenance.json").read_text())

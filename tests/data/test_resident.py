@@ -266,6 +266,6 @@ def test_real_mnist_has_the_mean_and_deviation_that_everybody_knows(data):
     share = (28 / 32) ** 2
     mean = 0.1307 * share
     deviation = ((0.3081**2 + 0.1307**2) * share - mean**2) ** 0.5
-    found = module.prepare(pixels).double()
+    found = module.to_input(pixels).double()
     assert abs(found.mean() - (-0.1 + 1.275 * mean)) < 1e-4
     assert abs(found.std() - 1.275 * deviation) < 1e-4

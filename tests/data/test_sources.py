@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from classic_cnns.data import fetch, sources
-from classic_cnns.overrides import CONF
+from classic_cnns.config.compose import CONF
 
 SIDE = 32
 

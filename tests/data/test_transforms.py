@@ -98,22 +98,22 @@ def test_the_largest_random_number_is_still_within_reach(pixels):
     assert {low, high} == {(-pixels, -pixels), (pixels, pixels)}
 
 
-@pytest.mark.parametrize("distortion", DISTORTIONS, ids=lambda d: type(d).__name__)
-def test_an_image_is_distorted_alike_alone_and_in_a_batch(distortion):
+@pytest.mark.parametrize("augmentation", DISTORTIONS, ids=lambda d: type(d).__name__)
+def test_an_image_is_distorted_alike_alone_and_in_a_batch(augmentation):
     batch = images(9, 3, 6, 6)
     before = batch.clone()
-    noise = torch.rand(9, distortion.draws, generator=torch.Generator().manual_seed(1))
-    distortion.learn(batch)
-    whole = distortion(batch, noise)
-    alone = [distortion(batch[i : i + 1], noise[i : i + 1]) for i in range(9)]
+    noise = torch.rand(9, augmentation.draws, generator=torch.Generator().manual_seed(1))
+    augmentation.fit(batch)
+    whole = augmentation(batch, noise)
+    alone = [augmentation(batch[i : i + 1], noise[i : i + 1]) for i in range(9)]
     torch.testing.assert_close(torch.cat(alone), whole)
-    assert torch.equal(batch, before)  # a distortion in place would spoil the data set
+    assert torch.equal(batch, before)  # a augmentation in place would spoil the data set
 
 
-@pytest.mark.parametrize("distortion", DISTORTIONS, ids=lambda d: type(d).__name__)
-def test_an_empty_batch_stays_empty(distortion):
-    distortion.learn(images(4, 3, 6, 6))
-    result = distortion(images(0, 3, 6, 6), torch.rand(0, distortion.draws))
+@pytest.mark.parametrize("augmentation", DISTORTIONS, ids=lambda d: type(d).__name__)
+def test_an_empty_batch_stays_empty(augmentation):
+    augmentation.fit(images(4, 3, 6, 6))
+    result = augmentation(images(0, 3, 6, 6), torch.rand(0, augmentation.draws))
     assert len(result) == 0 and result.shape[1] == 3
 
 
@@ -142,7 +142,7 @@ def test_half_of_the_images_are_mirrored():
 
 
 def affine(image: np.ndarray, right, down, scale, squeeze, shear) -> np.ndarray:
-    """A naive affine distortion of (C, S, S): where does each pixel come from, four neighbours."""
+    """A naive affine augmentation of (C, S, S): where does each pixel come from, four neighbours."""
     channels, size, _ = image.shape
     forward = scale * np.array([[1, shear], [0, 1]]) @ np.diag([1 / squeeze, squeeze])
     result = np.zeros(image.shape)
@@ -158,7 +158,7 @@ def affine(image: np.ndarray, right, down, scale, squeeze, shear) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [9, 12])
-def test_affine_distortions_are_what_the_loop_says(size):
+def test_affine_augmentations_are_what_the_loop_says(size):
     batch = images(8, 2, size, size)
     noise = torch.rand(8, 5, generator=torch.Generator().manual_seed(2))
     noise[0] = 0.5  # nothing moves
@@ -187,7 +187,7 @@ def coloured():
 
 def test_one_colour_is_added_to_all_pixels_of_an_image(coloured):
     noise = ColourNoise(0.1)
-    noise.learn(coloured)
+    noise.fit(coloured)
     numbers = torch.rand(5, 3, generator=torch.Generator().manual_seed(3))
     added = noise(coloured[:5], numbers) - coloured[:5]
     torch.testing.assert_close(added, added[:, :, :1, :1].expand_as(added), rtol=0, atol=1e-4)
@@ -198,7 +198,7 @@ def test_one_colour_is_added_to_all_pixels_of_an_image(coloured):
 
 def test_the_colours_vary_as_a_tenth_of_the_pixels_do(coloured):
     noise = ColourNoise(0.1)
-    noise.learn(coloured)
+    noise.fit(coloured)
     count = 40000
     numbers = torch.rand(count, 3, generator=torch.Generator().manual_seed(4))
     colours = noise(torch.zeros(count, 3, 1, 1), numbers).flatten(1).double().numpy()
@@ -214,7 +214,7 @@ def test_the_colours_vary_as_a_tenth_of_the_pixels_do(coloured):
 
 def test_the_ends_of_the_random_numbers_give_finite_colours(coloured):
     noise = ColourNoise(0.1)
-    noise.learn(coloured)
+    noise.fit(coloured)
     ends = torch.tensor([[0.0, 0.0, 0.0], [1 - 2**-24] * 3])
     assert noise(coloured[:2], ends).isfinite().all()
 

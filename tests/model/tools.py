@@ -7,7 +7,7 @@ import torch
 from hydra.utils import get_class
 from torch import nn
 
-from classic_cnns.overrides import CONF
+from classic_cnns.config.compose import CONF
 
 
 def count(module: nn.Module) -> int:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from classic_cnns.errors import UserError
+from classic_cnns import UserError
 from classic_cnns.report.results import markdown, read, write
 
 SRC = Path(__file__).parents[2] / "src"

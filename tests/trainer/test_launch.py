@@ -15,8 +15,8 @@ SRC = Path(__file__).parents[2] / "src"
 # Two ranks that carry out the code in argv[1].
 DRIVER = """
 import os, signal, sys, time
-from classic_cnns.errors import UserError
-from classic_cnns import processes
+from classic_cnns import UserError
+from classic_cnns.trainer import processes
 from classic_cnns.trainer import launch
 processes.GRACE = 1.0
 rank = int(os.environ.get("RANK", -1))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from classic_cnns.devices import free_port
+from classic_cnns.trainer.devices import free_port
 
 ROOT = Path(__file__).parents[2]
 

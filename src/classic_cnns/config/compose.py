@@ -86,6 +86,8 @@ class Composer:
             if not self.is_choice(override):
                 self.set_value(config, default, override)
         resolved = check(deepcopy(config), default, words)
+        if resolved.init_from is not None:
+            stored.find_checkpoint(resolved.init_from)
         if config.resume is None:
             return resolved if resolve else config
         own = stored.resumed(resolved, words)
@@ -181,6 +183,8 @@ def parse(words: Sequence[str]) -> list[Override]:
     for word in words:
         try:
             parsed.append(OverridesParser.create().parse_override(word))
+            if not parsed[-1].key_or_group:
+                raise HydraException("a key is missing")
         except (OverrideParseException, HydraException) as error:
             raise UserError(
                 f"{word}: not of the form key=value; quote values with special characters"

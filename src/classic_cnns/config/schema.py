@@ -177,6 +177,7 @@ def check_values(config: dict, default: dict, copies: Iterable[str] = ()) -> Non
     check_rules(values, kinds | rules(default), examples)
     check_rules(values, relations(config), examples)
     check_init(config)
+    check_trainer(config)
     check_fit(config["model"]["input"], config["data"])
     if config["resume"] is None:  # an earlier run brings devices of its own
         check_devices(config)
@@ -187,6 +188,21 @@ def check_init(config: dict) -> None:
         raise UserError(
             f"init_skip={text(config['init_skip'])}: says which layers keep their first weights "
             "where a run starts from others; try init_from=<run or checkpoint>"
+        )
+
+
+def check_trainer(config: dict) -> None:
+    """Raise UserError for what Lightning's Trainer takes but these data or nets would ignore."""
+    trainer, net = config["trainer"], config["model"].get("net") or {}
+    if trainer.get("use_distributed_sampler") is False and "augmentations" in config["data"]:
+        raise UserError(
+            "+trainer.use_distributed_sampler=false: the batches of this data set are shared by "
+            "the ranks in any case; leave it out"
+        )
+    if trainer.get("sync_batchnorm") and net.get("norm", "torch") != "torch":
+        raise UserError(
+            f"+trainer.sync_batchnorm=true: knows torch's layers alone and this net has "
+            f"model.net.norm={net['norm']}; try model.net.norm=torch"
         )
 
 
