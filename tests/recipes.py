@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import hydra
 from hydra.utils import instantiate
 from torch import nn
-from torch.optim import Optimizer
 
 CONF = Path(__file__).parents[1] / "conf"
 DIGITS = ("lenet5", "lenet5_relu", "simple_cnn")
@@ -30,9 +29,7 @@ class Recipe(NamedTuple):
     loss: nn.Module
     make_optimizer: Any  # gets net.named_parameters()
     shape: tuple[int, int, int]  # of an image (C, H, W)
-
-    def optimizer(self, net: nn.Module) -> Optimizer:
-        return self.make_optimizer(net.named_parameters())
+    pixels: tuple[float, float]  # the range of their values, about 0 where a mean is subtracted
 
 
 def compose(words: str) -> Any:
@@ -47,5 +44,8 @@ def recipe(words: str) -> Recipe:
     """What one of RECIPES or VARIANTS configures, for ten classes."""
     config = compose(words)
     net, loss = instantiate(config.model.net), instantiate(config.model.loss)
-    shape = (config.data.channels, config.model.input.size, config.model.input.size)
-    return Recipe(net, loss, instantiate(config.optim.optimizer), shape)
+    given = config.model.input
+    shape = (config.data.channels, given.size, given.size)
+    middle = (given.low + given.high) / 2 if given.subtract_mean else 0
+    pixels = (given.low - middle, given.high - middle)
+    return Recipe(net, loss, instantiate(config.optim.optimizer), shape, pixels)

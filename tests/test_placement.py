@@ -100,7 +100,7 @@ def state(optimizer: Optimizer) -> list[Tensor]:
 
 @pytest.mark.parametrize("words", RECIPES + VARIANTS)
 def test_scores_loss_and_optimizer_stay_on_the_gpu(words: str, fake: None) -> None:
-    net, loss, make, shape = recipe(words)
+    net, loss, make, shape, _ = recipe(words)
     move(net)
     optimizer = make(net.named_parameters())
     images, labels = batch(shape, GPU)
@@ -119,7 +119,7 @@ def test_scores_loss_and_optimizer_stay_on_the_gpu(words: str, fake: None) -> No
 
 @pytest.mark.parametrize("words", RECIPES + VARIANTS)
 def test_gradients_stay_on_the_gpu(words: str, meta: None) -> None:
-    net, loss, make, shape = recipe(words)
+    net, loss, make, shape, _ = recipe(words)
     net.to(META)
     images, labels = batch(shape, META)
     with Only(META):
