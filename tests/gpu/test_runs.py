@@ -97,6 +97,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     runs.start("again", ON_GPU, BITS)
     runs.start("stopped", ON_GPU, BITS, STOPPING, STOP_IN_STEP="8")
     runs.start("torchrun", ON_GPU, BITS, command=[*torchrun, TRAIN[1]])
+    runs.start("nccl", ON_GPU, BITS, "trainer=ddp", "trainer.devices=1")
     runs.start("cpu", ON_CPU, DOUBLE)
     runs.start("gpu", ON_GPU, DOUBLE)
     runs.start("moved", ON_GPU, DOUBLE, STOPPING, STOP_IN_STEP="8")
@@ -135,10 +136,11 @@ def test_the_same_seed_gives_the_same_bits(one: str, other: str, runs: Runs) -> 
     assert same_bits(runs.weights(one), runs.weights(other))
 
 
-def test_one_process_of_torchrun_gives_the_bits_of_a_run_without(runs: Runs) -> None:
+@pytest.mark.parametrize("other", ["torchrun", "nccl"])
+def test_one_rank_gives_the_bits_of_a_run_without_ranks(other: str, runs: Runs) -> None:
     runs.end("one")
-    runs.end("torchrun")
-    assert same_bits(runs.weights("one"), runs.weights("torchrun"))
+    runs.end(other)
+    assert same_bits(runs.weights("one"), runs.weights(other))
 
 
 def test_a_stopped_run_goes_on_to_the_bits_of_an_undisturbed_one(runs: Runs) -> None:
@@ -160,7 +162,7 @@ def test_a_checkpoint_goes_from_the_gpu_to_the_cpu_and_back(runs: Runs) -> None:
     runs.resume("moved", ON_GPU)
     runs.end("moved")
     runs.end("cpu")
-    # Not fewer digits than float32 has, through which a run in float64 loads its weights.
+    # To the digits of float32: by way of that a run in float64 loads its weights.
     assert distance(runs.weights("moved"), runs.weights("cpu")) < 1e-6
 
 
