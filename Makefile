@@ -2,13 +2,16 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: train test bench check clean
+.PHONY: train test test-gpu bench check clean
 
 train: .venv/ready
 	$(VENV)/python src/train.py model=lenet5 data=mnist
 
 test: .venv/ready
 	$(VENV)/python -m pytest -m "not gpu"
+
+test-gpu: .venv/ready
+	$(VENV)/python -m pytest -m gpu tests/gpu
 
 bench: .venv/ready
 	PYTHONPATH=src $(VENV)/python -m tests.bench

@@ -43,8 +43,8 @@ class RandomCrop(Augmentation):
         self.size = size
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
-        places = torch.tensor(images.shape[2:], device=noise.device) - self.size + 1
-        top, left = (noise * places).long().unbind(1)
+        rows, columns = (side - self.size + 1 for side in images.shape[2:])
+        top, left = (noise[:, 0] * rows).long(), (noise[:, 1] * columns).long()
         return windows(images, top, left, self.size, self.size)
 
 
@@ -70,12 +70,13 @@ class RandomAffine(Augmentation):
     draws = 5
 
     def __init__(self, shift: float, scale: float, squeeze: float, shear: float) -> None:
-        self.ranges = torch.tensor([shift, shift, scale, squeeze, shear])
+        self.ranges = shift, shift, scale, squeeze, shear
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
         size = images.shape[3]
-        numbers = (2 * noise - 1) * self.ranges.to(noise.device)
-        right, down, scale, squeeze, shear = numbers[:, :, None].unbind(1)  # (B, 1)
+        # Ranges stay Python's numbers: a tensor would be copied to the GPU, which waits for it.
+        numbers = zip((2 * noise - 1).split(1, 1), self.ranges, strict=True)
+        right, down, scale, squeeze, shear = (number * limit for number, limit in numbers)  # (B, 1)
         # Where each pixel of the result comes from: the steps undone from the last to the first. A
         # row has one y, and places in it differ in x alone. Images span -1 to 1.
         places = (2 * torch.arange(size, device=images.device) + 1) / size - 1

@@ -1,0 +1,16 @@
+"""`make test-gpu`: whether all works on the GPU of this machine, in a few minutes.
+
+The numbers that count are those of the CPU in float64, or of a loop over the formula.
+"""
+
+import torch
+from torch import Tensor
+
+GPU = torch.device("cuda")
+
+
+def error(got: Tensor, want: Tensor, least: float = 0.0) -> float:
+    """The norm of the difference, relative to that of `want` or to `least` if that is more."""
+    assert got.shape == want.shape
+    got, want = got.detach().double(), want.detach().to(got.device).double()
+    return ((got - want).norm() / want.norm().clamp(min=least or 1e-300)).item()

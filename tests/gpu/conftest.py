@@ -1,0 +1,19 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def needs_a_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU, and torch sees none: torch.cuda.is_available() is false")
+
+
+@pytest.fixture
+def exact_float32() -> Iterator[None]:
+    """Convolutions in float32, not in TensorFloat-32 with its 3 digits, torch's default."""
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before

@@ -1,0 +1,48 @@
+"""One rank over NCCL, which is all that one GPU can show of it, in a process of its own."""
+
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.gpu import GPU, error
+from tests.recipes import recipe
+
+pytestmark = pytest.mark.gpu
+
+NETS = ["model=lenet5", "model=simple_cnn model.net.norm=batch", "model=alexnet_small"]
+
+
+def one_rank(meet: Path) -> None:
+    place = torch.device(GPU.type, 0)
+    dist.init_process_group(
+        "nccl", init_method=f"file://{meet}", rank=0, world_size=1, device_id=place
+    )
+    for words in NETS:
+        torch.manual_seed(0)
+        net, loss, _, shape, _ = recipe(words)
+        net.to(place).eval()  # without dropout
+        images, labels = torch.rand(8, *shape).to(place), torch.arange(8, device=place)
+        weights = list(net.parameters())
+        want = torch.autograd.grad(loss(net(images), labels), weights)
+        before = [buffer.clone() for buffer in net.buffers()]
+
+        ranks = DistributedDataParallel(net, [place], gradient_as_bucket_view=True)
+        loss(ranks(images), labels).backward()
+        for buffer, value in zip(net.buffers(), before, strict=True):
+            dist.broadcast(buffer, 0)
+            assert torch.equal(buffer, value)
+        for weight, gradient in zip(weights, want, strict=True):
+            assert gradient.any() and error(weight.grad, gradient) < 1e-5
+    dist.destroy_process_group()
+
+
+def test_one_rank_has_the_gradients_of_no_ranks(tmp_path) -> None:
+    process = get_context("spawn").Process(target=one_rank, args=(tmp_path / "meet",))
+    process.start()
+    process.join(timeout=120)
+    process.kill()
+    assert process.exitcode == 0

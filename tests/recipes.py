@@ -1,0 +1,51 @@
+"""Net, loss and optimizer of every recipe in `conf`, for the tests that take single steps."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+from hydra.utils import instantiate
+from torch import nn
+
+CONF = Path(__file__).parents[1] / "conf"
+DIGITS = ("lenet5", "lenet5_relu", "simple_cnn")
+SEARCH = "search_lenet5"  # an experiment that is a sweep, of another one's recipe
+
+MODELS = sorted(path.stem for path in CONF.glob("model/*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if path.stem != SEARCH)
+# Each model with its own optimizer, and each other recipe; new files come in by themselves.
+RECIPES = [f"model={name}" for name in MODELS] + [f"experiment={name}" for name in EXPERIMENTS]
+# What no recipe chooses by itself: batch normalisation and the other losses.
+VARIANTS = [
+    "model=simple_cnn model.net.norm=batch",
+    "model=convnet_cifar10 model.net.norm=batch",
+    "model=lenet5 model.loss.j=null",
+    "model=lenet5_relu model.loss._target_=classic_cnns.model.lenet5_relu.SquaredErrorOneHot",
+]
+
+
+class Recipe(NamedTuple):
+    net: nn.Module
+    loss: nn.Module
+    make_optimizer: Any  # gets net.named_parameters()
+    shape: tuple[int, int, int]  # of an image (C, H, W)
+    pixels: tuple[float, float]  # the range of their values, about 0 where a mean is subtracted
+
+
+def compose(words: str) -> Any:
+    """The config of these overrides, the first one of RECIPES, for images of its usual data set."""
+    name = words.split()[0].partition("=")[2]
+    dataset = "mnist" if name.startswith(DIGITS) else "cifar10"
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", [*words.split(), f"data={dataset}", "name=x"])
+
+
+def recipe(words: str) -> Recipe:
+    """What one of RECIPES or VARIANTS configures, for ten classes."""
+    config = compose(words)
+    net, loss = instantiate(config.model.net), instantiate(config.model.loss)
+    given = config.model.input
+    shape = (config.data.channels, given.size, given.size)
+    middle = (given.low + given.high) / 2 if given.subtract_mean else 0
+    pixels = (given.low - middle, given.high - middle)
+    return Recipe(net, loss, instantiate(config.optim.optimizer), shape, pixels)
