@@ -128,6 +128,7 @@ TAKEN = {
     "logger": "logger=tensorboard, csv, mlflow or wandb chooses it, and logger=null none",
     "default_root_dir": "run_dir=<directory> says where a run is written",
     "enable_checkpointing": "~callbacks.checkpoint leaves checkpoints out",
+    "model_registry": "it uploads checkpoints to Lightning's cloud, which this command does not use",
     "limit_predict_batches": "this command trains and tests, and predicts nothing",
     "barebones": "it measures Lightning alone, without the metrics that a run reports",
 }
