@@ -102,7 +102,8 @@ RULES = {
     number(0, 1000, above=True): "optim.bias_lr optim.lr",
     null_or(number(0, above=True)): "model.loss.j optim.clip_norm sweep.time_limit "
     "trainer.gradient_clip_val",
-    null_or(same_kind({})): "optim.scheduler sweep.search",
+    null_or(same_kind({})): "optim.scheduler sweep.search sweep.search.pruner "
+    "sweep.search.sampler",
     one_of("pad", "crop", "resize"): "model.input.fit",
     one_of("auto", "cpu", "gpu", "cuda", "mps"): "trainer.accelerator",
     one_of("auto", "32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"):
