@@ -54,7 +54,7 @@ def words(name: str, folder: Path) -> list[str]:
 
 
 def make_data(folder: Path) -> None:
-    """Tiny data sets in the form of our cache, the configs `data=tiny_*`, and a folder of photos."""
+    """Tiny data sets in the form of our cache, the configs `data=tiny_*`, and some photos."""
     random = np.random.RandomState(7)
     (folder / "conf" / "data").mkdir(parents=True)
     for name, shape in (("mnist", (28, 28)), ("cifar10", (3, 32, 32))):
@@ -93,7 +93,8 @@ def fingerprint(checkpoint: dict) -> dict:
 
 def machine() -> dict[str, str]:
     """What the hashes hold for."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line for line in lines if "model name" in line]
     processor = names[0].partition(": ")[2] if names else platform.machine()
     capability = torch.backends.cpu.get_cpu_capability()
     return {"torch": torch.__version__, "processor": f"{processor}, {capability}"}

@@ -98,9 +98,9 @@ def test_every_choice_of_every_group_composes_and_is_allowed(group, tmp_path, mo
     for path in (CONF / group).glob("*.yaml"):
         words = [f"{group}={path.stem}"]
         if group == "data":
-            words += ["model=alexnet", f"data.root={tmp_path}"] if path.stem == "image_folder" else [
-                "model=lenet5_relu"  # takes colours too
-            ]  # fmt: skip
+            folder = path.stem == "image_folder"
+            words += ["model=alexnet" if folder else "model=lenet5_relu"]  # take colours too
+            words += [f"data.root={tmp_path}"] if folder else []
         if group in ("model", "optim") and ("cifar10" in path.stem or "alexnet" in path.stem):
             words += ["data=cifar10", "model.input.fit=resize"]
             words += ["model=convnet_cifar10"] if group == "optim" else []

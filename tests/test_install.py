@@ -32,9 +32,7 @@ def installed(tmp_path_factory) -> Path:
         if name.startswith(("src/", "conf/", "pyproject", "README", "LICENSE")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-deps", source], check=True
-    )
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", source], check=True)
     return folder / "env" / "bin"
 
 
@@ -52,8 +50,10 @@ def test_the_command_runs_from_a_wheel(installed, tiny_mnist, tiny_config_dir, t
 
 
 def test_python_composes_from_a_wheel(installed, tmp_path):
-    program = "import classic_cnns; print(classic_cnns.__file__); " \
+    program = (
+        "import classic_cnns; print(classic_cnns.__file__); "
         "print(classic_cnns.compose('model=alexnet_small', 'data=cifar10').name)"
+    )
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run([installed / "python", "-c", program], cwd=tmp_path, env=environment,
                           capture_output=True, text=True, check=True)  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a user of Lightning and Hydra types in the first hour: each works, or is told in one line."""
+"""What a user of Lightning and Hydra types in the first hour: it works, or one line says why."""
 
 import csv
 import inspect
@@ -65,7 +65,9 @@ def same(a: dict, b: dict) -> bool:
 
 # What is typed, and what a callback that notes all hooks, or the result, then has to show.
 EFFECTS = {
-    "accelerator": ("trainer.accelerator=cpu", lambda w, r: w.trainer.strategy.root_device.type == "cpu"),
+    "accelerator": (
+        "trainer.accelerator=cpu", lambda w, r: w.trainer.strategy.root_device.type == "cpu"
+    ),
     "fast_dev_run": ("+trainer.fast_dev_run=2", lambda w, r: w.calls["on_train_batch_end"] == 2),
     "max_epochs": ("trainer.max_epochs=1", lambda w, r: r["epochs"] == 1),
     "min_epochs": (
@@ -96,7 +98,9 @@ EFFECTS = {
     "num_sanity_val_steps": (
         "trainer.num_sanity_val_steps=1", lambda w, r: w.calls["on_sanity_check_end"] == 1
     ),
-    "log_every_n_steps": ("trainer.log_every_n_steps=4", lambda w, r: count("loss/train_step") == 8),
+    "log_every_n_steps": (
+        "trainer.log_every_n_steps=4", lambda w, r: count("loss/train_step") == 8
+    ),
     "enable_model_summary": (
         "trainer.enable_model_summary=true",
         lambda w, r: any(isinstance(c, pl.callbacks.ModelSummary) for c in w.trainer.callbacks),
@@ -154,7 +158,9 @@ def count(tag: str) -> int:
 
 
 def test_every_argument_of_trainer_is_tested_here():
-    signature = [name for name in inspect.signature(pl.Trainer.__init__).parameters if name != "self"]
+    signature = [
+        name for name in inspect.signature(pl.Trainer.__init__).parameters if name != "self"
+    ]
     assert trainer_arguments() == signature
     assert Counter([*EFFECTS, *BUILT, *REFUSED]) == Counter(signature)
 
@@ -189,8 +195,9 @@ def test_an_argument_that_cannot_work_is_refused(train, name):
 def test_every_hook_of_a_callback_is_called_as_often_as_lightning_says(train):
     train("callbacks=[default,witness]", "trainer.num_sanity_val_steps=1")
     calls, steps = witness().calls, 2 * STEPS
-    for hook in ("on_train_batch_start", "on_train_batch_end", "on_before_backward",
-                 "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad"):  # fmt: skip
+    each_step = ("on_train_batch_start", "on_train_batch_end", "on_before_backward",
+                 "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")  # fmt: skip
+    for hook in each_step:
         assert calls[hook] == steps, hook
     for hook in ("on_train_epoch_start", "on_train_epoch_end"):
         assert calls[hook] == 2, hook
@@ -227,8 +234,9 @@ def test_ones_own_callback_comes_from_the_command_line_and_any_can_be_left_out(t
     assert train("callbacks=[default,witness]", *words)["status"] == "finished"
     kinds = {type(callback).__name__ for callback in witness().trainer.callbacks}
     assert "Timer" in kinds and "Pictures" not in kinds
-    assert "images" not in EventAccumulator("run/tensorboard").Reload().Tags() or not (
-        EventAccumulator("run/tensorboard").Reload().Tags()["images"]
+    assert (
+        "images" not in EventAccumulator("run/tensorboard").Reload().Tags()
+        or not (EventAccumulator("run/tensorboard").Reload().Tags()["images"])
     )
 
 

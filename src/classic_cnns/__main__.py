@@ -40,6 +40,7 @@ def main() -> None:
 
 def run_single(config: DictConfig) -> None:
     """One run, in this process or in one for each device."""
+    devices.share_cores()
     count = devices.count(config.trainer.devices)
     if count > 1 and devices.started_outside() is None:
         return launch(count)

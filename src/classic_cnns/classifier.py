@@ -56,7 +56,7 @@ class SplitMetrics(nn.Module):
     def __init__(self, top5: bool) -> None:
         super().__init__()
         names = ["loss", "error", "accuracy", *(["top5_error"] if top5 else [])]
-        self.means = nn.ModuleDict({name: ExactMean() for name in names})
+        self.means: Any = nn.ModuleDict({name: ExactMean() for name in names})
         self.steps: list[tuple[Tensor, Tensor, Tensor]] = []  # not yet counted
 
     def add(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
@@ -84,15 +84,15 @@ class SplitMetrics(nn.Module):
             mean.reset()
 
     def metrics(self) -> list[MeanMetric]:
-        return list(self.means.values())  # type: ignore[arg-type]
+        return list(self.means.values())
 
     def sums(self) -> dict[str, list[float]]:
         """Sum and weight of each mean so far, over all ranks, which all have to ask."""
         self.count()
         found = {}
         for name, mean in self.means.items():
-            with mean.sync_context():  # type: ignore[operator]
-                found[name] = [mean.mean_value.item(), mean.weight.item()]  # type: ignore
+            with mean.sync_context():
+                found[name] = [mean.mean_value.item(), mean.weight.item()]
         return found
 
     def load_sums(self, sums: dict[str, Any]) -> None:
@@ -185,7 +185,7 @@ class Classifier(pl.LightningModule):
         if hasattr(strategy, "clip_gradients"):  # the norm of a net in two towers is that of both
             strategy.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val and self.trainer.precision == "bf16-mixed":
-            # Lightning refuses this to fused optimizers, for the sake of float16's scaled gradients.
+            # Lightning refuses fused optimizers, though only float16 has scaled gradients.
             norm = gradient_clip_algorithm != "value"
             clip = plugin.clip_grad_by_norm if norm else plugin.clip_grad_by_value
             clip(optimizer, gradient_clip_val)
@@ -242,7 +242,7 @@ class Classifier(pl.LightningModule):
             torch.manual_seed(seed)
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
-        trainer = self.trainer
+        trainer: Any = self.trainer
         last = trainer.is_last_batch or trainer.should_stop
         last = last or trainer.global_step == trainer.max_steps
         if trainer.global_step % trainer.log_every_n_steps == 0 or last:
@@ -305,7 +305,7 @@ class Classifier(pl.LightningModule):
     def log_metrics(self, split: str, metrics: SplitMetrics) -> None:
         """Lightning reads them at the end of the epoch, over all ranks, and resets them."""
         metrics.count()
-        loss = metrics.means["loss"].compute().item()  # type: ignore[operator]
+        loss = metrics.means["loss"].compute().item()
         if not isfinite(loss):
             raise Diverged(f"the {split} loss became {loss}")
         for name, mean in metrics.means.items():

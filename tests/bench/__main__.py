@@ -5,9 +5,9 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
+from classic_cnns.run_directory import processor
 
 from classic_cnns.files import write_json
-from classic_cnns.run_directory import processor
 from tests.bench.ddp import ddp
 from tests.bench.images import images
 from tests.bench.layers import layers

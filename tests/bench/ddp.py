@@ -12,11 +12,11 @@ from statistics import median
 
 import torch
 import torch.distributed as dist
+from classic_cnns.trainer.stop import Stop
 from torch.nn.parallel import DistributedDataParallel
 
-from classic_cnns.trainer.devices import free_port
 from classic_cnns.model.lenet5 import LeNet5, MAPLoss
-from classic_cnns.trainer.stop import Stop
+from classic_cnns.trainer.devices import free_port
 from tests.bench import Row, row
 
 STEPS = 50

@@ -18,6 +18,9 @@ import hydra
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from classic_cnns.report.tensorboard import RunLogger
+from classic_cnns.trainer.checkpoint import BestAndLast
+from classic_cnns.trainer.stop import Stop
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
@@ -26,13 +29,10 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
 
-from classic_cnns.data.transforms import scale
 from classic_cnns.config.compose import CONF
-from classic_cnns.report.tensorboard import RunLogger
+from classic_cnns.data.transforms import scale
 from classic_cnns.run import build, make_trainer
-from classic_cnns.trainer.checkpoint import BestAndLast
 from classic_cnns.trainer.memory import keep_freed_memory
-from classic_cnns.trainer.stop import Stop
 from tests.bench import Row, row
 
 

@@ -16,9 +16,9 @@ import torch
 import torchvision
 from torch import nn
 
+from classic_cnns.config.compose import CONF
 from classic_cnns.model.alexnet import AlexNet
 from classic_cnns.model.local_response_norm import LocalResponseNorm
-from classic_cnns.config.compose import CONF
 from classic_cnns.run import build
 from classic_cnns.trainer.memory import keep_freed_memory
 from classic_cnns.trainer.precision import choose

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import yaml
 
+from classic_cnns import UserError
 from classic_cnns.data import fetch
 from classic_cnns.data import sources as sources_of
-from classic_cnns import UserError
 
 ON_DISK = fetch.SOURCES["mnist"]["files on disk"]
 ROOT = Path(__file__).parents[2]

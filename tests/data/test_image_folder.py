@@ -16,10 +16,10 @@ from torchvision.transforms.v2 import functional as vision
 
 from classic_cnns import UserError
 from classic_cnns.classifier import Classifier
+from classic_cnns.config.compose import compose
 from classic_cnns.data import folders
 from classic_cnns.data.image_folder import ImageFolderData, decode
 from classic_cnns.data.transforms import RandomCrop, RandomFlip
-from classic_cnns.config.compose import compose
 from classic_cnns.run.run import run
 
 SIDE = 40  # what the shorter sides are brought to here, 256 in conf/

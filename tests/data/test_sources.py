@@ -16,8 +16,8 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from classic_cnns.data import fetch, sources
 from classic_cnns.config.compose import CONF
+from classic_cnns.data import fetch, sources
 
 SIDE = 32
 

@@ -142,7 +142,7 @@ def test_half_of_the_images_are_mirrored():
 
 
 def affine(image: np.ndarray, right, down, scale, squeeze, shear) -> np.ndarray:
-    """A naive affine augmentation of (C, S, S): where does each pixel come from, four neighbours."""
+    """A naive affine distortion of (C, S, S): where does each pixel come from, four neighbours."""
     channels, size, _ = image.shape
     forward = scale * np.array([[1, shear], [0, 1]]) @ np.diag([1 / squeeze, squeeze])
     result = np.zeros(image.shape)

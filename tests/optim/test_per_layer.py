@@ -7,8 +7,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from classic_cnns.optim.momentum_2012 import Momentum2012, per_layer
 from classic_cnns.config.compose import CONF
+from classic_cnns.optim.momentum_2012 import Momentum2012, per_layer
 
 VARIANTS = {  # wc of the files
     "convnet_cifar10": [0.004, 0.004, 0.004, 0.03, 0.03],

@@ -24,8 +24,8 @@ def before_validation(trainer: pl.Trainer, batch_idx: int) -> bool:
 
     Lightning leaves that validation out when it goes on from a checkpoint made here.
     """
-    every = trainer.val_check_batch
-    return trainer.is_last_batch or (bool(every) and (batch_idx + 1) % every == 0)
+    every = trainer.val_check_batch or inf
+    return trainer.is_last_batch or (batch_idx + 1) % every == 0
 
 
 class BestAndLast(Checkpoint):
@@ -84,7 +84,7 @@ class EveryFewSteps(Callback):
     def __init__(self, steps: int | None = None, minutes: float | None = None) -> None:
         if (steps is None) == (minutes is None):
             raise ValueError("give one of steps and minutes")
-        self.steps, self.seconds = steps, 60 * minutes if minutes else None
+        self.steps, self.seconds = steps, 60 * (minutes or 0)
         self.saved = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -100,7 +100,5 @@ class StopOnSignal(Callback):
             fit = int(self.interval * self.steps / (now - self.asked))  # steps at the recent speed
             self.asked, self.steps = now, 0
             self.flag = torch.tensor([self.number, -max(1, fit)])  # the fewest of all ranks count
-            self.exchange = dist.all_reduce(
-                self.flag, dist.ReduceOp.MAX, self.group, async_op=True
-            )
+            self.exchange = dist.all_reduce(self.flag, dist.ReduceOp.MAX, self.group, async_op=True)
         return False

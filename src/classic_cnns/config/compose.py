@@ -54,16 +54,16 @@ class Composer:
     def __init__(self, config_dirs: Sequence[str] = (), config_name: str = "train") -> None:
         self.config_dirs = [str(Path(folder).expanduser().absolute()) for folder in config_dirs]
         self.config_name = config_name
-        for folder in self.config_dirs:
-            if not Path(folder).is_dir():
-                raise UserError(f"--config-dir={folder}: is not found; try another folder")
-        folders_ = [*map(Path, self.config_dirs), CONF]
-        names = sorted({path.stem for folder in folders_ for path in folder.glob("*.yaml")})
+        places = [*map(Path, self.config_dirs), CONF]
+        for place in places:
+            if not place.is_dir():
+                raise UserError(f"--config-dir={place}: is not found; try another folder")
+        names = sorted({path.stem for place in places for path in place.glob("*.yaml")})
         if config_name not in names:
             raise UserError(f"--config-name={config_name}: must be one of {', '.join(names)}")
         groups: dict[str, set[str]] = {}
-        for folder in folders_:
-            for path in folder.glob("*/*.yaml"):
+        for place in places:
+            for path in place.glob("*/*.yaml"):
                 groups.setdefault(path.parent.name, set()).add(path.stem)
         self.groups = {name: sorted(groups[name]) for name in sorted(groups)}
         self.composed: dict[tuple[str, ...], DictConfig] = {}  # by the choices of groups
@@ -107,12 +107,14 @@ class Composer:
 
     def choice(self, override: Override) -> str:
         """The override of a group, as Hydra takes it; UserError for a choice that no file has."""
-        group, value = override.key_or_group, override.value()
+        group, value, word = override.key_or_group, override.value(), str(override.input_line)
         options = self.groups[group]
         if override.is_sweep_override():
-            return override.input_line  # refused later
+            return word  # refused later
         if override.is_delete():
-            raise UserError(f"{override.input_line}: groups cannot be removed; {one_of(group, options)}")
+            raise UserError(
+                f"{override.input_line}: groups cannot be removed; {one_of(group, options)}"
+            )
         names = value if isinstance(value, list) else [] if value is None else [value]
         if value is None and group in COMBINED:
             return f"{group}=[]"
@@ -125,7 +127,7 @@ class Composer:
                 raise UserError(f"{override.input_line}: {hint}{one_of(group, options)}")
         if isinstance(value, list) and group not in (*COMBINED, "debug", "experiment"):
             raise UserError(f"{override.input_line}: takes one choice; {one_of(group, options)}")
-        return f"{group}={override.input_line.partition('=')[2]}"
+        return f"{group}={word.partition('=')[2]}"
 
     def read_files(self, choices: tuple[str, ...]) -> DictConfig:
         """The config as its files have it, with these choices of groups; not yet resolved."""
@@ -153,7 +155,8 @@ class Composer:
 
     def set_value(self, config: DictConfig, default: DictConfig, override: Override) -> None:
         """Set one key; UserError where no file has it and it cannot be added."""
-        word, key = override.input_line, override.get_key_element().lstrip("+~")
+        word, key = str(override.input_line), override.get_key_element().lstrip("+~")
+        value: Any = override.value()
         known = dict(leaves(plain(default), groups=True))
         group, _, rest = key.partition(".")
         if key.startswith("hydra"):
@@ -163,11 +166,13 @@ class Composer:
             )
         if override.is_delete():
             if group not in COMBINED or key not in known or "." in rest:
-                raise UserError(f"{word}: keys cannot be removed; some take null, as --cfg job shows")
+                raise UserError(
+                    f"{word}: keys cannot be removed; some take null, as --cfg job shows"
+                )
             del config[group][rest]
             return
-        if isinstance(override.value(), dict):
-            for inner in leaves(override.value(), f"{key}.", groups=True):
+        if isinstance(value, dict):
+            for inner in leaves(value, f"{key}.", groups=True):
                 if not can_add(inner[0], known) and inner[0] not in known:
                     raise UserError(f"{word}: {unknown_key(inner[0], known)}")
         if key not in known and "[" not in key:
@@ -178,7 +183,7 @@ class Composer:
         elif group == "trainer" and rest in TAKEN:
             check_trainer_argument(word, rest, True)
         try:
-            OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
+            OmegaConf.update(config, key, value, merge=True, force_add=True)
         except (OmegaConfBaseException, ValueError, TypeError) as error:
             raise UserError(f"{word}: {one_line(error)}; --cfg job shows all keys") from error
 
@@ -228,10 +233,10 @@ def unresolved(
 ) -> UserError:
     """What to tell where `key` takes its value from one that is not there."""
     told: BaseException | None = error
-    while told and not isinstance(told, UserError):  # which OmegaConf hides below its own
+    while told:  # OmegaConf hides ours below its own
+        if isinstance(told, UserError):
+            return told
         told = told.__cause__ or told.__context__
-    if told:
-        return told
     word = next((word for word in words if "${" in word), None)
     text = word or f"{key}={dict(leaves(plain(config)))[key]}"
     return UserError(f"{text}: {one_line(error)}; try {key}=<value>")
@@ -239,7 +244,7 @@ def unresolved(
 
 def examples(default: DictConfig) -> dict[str, Any]:
     """The values of the files; null in place of one that takes its value from a missing key."""
-    values = {}
+    values: dict[str, Any] = {}
     for key in interpolations(default):
         values[key] = None
         with suppress(OmegaConfBaseException):
@@ -310,5 +315,5 @@ def one_of(group: str, options: Sequence[str]) -> str:
     return f"{group} is one of {', '.join(options)}"
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

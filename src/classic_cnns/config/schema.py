@@ -71,9 +71,11 @@ CHANNELS = Rule(
 )
 DEVICES = Rule(
     "a whole number of at least 1, auto, or a list of GPUs",
-    lambda x: (type(x) is int and (x >= 1 or x == -1))
-    or x == "auto"
-    or (type(x) is list and x != [] and all(type(n) is int and n >= 0 for n in x)),
+    lambda x: (
+        (type(x) is int and (x >= 1 or x == -1))
+        or x == "auto"
+        or (type(x) is list and x != [] and all(type(n) is int and n >= 0 for n in x))
+    ),
     1,
 )
 STRATEGY = Rule("a name that Lightning knows, or a node with _target_", lambda x: bool(x), "auto")
@@ -129,7 +131,7 @@ TAKEN = {
     "logger": "logger=tensorboard, csv, mlflow or wandb chooses it, and logger=null none",
     "default_root_dir": "run_dir=<directory> says where a run is written",
     "enable_checkpointing": "~callbacks.checkpoint leaves checkpoints out",
-    "model_registry": "it uploads checkpoints to Lightning's cloud, which this command does not use",
+    "model_registry": "this command uploads no checkpoints to Lightning's cloud",
     "limit_predict_batches": "this command trains and tests, and predicts nothing",
     "barebones": "it measures Lightning alone, without the metrics that a run reports",
 }

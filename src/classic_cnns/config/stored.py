@@ -1,4 +1,4 @@
-"""The config of an earlier run: where it is, what it means today, and what may differ as it goes on.
+"""The config of an earlier run: where it is, what it means today, and what may differ now.
 
 Nothing here imports torch.
 """

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 from filelock import FileLock
 
-from classic_cnns.data.sources import BY_HAND, SOURCES, Arrays
 from classic_cnns import UserError
+from classic_cnns.data.sources import BY_HAND, SOURCES, Arrays
 from classic_cnns.files import disk_trouble, read_json, replacing, write_json
 
 log = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from classic_cnns import UserError
 from classic_cnns.data import folders
 from classic_cnns.data.batches import Batches
 from classic_cnns.data.module import ImageData
 from classic_cnns.trainer.devices import core_count
-from classic_cnns import UserError
 
 log = logging.getLogger(__name__)
 

@@ -82,7 +82,8 @@ class ImageData(pl.LightningDataModule):
         return self.batches(split, batch_size, **{"to_input": self.to_input} | options)
 
     def train_dataloader(self) -> Batches:
-        overfit = self.trainer is not None and self.trainer.overfit_batches > 0
+        trainer: Any = self.trainer
+        overfit = trainer is not None and trainer.overfit_batches > 0
         self.train_batches = self.loader(
             "train",
             self.batch_size,

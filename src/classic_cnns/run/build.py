@@ -182,10 +182,10 @@ def start_from(module: pl.LightningModule, path: Any, skipped: list[str]) -> Non
         and (name not in own or name not in found or own[name].shape != found[name].shape)
     ]
     if wrong:
-        layers = list(dict.fromkeys(name.rpartition(".")[0] for name in wrong))
+        misfits = list(dict.fromkeys(name.rpartition(".")[0] for name in wrong))
         raise UserError(
-            f"init_from={path}: does not fit this net in {', '.join(layers)}; "
-            f"try init_skip=[{','.join(layers)}] to leave them at their first weights"
+            f"init_from={path}: does not fit this net in {', '.join(misfits)}; "
+            f"try init_skip=[{','.join(misfits)}] to leave them at their first weights"
         )
     taken = {name: x for name, x in found.items() if not is_skipped(name)}
     module.load_state_dict(own | taken)
@@ -201,7 +201,7 @@ def build_trainer(config: DictConfig, **given: Any) -> pl.Trainer:
     Raises UserError for what it does not take.
     """
     several = devices.count(config.trainer.devices) * config.trainer.num_nodes > 1
-    node = dict(config.trainer)
+    node: dict[str, Any] = dict(config.trainer)  # type: ignore[arg-type]
     if node["strategy"] == "auto" and several:
         node["strategy"] = {"_target_": "classic_cnns.trainer.ddp.DDP"}
     node["precision"] = precision.choose(node["precision"], node["accelerator"])

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError, program
 from classic_cnns.callbacks.record import Record
-from classic_cnns.callbacks.stop import Stopped, StopOnSignal
+from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged
 from classic_cnns.config.stored import find_run
 from classic_cnns.files import disk_trouble, read_json, write_json
@@ -34,7 +34,6 @@ from classic_cnns.run.build import (
     build_trainer,
     check_monitors,
     example,
-    start_from,
 )
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
 from classic_cnns.trainer.launch import report
@@ -104,9 +103,7 @@ def is_over(result: dict, config: DictConfig) -> bool:
     return result["status"] == "finished" and (same or 0 < wanted <= result["epochs"])
 
 
-def open_directory(
-    config: DictConfig, earlier: Path | None, stack: ExitStack
-) -> tuple[Path, bool]:
+def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -> tuple[Path, bool]:
     """The directory of the run, and whether it is a new one; a temporary one without `keep`."""
     if earlier:
         directories.write_config(earlier, config)  # it may go on for longer
@@ -208,9 +205,7 @@ def best_checkpoint(trainer: Any, checkpoints: Path) -> str | None:
     return next((path for path in paths if path), None)
 
 
-def write_start(
-    config: DictConfig, directory: Path, trainer: Any, module: Any, data: Any
-) -> None:
+def write_start(config: DictConfig, directory: Path, trainer: Any, module: Any, data: Any) -> None:
     """Record and print what the run is, before it trains."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
@@ -291,12 +286,18 @@ def final_table(result: dict) -> str:
         for split, title in (("train", "training"), ("val", "validation"), ("test", "test")):
             forms = ["{:11.4f}", *["{:11.2%}"] * (len(names) - 1)]
             values = [metrics.get(f"{name}/{split}") for name in names]
-            cells = [f"{'-':>11}" if x is None else form.format(x) for form, x in zip(forms, values)]
+            cells = [
+                f"{'-':>11}" if x is None else form.format(x)
+                for form, x in zip(forms, values, strict=True)
+            ]
             lines.append(f"{title:12}{''.join(cells)}")
     else:
         lines += ["", *(f"{name:24}{value:12.5g}" for name, value in sorted(metrics.items()))]
     speed = metrics.get("speed/images_per_second")
     epochs = f"{result['epochs']} epoch{'s' * (result['epochs'] != 1)}"
-    parts = [f"{epochs} in {result['seconds']:.1f} s", *([f"{speed:,.0f} images/s"] if speed else [])]
+    parts = [
+        f"{epochs} in {result['seconds']:.1f} s",
+        *([f"{speed:,.0f} images/s"] if speed else []),
+    ]
     lines.append(", ".join([*parts, result["directory"]]))
     return "\n".join(lines)

@@ -51,7 +51,9 @@ def updated(checkpoint: dict[str, Any]) -> dict[str, Any]:
     under_way = checkpoint.pop("epoch_under_way")
     checkpoint["epoch_seconds"] = under_way["seconds"]
     sums, images = under_way["sums"], under_way["sums"]["images"]
-    checkpoint["train_sums"] = {name: [sums[k], images] for name, k in (("loss", "loss"), ("error", "errors"))}
+    checkpoint["train_sums"] = {
+        name: [sums[k], images] for name, k in (("loss", "loss"), ("error", "errors"))
+    }
     checkpoint["train_sums"]["accuracy"] = [images - sums["errors"], images]
     for loader in checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", []):
         for name in ("ResidentData", "ImageFolderData"):

@@ -1,4 +1,4 @@
-"""Several devices share each batch: Lightning's DDP, set up for nets of a few milliseconds a step."""
+"""Several devices share each batch: Lightning's DDP, set up for steps of a few milliseconds."""
 
 from typing import Any
 
@@ -15,9 +15,7 @@ class DDP(DDPStrategy):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(
-            **{"gradient_as_bucket_view": True, "broadcast_buffers": False} | options
-        )
+        super().__init__(**{"gradient_as_bucket_view": True, "broadcast_buffers": False} | options)
 
     def on_validation_start(self) -> None:
         module: Any = self.lightning_module

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from classic_cnns import UserError
 
+SPINS = 1500  # alone nearly the speed of spinning for long, beside others of not spinning at all
+
 
 def visible_gpus() -> list[str]:
     """GPUs by their device files, or as CUDA_VISIBLE_DEVICES names them; one of another make."""
@@ -36,6 +38,17 @@ def core_count() -> int:
 def cgroup(name: str) -> list[str]:
     path = Path("/sys/fs/cgroup") / name
     return path.read_text().split() if path.is_file() else []
+
+
+def share_cores() -> None:
+    """Let threads that wait for others spin for microseconds only; before torch is imported.
+
+    OpenMP's threads spin at each barrier for one that another program keeps from its core: two runs
+    at once, or a busy notebook beside one, then take many times as long. The results are the same.
+    What the user has set counts.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
 
 
 def started_outside() -> int | None:
