@@ -195,8 +195,8 @@ def test_an_argument_that_cannot_work_is_refused(train, name):
 def test_every_hook_of_a_callback_is_called_as_often_as_lightning_says(train):
     train("callbacks=[default,witness]", "trainer.num_sanity_val_steps=1")
     calls, steps = witness().calls, 2 * STEPS
-    each_step = ("on_train_batch_start", "on_train_batch_end", "on_before_backward",
-                 "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")  # fmt: skip
+    each_step = ["on_train_batch_start", "on_train_batch_end", "on_before_backward"]
+    each_step += ["on_after_backward", "on_before_optimizer_step", "on_before_zero_grad"]
     for hook in each_step:
         assert calls[hook] == steps, hook
     for hook in ("on_train_epoch_start", "on_train_epoch_end"):
