@@ -94,8 +94,18 @@ def test_lenet5_learns_real_mnist_in_one_epoch(tmp_path):
     runs = tmp_path / "outputs" / "lenet5-mnist"
     directory = runs / (runs / "latest").read_text().strip()
     result = json.loads((directory / "result.json").read_text())
-    assert result["metrics"]["test"]["error"] < 0.04  # a full run ends below 0.01
+    assert result["metrics"]["error/test"] < 0.04  # a full run ends below 0.01
     assert str(directory.relative_to(tmp_path)) in printed
+
+
+def test_a_quick_first_try_learns_too(tmp_path):
+    words = ["data.train_size=10000", "trainer.max_epochs=2", "run_dir=quick"]
+    process = train(*words, cwd=tmp_path)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    assert "9,000 images to train on, 1,000 held out" in printed
+    result = json.loads((tmp_path / "quick" / "result.json").read_text())
+    assert result["metrics"]["error/test"] < 0.3  # ten classes: guessing gives 0.9
 
 
 def test_the_readme_has_the_commands_of_this_test():

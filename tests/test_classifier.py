@@ -1,0 +1,46 @@
+"""The metrics of the classifier against counting by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from classic_cnns.classifier import SplitMetrics
+
+
+@pytest.mark.parametrize("classes", [3, 12])
+def test_means_are_those_of_counting_image_by_image(classes):
+    random, metrics = torch.Generator().manual_seed(1), SplitMetrics(top5=True)
+    losses, errors, misses = [], 0, 0
+    for size in (7, 1, 4):
+        scores = torch.randn(size, classes, generator=random)
+        labels = torch.randint(classes, (size,), generator=random)
+        loss = torch.rand((), generator=random)
+        metrics.add(loss, scores, labels)
+        losses += [loss.item()] * size
+        for row, label in zip(scores.tolist(), labels.tolist(), strict=True):
+            ranked = sorted(range(classes), key=lambda i: -row[i])
+            errors += ranked[0] != label
+            misses += label not in ranked[:5]
+    metrics.count()
+    found = {name: mean.compute().item() for name, mean in metrics.means.items()}
+    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-15)
+    assert found["error"] == errors / 12 and found["accuracy"] == (12 - errors) / 12
+    assert found["top5_error"] == misses / 12
+
+
+def test_sums_go_on_where_they_were_also_after_a_move_to_a_device():
+    first, second = SplitMetrics(top5=False), SplitMetrics(top5=False).to("cpu")
+    for metrics in (first, second):
+        metrics.add(torch.tensor(0.1), torch.eye(3), torch.tensor([0, 1, 1]))
+    third = SplitMetrics(top5=False).to("cpu")
+    third.load_sums(first.sums())
+    for name, mean in third.means.items():
+        assert mean.compute().dtype == torch.float64
+        assert mean.compute() == second.sums()[name][0] / 3
+
+
+def test_a_loss_that_is_no_number_is_seen_in_the_mean():
+    metrics = SplitMetrics(top5=False)
+    metrics.add(torch.tensor(float("nan")), torch.eye(2), torch.tensor([0, 1]))
+    metrics.count()
+    assert not metrics.means["loss"].compute().isfinite()
