@@ -24,7 +24,7 @@ Examples:
   {program} model=lenet5 data=mnist
   {program} data.augment=none optim.lr=0.005 seed=1
   {program} trainer=gpu trainer.max_epochs=20 +trainer.max_time=00:01:00:00
-  {program} callbacks=[default,early_stopping] logger=[tensorboard,csv]
+  {program} 'callbacks=[default,early_stopping]' 'logger=[tensorboard,csv]'
   {program} -m data.augment=none,shift 'seed=range(3)'
   {program} resume=outputs/lenet5-mnist/latest
 
