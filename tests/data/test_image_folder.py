@@ -149,7 +149,7 @@ def test_the_order_follows_from_seed_and_epoch(root):
     def batches(seed: int, epoch: int):
         module = data(root, seed=seed)
         module.trainer = SimpleNamespace(
-            distributed_sampler_kwargs=None, current_epoch=epoch, num_devices=1,
+            overfit_batches=0, distributed_sampler_kwargs=None, current_epoch=epoch, num_devices=1,
             strategy=SimpleNamespace(root_device=torch.device("cpu")),
         )  # fmt: skip
         return collect(module.train_dataloader())[0]
@@ -166,7 +166,7 @@ def test_ranks_share_the_images(root, loader):
     parts = []
     for rank in range(3):
         module.trainer = SimpleNamespace(
-            distributed_sampler_kwargs={"rank": rank, "num_replicas": 3}, current_epoch=0,
+            overfit_batches=0, distributed_sampler_kwargs={"rank": rank, "num_replicas": 3}, current_epoch=0,
             num_devices=3, strategy=SimpleNamespace(root_device=torch.device("cpu")),
         )  # fmt: skip
         parts += [image.numpy().tobytes() for image in collect(getattr(module, loader)())[0]]

@@ -134,7 +134,7 @@ def test_seed_and_epoch_of_the_run_choose_the_order(data):
         module = data(seed=seed)
         device = torch.device("cpu")
         module.trainer = SimpleNamespace(
-            distributed_sampler_kwargs=None, current_epoch=epoch,
+            overfit_batches=0, distributed_sampler_kwargs=None, current_epoch=epoch,
             strategy=SimpleNamespace(root_device=device),
         )  # fmt: skip
         return tuple(collect(module.train_dataloader())[1])
@@ -150,7 +150,9 @@ def test_three_ranks_share_each_split_of_the_data_without_repeating_any(data, lo
     parts = []
     for rank in range(3):
         module.trainer = SimpleNamespace(
-            distributed_sampler_kwargs={"rank": rank, "num_replicas": 3}, current_epoch=0
+            overfit_batches=0,
+            distributed_sampler_kwargs={"rank": rank, "num_replicas": 3},
+            current_epoch=0,
         )
         parts += [image.tobytes() for image in collect(getattr(module, loader)())[0]]
     assert sorted(parts) == sorted(image.tobytes() for image in whole)
