@@ -81,7 +81,7 @@ def test_images_get_the_size_that_the_cpu_gives_them(name: str) -> None:
 def batches(images: Tensor, labels: Tensor, **options) -> Batches:
     indices = torch.arange(1, len(labels), 2)  # the odd ones take part
     augment = list(DISTORTIONS)
-    augment[-1].fit(images)
+    augment[-1].fit(images.to(GPU))
     usual = {"shuffle": True, "seed": 3, "augment": augment, "to_input": torch.Tensor.float}
     there = images.to(GPU), labels.to(GPU), indices.to(GPU)
     return Batches(*there, 100, **usual | options)

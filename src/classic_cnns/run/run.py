@@ -162,10 +162,10 @@ def train_and_test(
     last = checkpoints / "last.ckpt"
     if trainer.precision.startswith("bf16") and isinstance(module, Classifier):
         module.net.to(memory_format=torch.channels_last)  # the layout in which it is fast
-    if trainer.precision == "64-true":
-        module.double()  # before Lightning loads a checkpoint, which it would round to float32
     if trainer.is_global_zero:
         write_start(config, directory, trainer, module, data)
+    if trainer.precision == "64-true":
+        module.double()  # before Lightning loads a checkpoint, which it would round to float32
     record = next(c for c in trainer.callbacks if isinstance(c, Record))
 
     with one_line_of_lightning():
