@@ -1,5 +1,6 @@
-"""Print the table of finished runs and sweeps, and draw their learning curves.
+"""Print the table of runs and sweeps, and draw their learning curves.
 
+python src/results.py outputs
 python src/results.py outputs/sweep/2026-11-22_10-15-03-123456
 python src/results.py outputs/lenet5-mnist/* --to outputs/results
 """
@@ -7,14 +8,17 @@ python src/results.py outputs/lenet5-mnist/* --to outputs/results
 import argparse
 from pathlib import Path
 
-from classic_cnns.command_line import fail, one_line_errors
+from classic_cnns.config.command_line import fail, one_line_errors
 
 
-def results() -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("directories", nargs="+", metavar="DIRECTORY", help="of a run or a sweep")
+    parser.add_argument(
+        "directories", nargs="+", metavar="DIRECTORY",
+        help="of a run or a sweep, or any folder that has some below it",
+    )  # fmt: skip
     parser.add_argument(
         "--to", type=Path, help="where results.csv, results.md and curves.png go; without it to "
         "the directory itself if it is one alone, else to outputs/results",
@@ -22,22 +26,22 @@ def results() -> None:
     parser.error = lambda line: fail(f"{line}; see --help")  # type: ignore
     given = parser.parse_args()
     with one_line_errors():
-        from classic_cnns.report.results import markdown, read, write
-        from classic_cnns.run_directory import named
+        from classic_cnns.config.stored import resolve_latest
+        from classic_cnns.report.results import read
 
-        found = [named(Path(name)) for name in given.directories]
-        directories = list(dict.fromkeys(found))  # latest is among those of a pattern too
-        folder = given.to or (found[0] if len(found) == 1 else Path("outputs/results"))
-        rows = read(directories)
+        directories = [resolve_latest(Path(name)) for name in given.directories]
+        alone = len(set(directories)) == 1
+        folder = given.to or (directories[0] if alone else Path("outputs/results"))
+        table = read(directories)
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder, rows)
-        print(markdown(rows))
+        table.write(folder)
+        print(table.markdown())
 
         from classic_cnns.report import curves  # here, since matplotlib takes a second
 
-        curves.write(folder / "curves.png", rows)
+        curves.write(folder / "curves.png", table)
         print(f"\nIn {folder}: results.csv, results.md and curves.png")
 
 
 if __name__ == "__main__":
-    results()
+    main()

@@ -133,7 +133,7 @@ def test_the_readmes_sweep_has_a_row_for_each_job_in_tensorboard(workplace):
         }
         values = plugin["_hparams_/session_start_info"].session_start_info.hparams
         seen.append((values["model"].string_value, values["optim.lr"].number_value))
-        assert log.Scalars("error/test")[-1].value == pytest.approx(float(row["test_error"]))
+        assert log.Scalars("error/test")[-1].value == pytest.approx(float(row["error/test"]))
         names = {info.name for info in plugin["_hparams_/experiment"].experiment.hparam_infos}
         assert names == {"model", "optim.lr"}  # the first five are all that is shown
     assert seen == [(model, lr) for model in ("lenet5", "simple_cnn") for lr in (0.01, 0.1)]

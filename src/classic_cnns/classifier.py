@@ -174,7 +174,7 @@ class Classifier(pl.LightningModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if isinstance(scheduler, ReduceLROnPlateau):
             return  # stepped at the end of the epoch, so that its checkpoint has it
-        if scheduler.last_epoch < self.schedule_steps:
+        if scheduler.last_epoch < self.schedule_steps - 1:  # then the rate stays
             scheduler.step()
 
     def configure_gradient_clipping(

@@ -5,16 +5,18 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from classic_cnns import UserError
-from classic_cnns.report.results import markdown, read, write
+from classic_cnns.report import curves
+from classic_cnns.report.results import Table, read
 
 SRC = Path(__file__).parents[2] / "src"
 ERRORS = {("0.1", 0): 0.031, ("0.1", 1): 0.035, ("0.1", 2): 0.027, ("0.2", 0): 0.02}
@@ -26,8 +28,8 @@ def run(directory: Path, words: list[str], status: str, error: float = 0.0) -> P
     start = {"command": ["/usr/bin/python", "src/train.py", *words, f"run_dir={directory}"]}
     (directory / "provenance.json").write_text(json.dumps([start]))
     result = {"status": status, "seconds": 12.5, "error": "a\nthe | last"}
-    val = {"error": error, "last_error": error + 0.001}
-    result["metrics"] = {"val": val, "test": {"error": error + 0.002}}
+    result["metrics"] = {"error/val": error, "accuracy/val": 1 - error, "error/test": error + 0.002}
+    result["last"] = {"error/val": error + 0.001}
     (directory / "result.json").write_text(json.dumps(result))
     return directory
 
@@ -44,20 +46,20 @@ def runs(tmp_path):
 
 
 def test_the_table_has_each_run_exactly(runs, tmp_path):
-    write(tmp_path, read(runs))
+    read(runs).write(tmp_path)
     with open(tmp_path / "results.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["job"] for row in rows] == [path.name for path in runs]
     for row, error in zip(rows, ERRORS.values(), strict=False):
-        assert float(row["best_validation_error"]) == error
-        assert float(row["last_validation_error"]) == error + 0.001
-        assert float(row["test_error"]) == error + 0.002
+        assert float(row["error/val"]) == error
+        assert float(row["last error/val"]) == error + 0.001
+        assert float(row["error/test"]) == error + 0.002
     assert list(rows[0])[1:3] == ["optim.lr", "seed"]  # and not the name, which is always the same
     assert rows[4]["error"] == "the | last" and rows[4]["state"] == "failed"
 
 
 def test_over_seeds_there_are_mean_deviation_and_n(runs):
-    text = markdown(read(runs))
+    text = read(runs).markdown()
     values = [100 * error for (lr, _), error in ERRORS.items() if lr == "0.1"]
     spread = f"{np.mean(values):.2f}% ± {np.std(values, ddof=1):.2f}%"
     assert re.search(rf"\| 0.1 +\| 3 +\| {re.escape(spread)} +\|", text), text
@@ -65,45 +67,123 @@ def test_over_seeds_there_are_mean_deviation_and_n(runs):
 
 
 def test_the_best_run_is_named_with_the_command_that_repeats_it(runs):
-    text = markdown(read(runs))
-    assert "Best: job 0.2-0, 2.00% validation error" in text
+    text = read(runs).markdown()
+    assert f"Best: job 0.2-0, error/val 2.00%, {runs[3]}/checkpoints/best.ckpt\n" in text
     assert "\n    python src/train.py optim.lr=0.2 seed=0\n" in text
     assert "Job bad failed: the | last" in text
 
 
+def test_the_best_come_first_and_failures_last(runs):
+    lines = read(runs).markdown().split("\n\n")[0].splitlines()[2:]
+    ranked = sorted(ERRORS, key=ERRORS.__getitem__)
+    expected = [*(f"{lr}-{seed}" for lr, seed in ranked), "bad"]
+    assert [line.split("|")[1].strip() for line in lines] == expected
+
+
+def test_any_metric_in_either_direction_orders_the_table(runs):
+    table = Table(read(runs).rows, "accuracy/val", "maximize")
+    assert "Best: job 0.2-0, accuracy/val 98.00%" in table.markdown()
+    table = Table(table.rows, "accuracy/val", "minimize")
+    assert "Best: job 0.1-1, accuracy/val 96.50%" in table.markdown()
+    assert "No run has the metric loss/val" in Table(table.rows, "loss/val").markdown()
+
+
+def test_results_of_an_old_version_give_the_same_table(runs):
+    now = read(runs)
+    for directory, error in zip(runs, ERRORS.values(), strict=False):
+        result = json.loads((directory / "result.json").read_text())
+        val = {"error": error, "last_error": error + 0.001, "accuracy": 1 - error}
+        result |= {"metrics": {"val": val, "test": {"error": error + 0.002}}}
+        del result["last"]
+        (directory / "result.json").write_text(json.dumps(result))
+    then = read(runs)
+    assert then.rows == now.rows and then.markdown() == now.markdown()
+
+
 def test_runs_that_differ_in_a_group_or_leave_a_key_out_have_a_row_too(tmp_path):
     rows = read([run(tmp_path / "a", ["model=simple_cnn"], "finished"),
-                 run(tmp_path / "b", ["optim.lr=1"], "finished")])  # fmt: skip
+                 run(tmp_path / "b", ["optim.lr=1"], "finished")]).rows  # fmt: skip
     assert [row.parameters for row in rows] == [
         {"model": "simple_cnn", "optim.lr": ""},
         {"model": "", "optim.lr": "1"},
     ]
 
 
+def test_a_folder_stands_for_all_runs_and_sweeps_below_it(runs, tmp_path):
+    rates = tmp_path / "sweep" / "rates"
+    jobs = [["seed=3", "optim.lr=0.3"], ["seed=3", "optim.lr=0.4"], ["seed=3", "optim.lr=0.5"]]
+    for number, words in enumerate(jobs[:2]):
+        run(rates / str(number), words, "finished", 0.01 + number)
+    record = {"program": ["python", "train.py"], "varied": ["optim.lr"], "jobs": jobs}
+    OmegaConf.save(record, rates / "sweep.yaml")
+    table = read([tmp_path])
+    assert sorted(row.name for row in table.rows) == sorted(
+        [*(path.name for path in runs), "rates/0", "rates/1", "rates/2"]
+    )
+    assert "Best: job rates/0," in table.markdown()
+    waiting = next(row for row in table.rows if row.name == "rates/2")
+    assert waiting.state == "waiting"
+    assert waiting.parameters == {"name": "", "optim.lr": "0.5", "seed": "3"}
+    alone = read([rates])
+    assert [row.parameters for row in alone.rows] == [
+        {"optim.lr": x} for x in ("0.3", "0.4", "0.5")
+    ]
+    assert read([tmp_path, rates, runs[0]]).rows == table.rows  # each only once
+
+
 def test_no_run_and_no_sweep_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="is no run and no sweep"):
+    with pytest.raises(UserError, match="holds no run and no sweep"):
         read([tmp_path])
+
+
+def test_epochs_are_whole_and_the_axes_have_plain_numbers(runs, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    for epochs, metric, direction in ((3, "error/val", "minimize"), (90, "loss/val", "maximize")):
+        for directory in runs:
+            write_metrics(directory, metric, [0.1 / epoch for epoch in range(1, epochs + 1)])
+        curves.write(tmp_path / "curves.png", Table(read(runs).rows, metric, direction))
+        axes = drawn[-1].axes[0]
+        drawn[-1].draw_without_rendering()
+        shown = [text.get_text() for text in axes.get_xticklabels()]
+        assert len(shown) > 2 and all(re.fullmatch(r"−?\d+", text) for text in shown)
+        shown = [text.get_text() for text in axes.get_yticklabels() if text.get_text()]
+        percent = "%" if metric == "error/val" else ""
+        assert len(shown) > 2 and all(re.fullmatch(rf"-?\d+(\.\d+)?{percent}", s) for s in shown), (
+            shown
+        )
+        assert axes.get_ylabel() == metric
+
+
+def write_metrics(directory: Path, metric: str, values: Sequence[float]) -> None:
+    lines = [
+        json.dumps({"epoch": epoch, "epochs": len(values), "metrics": {metric: value}})
+        for epoch, value in enumerate(values, start=1)
+    ]
+    (directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def test_the_command_prints_the_table_and_draws_the_curves(runs, tmp_path):
     for number, directory in enumerate(runs[:3]):
-        writer = SummaryWriter(directory / "tensorboard")
-        for epoch in range(5):
-            writer.add_scalar("error/val", 0.1 / (1 + epoch) + 0.01 * number, 10 * epoch)
-        writer.close()
+        with open(directory / "metrics.jsonl", "w") as file:
+            for epoch in (1, 2, 3, 2, 3, 4, 5):  # a resumed run, after a kill
+                metrics = {"error/val": 0.1 / epoch + 0.01 * number}
+                print(json.dumps({"epoch": epoch, "epochs": 5, "metrics": metrics}), file=file)
     command = [sys.executable, SRC / "results.py", *runs, "--to", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert markdown(read(runs)) in done.stdout
+    assert read(runs).markdown() in done.stdout
     pixels = np.asarray(Image.open(tmp_path / "out" / "curves.png").convert("RGB"))
     line, band = np.array([31, 119, 180]), np.array([210, 228, 240])  # a fifth of it, on white
     for colour, at_least in ((line, 500), (band, 5000)):
         assert (abs(pixels - colour.astype(int)).max(-1) <= 2).sum() > at_least
 
+    assert curves.curve(runs[1], "error/val") == [0.1 / epoch + 0.01 for epoch in range(1, 6)]
+
     (tmp_path / "latest").write_text(f"{runs[0].name}\n")
     words = [tmp_path / "latest", runs[0], "--to", tmp_path / "out"]  # as a pattern finds both
     done = subprocess.run([*command[:2], *words], capture_output=True, text=True)
-    assert done.returncode == 0 and markdown(read(runs[:1])) in done.stdout, done.stderr
+    assert done.returncode == 0 and read(runs[:1]).markdown() in done.stdout, done.stderr
 
     missing = subprocess.run([sys.executable, SRC / "results.py", tmp_path / "no"],
                              capture_output=True, text=True)  # fmt: skip

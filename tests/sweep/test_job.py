@@ -1,5 +1,6 @@
-"""How far a job has come, as the end of its log tells; and how its command is written."""
+"""How far a job has come, as its metrics tell; and how its command is written."""
 
+import json
 import time
 from pathlib import Path
 
@@ -7,26 +8,48 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from classic_cnns.sweep.job import Job
 
-LINE = "epoch {:3}/12   loss  0.1000   error  2.00% training  1.50% validation   9,000 images/s\n"
+
+def line(epoch: int, seconds: float) -> str:
+    metrics = {"error/val": 0.015, "loss/train": 0.1}
+    facts = {"epoch": epoch, "epochs": 12, "step": 9, "seconds": seconds, "metrics": metrics}
+    return json.dumps(facts) + "\n"
 
 
 def job(folder: Path, parameters: dict[str, str]) -> Job:
     words = [f"{key}={value}" for key, value in parameters.items()]
-    return Job(3, words, parameters, folder, ["python", "src/train.py"], 1, False)
+    return Job(3, words, parameters, folder, ["python", "src/train.py"], state="running")
 
 
-def test_the_time_left_follows_from_the_epochs_since_the_last_start(tmp_path, monkeypatch):
-    log, clock, running = tmp_path / "output.log", [100.0], job(tmp_path, {})
+def test_progress_follows_from_the_last_whole_line_of_the_metrics(tmp_path, monkeypatch):
+    path, clock, running = tmp_path / "metrics.jsonl", [100.0], job(tmp_path, {})
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    log.write_text("importing\n")
-    assert running.progress() == ""
-    log.write_text(LINE.format(4))
-    assert running.progress() == "epoch 4/12  1.50% validation error"
-    clock[0] = 106.0
-    log.write_text(LINE.format(4) + LINE.format(6))
-    assert running.progress() == "epoch 6/12  1.50% validation error  18 s left"
-    clock[0] = 108.0
-    assert running.progress().endswith("16 s left")
+    assert running.read_progress() == [] and running.progress("error/val") == ""
+    path.write_text(line(3, 9.0) + line(4, 12.0) + line(5, 15.0)[:20])
+    assert [found["epoch"] for found in running.read_progress()] == [3, 4]
+    assert running.progress("error/val") == "epoch 4/12  error/val 1.50%  24 s left"
+    assert running.progress("loss/train") == "epoch 4/12  loss/train 0.1  24 s left"
+    assert running.progress("none/val") == "epoch 4/12  24 s left"
+    clock[0] = 102.0
+    assert running.read_progress() == []
+    assert running.progress("error/val").endswith("22 s left")
+    path.write_text(line(3, 9.0) + line(4, 12.0) + line(5, 15.0))
+    assert [found["epoch"] for found in running.read_progress()] == [5]
+
+
+def test_metrics_that_a_resumed_run_has_cut_are_read_again(tmp_path):
+    path, running = tmp_path / "metrics.jsonl", job(tmp_path, {})
+    path.write_text(line(1, 1.0) + line(2, 2.0))
+    running.read_progress()
+    path.write_text(line(1, 1.0))
+    assert [found["epoch"] for found in running.read_progress()] == [1]
+    path.write_text(line(1, 1.0) + line(2, 2.5))
+    assert [found["seconds"] for found in running.read_progress()] == [2.5]
+
+
+def test_a_line_that_a_kill_has_cut_spoils_no_other(tmp_path):
+    path, running = tmp_path / "metrics.jsonl", job(tmp_path, {})
+    path.write_text(line(1, 1.0) + line(2, 2.0)[:30] + line(2, 2.0) + line(3, 3.0))
+    assert [found["epoch"] for found in running.read_progress()] == [1, 3]
 
 
 def test_a_command_says_any_value_and_folder_so_that_hydra_reads_the_same(tmp_path):

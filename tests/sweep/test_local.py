@@ -18,13 +18,22 @@ time.sleep(60)
 
 def jobs(folder: Path, ranks: list[int], on_gpu: bool = False) -> list[Job]:
     program = [sys.executable, "-c", SAY]
-    return [Job(i, [], {}, folder / str(i), program, n, on_gpu) for i, n in enumerate(ranks)]
+    return [
+        Job(i, [], {}, folder / str(i), program, ranks=n, on_gpu=on_gpu)
+        for i, n in enumerate(ranks)
+    ]
 
 
-def end(place: Local, running: list[Job]) -> None:
+def local_for(jobs: list[Job], parallel: int | None = None) -> Local:
+    return Local(parallel, len(jobs), max(job.ranks for job in jobs), jobs[0].on_gpu)
+
+
+def end(executor: Local, running: list[Job]) -> None:
     for job in running:
-        place.stop(job, at_once=False)
-    while not all([job.number not in place.given or place.is_over(job) for job in running]):
+        executor.stop(job, at_once=False)
+    while not all(
+        [job.number not in executor.assigned or executor.is_over(job) for job in running]
+    ):
         pass
 
 
@@ -56,19 +65,19 @@ def test_all_threads_of_all_jobs_together_are_no_more_than_the_cores(
     machine, tmp_path, cores, parallel, ranks, expected
 ):
     machine(cores)
-    place = Local(parallel, jobs(tmp_path, ranks))
-    assert (place.parallel, place.threads) == expected
+    executor = local_for(jobs(tmp_path, ranks), parallel)
+    assert (executor.parallel, executor.threads) == expected
 
 
 def test_memory_bounds_the_jobs_at_a_time(machine, tmp_path):
     machine(64, memory=7 * 2**30)
-    assert Local(None, jobs(tmp_path, [1] * 64)).parallel == 3
+    assert local_for(jobs(tmp_path, [1] * 64)).parallel == 3
 
 
 def test_the_users_own_number_of_threads_is_not_exceeded(machine, tmp_path, monkeypatch):
     machine(8)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert Local(1, jobs(tmp_path, [1])).threads == 2
+    assert local_for(jobs(tmp_path, [1]), 1).threads == 2
 
 
 @pytest.mark.parametrize(
@@ -80,17 +89,17 @@ def test_the_users_own_number_of_threads_is_not_exceeded(machine, tmp_path, monk
         ("0,1", 4, [1] * 5, ["0", "1", "0", "1"]),
     ],
 )
-def test_gpus_are_given_out_evenly_and_by_their_own_names(
+def test_gpus_are_shared_out_evenly_and_by_their_own_names(
     machine, tmp_path, gpus, parallel, ranks, expected
 ):
     machine(8, gpus=gpus)
     wanted = jobs(tmp_path, ranks, on_gpu=True)
-    place = Local(parallel, wanted)
-    assert place.parallel == len(expected)
-    for job in wanted[: place.parallel]:
-        place.start(job)
-    assert [",".join(gpus) for gpus in place.given.values()] == expected
-    end(place, wanted[: place.parallel])
+    executor = local_for(wanted, parallel)
+    assert executor.parallel == len(expected)
+    for job in wanted[: executor.parallel]:
+        executor.start(job)
+    assert [",".join(gpus) for gpus in executor.assigned.values()] == expected
+    end(executor, wanted[: executor.parallel])
 
 
 def said(job: Job) -> str:
@@ -100,14 +109,14 @@ def said(job: Job) -> str:
     return log.read_text()
 
 
-def test_a_job_sees_its_own_gpu_and_threads_and_leaves_its_place_to_the_next(machine, tmp_path):
+def test_a_job_sees_its_own_gpu_and_threads_and_leaves_it_to_the_next(machine, tmp_path):
     machine(4, gpus="2,3")
     first, second, third = jobs(tmp_path, [1, 1, 1], on_gpu=True)
-    place = Local(None, [first, second, third])
-    place.start(first)
-    place.start(second)
+    executor = local_for([first, second, third])
+    executor.start(first)
+    executor.start(second)
     assert said(second) == "2 3\n"
-    end(place, [first])
-    place.start(third)
+    end(executor, [first])
+    executor.start(third)
     assert said(third) == "2 2\n"
-    end(place, [second, third])
+    end(executor, [second, third])

@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.sweep.conftest import TRAIN, sheet
 
 pytestmark = pytest.mark.slow
-METRICS = ("best_validation_error", "last_validation_error", "test_error")
+METRICS = ("error/val", "last error/val", "error/test")
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_sweep_killed_at_random_moments_ends_with_the_undisturbed_table(start,
     pairs = zip(sheet(tmp_path / "whole"), sheet(tmp_path / "stopped"), strict=True)
     for ours, theirs in pairs:
         for key in ("optim.lr", "state", *METRICS):
-            assert ours[key] == theirs[key]
+            assert ours[key] == theirs[key] != ""
         assert ours["state"] == "finished"
     assert "Best: job" in whole
 
@@ -78,16 +79,14 @@ def test_nets_whose_towers_are_on_two_devices_can_be_swept(start, tmp_path):
     rows = sheet(tmp_path / "s")
     assert [row["state"] for row in rows] == ["finished"] * 2
     for row in rows:
-        config = (tmp_path / "s" / row["job"] / "config.yaml").read_text()
-        assert f"lr: {row['optim.lr']}\n" in config and "\nseed: 1\n" in config
+        config = OmegaConf.load(tmp_path / "s" / row["job"] / "config.yaml")
+        assert (config.optim.lr, config.seed) == (float(row["optim.lr"]), 1)
 
 
 def test_a_search_finds_the_better_rate_and_goes_on_where_it_was(start, tmp_path):
-    pytest.importorskip("optuna")
-    words = ["hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=4"]
-    words += ["hydra.sweeper.storage='sqlite:///${sweep.dir}/study.db'", "sweep.dir=s"]
-    words += ["hydra.sweeper.n_jobs=2", "optim.lr=choice(0.000001,0.02)", "trainer.max_epochs=3"]
-    words += ["hydra.sweeper.study_name=x"]
+    pytest.importorskip("optuna", minversion="4")
+    words = ["experiment=search_lenet5", "sweep.search.n_trials=4", "sweep.search.pruner=null"]
+    words += ["optim.lr=choice(0.000001,0.02)", "trainer.max_epochs=3", "sweep.dir=s"]
     process = start(*words)
     process.stdout.readline()
     time.sleep(9)
@@ -98,24 +97,24 @@ def test_a_search_finds_the_better_rate_and_goes_on_where_it_was(start, tmp_path
     assert [row["state"] for row in rows] == ["finished"] * 4
     import optuna
 
-    study = optuna.load_study(study_name="x", storage=f"sqlite:///{tmp_path}/s/study.db")
-    told = [trial.value for trial in study.trials]
-    assert told == [float(row["best_validation_error"]) for row in rows]
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path}/s/study.db")
+    assert [trial.value for trial in study.trials] == [float(row["error/val"]) for row in rows]
 
 
 @pytest.mark.parametrize(
-    ("place", "package"), [("ray", "ray"), ("slurm sweep.place.cluster=local", "submitit")]
+    ("executor", "package"),
+    [("ray", "ray"), ("slurm sweep.executor.cluster=local", "submitit")],
 )
-def test_other_engines_give_the_same_table_and_go_on(place, package, start, tmp_path):
+def test_clusters_give_the_same_table_and_go_on(executor, package, start, tmp_path):
     pytest.importorskip(package)
     words = ["seed=0,1", "trainer.max_epochs=6"]
     end(start(*words, "sweep.dir=here"))
-    process = start(*words, *f"sweep={place}".split(), "sweep.dir=there", "sweep.parallel=2")
+    process = start(*words, *f"sweep={executor}".split(), "sweep.dir=there", "sweep.parallel=2")
     process.stdout.readline()
     time.sleep(9)
     process.terminate()
     out = process.communicate(timeout=100)[0]
     assert process.returncode in (143, 0), out
-    end(start(*words, *f"sweep={place}".split(), "sweep.dir=there", "sweep.parallel=2"))
+    end(start(*words, *f"sweep={executor}".split(), "sweep.dir=there", "sweep.parallel=2"))
     for ours, theirs in zip(sheet(tmp_path / "here"), sheet(tmp_path / "there"), strict=True):
-        assert all(ours[key] == theirs[key] for key in ("seed", "state", *METRICS))
+        assert all(ours[key] == theirs[key] != "" for key in ("seed", "state", *METRICS))

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +23,52 @@ class Record(Callback):
         self.seconds = 0.0  # of all epochs that are over, since the first start
         self.epoch_seconds = 0.0  # of the epoch under way, before it was resumed
         self.started = time.perf_counter()
+        self.line: dict[str, Any] = {}  # of the epoch that has just ended
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.perf_counter() - self.epoch_seconds
-        if trainer.is_global_zero:
-            path = self.path(trainer)
-            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-            kept = [x for x in lines if json.loads(x)["epoch"] <= trainer.current_epoch]
-            path.write_text("".join(kept))  # without what an interrupted start is to do again
+        path = self.path(trainer)
+        if trainer.is_global_zero and path.exists():
+            kept = [line for line in read_lines(path) if line["epoch"] <= trainer.current_epoch]
+            path.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
 
     def path(self, trainer: pl.Trainer) -> Path:
         return Path(trainer.default_root_dir) / "metrics.jsonl"
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.write(trainer)
         self.started = time.perf_counter()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds += time.perf_counter() - self.started
+        self.epoch_seconds, self.started = 0.0, time.perf_counter()
+        # Written once the module, whose hook comes after this one, has logged too.
+        self.line = {
+            "epoch": trainer.current_epoch + 1,
+            "epochs": trainer.max_epochs,
+            "step": trainer.global_step,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.write(trainer)
+
+    def write(self, trainer: pl.Trainer) -> None:
         self.read(trainer)
+        if self.line and trainer.is_global_zero:
+            with open(self.path(trainer), "a") as file:
+                file.write(json.dumps(self.line | {"metrics": self.metrics}) + "\n")
+        self.line = {}
 
     def read(self, trainer: pl.Trainer) -> None:
         if not trainer.sanity_checking:
             self.metrics |= {name: x.item() for name, x in trainer.callback_metrics.items()}
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.read(trainer)
-        self.seconds += time.perf_counter() - self.started
-        self.epoch_seconds, self.started = 0.0, time.perf_counter()
-        if trainer.is_global_zero:
-            line = {
-                "epoch": trainer.current_epoch + 1,
-                "epochs": trainer.max_epochs,
-                "step": trainer.global_step,
-                "seconds": round(self.seconds, 3),
-                "metrics": self.metrics,
-            }
-            with open(self.path(trainer), "a") as file:
-                file.write(json.dumps(line) + "\n")
-
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.read(trainer)
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+        self.read(trainer)
         checkpoint["metrics"] = dict(self.metrics)
         checkpoint["seconds"] = self.seconds
         within = trainer.training and not trainer.is_last_batch
@@ -73,3 +79,12 @@ class Record(Callback):
             self.metrics = dict(checkpoint["metrics"])
             self.seconds = checkpoint["seconds"]
             self.epoch_seconds = checkpoint["epoch_seconds"]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a `metrics.jsonl`; a kill may have torn the last one."""
+    found = []
+    for line in path.read_text().splitlines():
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found

@@ -6,7 +6,8 @@ against what those files hold, and then set. Nothing here imports torch.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from datetime import datetime
 from difflib import get_close_matches
@@ -194,25 +195,52 @@ def parse(words: Sequence[str]) -> list[Override]:
 
 def check(config: DictConfig, default: DictConfig, words: Sequence[str]) -> DictConfig:
     """The config, resolved; UserError for a value that is not allowed."""
-    raw = leaves(plain(config))
-    copies = [key for key, value in raw if isinstance(value, str) and "${" in value]
+    copies = list(interpolations(config))
     if "root" in default.data:  # no file can know it
         default.data.root = config.data.root
-    try:
-        OmegaConf.resolve(config)
-        OmegaConf.resolve(default)
-    except OmegaConfBaseException as error:
-        told: BaseException | None = error
-        while told and not isinstance(told, UserError):  # which OmegaConf hides below its own
-            told = told.__cause__ or told.__context__
-        if told:
-            raise told from error
-        given = [word for word in words if "${" in word]
-        raise UserError(": ".join([*given[:1], one_line(error)])) from error
-    check_values(plain(config), plain(default), copies)
+    for key in copies:
+        try:
+            OmegaConf.select(config, key)
+        except OmegaConfBaseException as error:
+            raise unresolved(key, config, words, error) from error
+    OmegaConf.resolve(config)
+    check_values(plain(config), examples(default), copies)
     for key in ("data_dir", "run_dir", "sweep.dir"):
         check_folder(key, OmegaConf.select(config, key))
     return config
+
+
+def interpolations(config: DictConfig) -> Iterator[str]:
+    """The keys whose values are taken from other keys."""
+    for key, value in leaves(plain(config)):
+        if isinstance(value, str) and "${" in value:
+            yield key
+
+
+def unresolved(
+    key: str, config: DictConfig, words: Sequence[str], error: BaseException
+) -> UserError:
+    """What to tell where `key` takes its value from one that is not there."""
+    told: BaseException | None = error
+    while told and not isinstance(told, UserError):  # which OmegaConf hides below its own
+        told = told.__cause__ or told.__context__
+    if told:
+        return told
+    word = next((word for word in words if "${" in word), None)
+    text = word or f"{key}={dict(leaves(plain(config)))[key]}"
+    return UserError(f"{text}: {one_line(error)}; try {key}=<value>")
+
+
+def examples(default: DictConfig) -> dict[str, Any]:
+    """The values of the files; null in place of one that takes its value from a missing key."""
+    values = {}
+    for key in interpolations(default):
+        values[key] = None
+        with suppress(OmegaConfBaseException):
+            values[key] = OmegaConf.select(default, key)
+    for key, value in values.items():
+        OmegaConf.update(default, key, value)
+    return plain(default)
 
 
 def check_folder(key: str, value: Any) -> None:

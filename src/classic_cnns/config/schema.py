@@ -102,7 +102,8 @@ RULES = {
     number(0, 1000, above=True): "optim.bias_lr optim.lr",
     null_or(number(0, above=True)): "model.loss.j optim.clip_norm sweep.time_limit "
     "trainer.gradient_clip_val",
-    null_or(same_kind({})): "optim.scheduler sweep.search",
+    null_or(same_kind({})): "optim.scheduler sweep.search sweep.search.pruner "
+    "sweep.search.sampler",
     one_of("pad", "crop", "resize"): "model.input.fit",
     one_of("auto", "cpu", "gpu", "cuda", "mps"): "trainer.accelerator",
     one_of("auto", "32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"):
@@ -128,6 +129,7 @@ TAKEN = {
     "logger": "logger=tensorboard, csv, mlflow or wandb chooses it, and logger=null none",
     "default_root_dir": "run_dir=<directory> says where a run is written",
     "enable_checkpointing": "~callbacks.checkpoint leaves checkpoints out",
+    "model_registry": "it uploads checkpoints to Lightning's cloud, which this command does not use",
     "limit_predict_batches": "this command trains and tests, and predicts nothing",
     "barebones": "it measures Lightning alone, without the metrics that a run reports",
 }

@@ -82,11 +82,12 @@ class ImageData(pl.LightningDataModule):
         return self.batches(split, batch_size, **{"to_input": self.to_input} | options)
 
     def train_dataloader(self) -> Batches:
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0
         self.train_batches = self.loader(
             "train",
             self.batch_size,
             augment=self.augment,
-            shuffle=True,
+            shuffle=not overfit,  # the same few batches in each epoch
             seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
         )

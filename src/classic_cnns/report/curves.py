@@ -1,37 +1,42 @@
 """One picture of learning curves, with a band where runs differ in nothing but their seed."""
 
-from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from classic_cnns.report.results import Row
-
-
-def validation_errors(directory: Path) -> list[float]:
-    """Of each epoch of a run, a start after a start; empty where there are none yet."""
-    events = EventAccumulator(str(directory / "tensorboard"), size_guidance={"scalars": 0})
-    if (directory / "tensorboard").is_dir():
-        events.Reload()
-    known = "error/val" in events.scalars.Keys()
-    return [event.value for event in events.scalars.Items("error/val")] if known else []
+from classic_cnns.report.results import Table, read_metrics
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """Validation error over epochs: the mean, and a standard deviation around it, as a PNG."""
+def curve(directory: Path, metric: str) -> list[float]:
+    """The metric after each epoch; of an epoch that was run again the later value."""
+    lines, _ = read_metrics(directory)
+    values = {line["epoch"]: line["metrics"].get(metric, np.nan) for line in lines}
+    return [values[epoch] for epoch in sorted(values)]
+
+
+def write(path: Path, table: Table) -> None:
+    """The table's metric over epochs: the mean, and a standard deviation around it, as a PNG."""
     figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="epoch", ylabel="validation error [%]", yscale="log")
-    for group in dict.fromkeys(row.group for row in rows):
-        curves = [validation_errors(row.directory) for row in rows if row.group == group]
-        curves = [curve for curve in curves if curve]
+    axes = figure.add_subplot(xlabel="epoch", ylabel=table.metric)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if table.direction == "minimize":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    percent = table.metric.startswith(("error", "accuracy"))
+    form = (lambda y, _: f"{100 * y:g}%") if percent else (lambda y, _: f"{y:g}")
+    axes.yaxis.set_major_formatter(FuncFormatter(form))
+    for group in dict.fromkeys(row.group for row in table.rows):
+        curves = [curve(row.directory, table.metric) for row in table.rows if row.group == group]
+        curves = [values for values in curves if values]
         if not curves:
             continue
-        errors = 100 * np.array(list(zip_longest(*curves, fillvalue=np.nan)))  # (epochs, runs)
-        mean, deviation = np.nanmean(errors, 1), np.nanstd(errors, 1)
-        epochs = range(1, len(errors) + 1)
+        values = np.array(list(zip_longest(*curves, fillvalue=np.nan)))  # (epochs, runs)
+        mean, deviation = np.nanmean(values, 1), np.nanstd(values, 1)
+        epochs = range(1, len(values) + 1)
         label = " ".join(f"{key}={value}" for key, value in group) or "all"
         (drawn,) = axes.plot(epochs, mean, marker=".", label=f"{label}, n={len(curves)}")
         axes.fill_between(

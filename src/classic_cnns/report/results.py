@@ -2,9 +2,12 @@
 
 import csv
 import io
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -15,13 +18,7 @@ from classic_cnns import UserError
 from classic_cnns.files import read_json, replacing
 from classic_cnns.report.markdown import aligned
 
-# Columns of results.csv, and of results.md; errors are fractions.
-VALUES = {
-    "best_validation_error": "best validation",
-    "last_validation_error": "last validation",
-    "test_error": "test",
-    "seconds": "seconds",
-}
+OVER = ("finished", "pruned")  # states of a run that has ended as it should
 
 
 @dataclass
@@ -34,7 +31,7 @@ class Row:
     command: str
     state: str
     error: str
-    values: dict[str, float]  # of VALUES; empty if the run has not finished
+    values: dict[str, float]  # by column
 
     @property
     def group(self) -> tuple[tuple[str, str], ...]:
@@ -42,25 +39,150 @@ class Row:
         return tuple(pair for pair in self.parameters.items() if pair[0] != "seed")
 
 
-def read(directories: Sequence[str | Path]) -> list[Row]:
-    """The rows of runs and of sweeps; UserError for a directory that is neither."""
-    rows: list[Row] = []
+@dataclass
+class Table:
+    """Runs, compared by a metric of their `result.json`; direction: minimize or maximize."""
+
+    rows: list[Row]
+    metric: str = "error/val"
+    direction: str = "minimize"
+
+    @property
+    def columns(self) -> list[str]:
+        """The metric of the best and of the last epoch, test results, and seconds of training."""
+        test = self.metric.rpartition("/")[0] + "/test"
+        return list(
+            dict.fromkeys([self.metric, f"last {self.metric}", test, "error/test", "seconds"])
+        )
+
+    def rank(self, values: dict[str, float]) -> float:
+        """Smaller for a better run."""
+        value = values.get(self.metric, inf)
+        return -value if self.direction == "maximize" and value != inf else value
+
+    def ranked(self) -> list[Row]:
+        """The best run first, then those without a result, in the order of their numbers."""
+        return sorted(self.rows, key=lambda r: self.rank(r.values if r.state == "finished" else {}))
+
+    def write(self, folder: Path) -> None:
+        """`results.csv`, exact and with a line for each run, and `results.md`, to be read."""
+        lines = io.StringIO()
+        columns = ["job", *self.rows[0].parameters, "state", *self.columns, "error", "directory"]
+        sheet = csv.DictWriter(lines, columns, extrasaction="ignore")
+        sheet.writeheader()
+        for r in self.rows:
+            own = {"job": r.name, "state": r.state, "error": r.error, "directory": r.directory}
+            sheet.writerow(own | r.parameters | r.values)
+        texts = {"results.csv": lines.getvalue(), "results.md": self.markdown() + "\n"}
+        for name, text in texts.items():
+            with replacing(folder / name) as file:
+                file.write(text.encode())
+
+    def markdown(self) -> str:
+        """All runs; mean and deviation over seeds; the best one; what became of the others."""
+        rows = self.ranked()
+        cells = [["job", *rows[0].parameters, "state", *self.columns]]
+        for r in rows:
+            parameters = map(shown_parameter, r.parameters.values())
+            cells.append([r.name, *parameters, r.state, *self.shown([r])])
+        parts = [table(cells)]
+        finished = [r for r in rows if r.state == "finished"]
+        groups: dict[tuple, list[Row]] = {}
+        for r in finished:
+            groups.setdefault(r.group, []).append(r)
+        if any(len(group) > 1 for group in groups.values()) and "seed" in rows[0].parameters:
+            cells = [[*(key for key, _ in rows[0].group), "n", *self.columns]]
+            for shared, group in sorted(groups.items(), key=lambda item: self.mean_rank(item[1])):
+                cells.append([*(value for _, value in shared), str(len(group)), *self.shown(group)])
+            parts += ["Mean ± standard deviation over seeds:", table(cells)]
+        if finished and self.metric in (best := finished[0]).values:
+            value = shown_value(self.metric, best.values[self.metric])
+            checkpoint = best.directory / "checkpoints" / "best.ckpt"
+            parts += [f"Best: job {best.name}, {self.metric} {value}, {checkpoint}"]
+            parts += [f"To repeat it:\n\n    {best.command}"]
+        elif finished:
+            parts += [f"No run has the metric {self.metric}: sweep.metric names one that has."]
+        failures = [r for r in self.rows if r.error]
+        parts += [f"Job {r.name} {r.state}: {r.error} ({r.directory})" for r in failures]
+        return "\n\n".join(parts)
+
+    def mean_rank(self, rows: Sequence[Row]) -> float:
+        return mean(self.rank(r.values) for r in rows)
+
+    def shown(self, rows: Sequence[Row]) -> list[str]:
+        """The cells of the columns: of a run, or mean and deviation of several."""
+        cells = []
+        for name in self.columns:
+            found = [r.values[name] for r in rows if name in r.values]
+            numbers = [mean(found)] if found else []
+            numbers += [stdev(found)] if len(found) > 1 else []
+            cells.append(" ± ".join(shown_value(name, number) for number in numbers))
+        return cells
+
+
+def table(cells: Sequence[Sequence[str]]) -> str:
+    return aligned([[cell.replace("|", "\\|") for cell in line] for line in cells])
+
+
+def last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]
+
+
+def shown_value(metric: str, value: float) -> str:
+    if metric == "seconds":
+        return f"{value:.1f}"
+    fraction = metric.removeprefix("last ").startswith(("error", "accuracy"))
+    return f"{value:.2%}" if fraction else f"{value:.4g}"
+
+
+def shown_parameter(text: str) -> str:
+    """A value of the command line; a search's numbers have more digits than anybody reads."""
+    try:
+        return f"{float(text):.4g}" if len(text) > 8 else text
+    except ValueError:
+        return text
+
+
+def read(directories: Sequence[str | Path]) -> Table:
+    """The runs and sweeps in these directories, or anywhere below them.
+
+    Raises UserError for a directory that holds none.
+    """
+    found: list[Path] = []
     for directory in map(Path, directories):
-        if (directory / "sweep.yaml").is_file():
-            rows += read_sweep(directory)
-        elif (directory / "config.yaml").is_file():
-            rows.append(read_run(directory))
-        else:
+        below = list(runs_below(directory))
+        if not below:
             raise UserError(
-                f"{directory}: is no run and no sweep (it would have a config.yaml or a "
+                f"{directory}: holds no run and no sweep (it would have a config.yaml or a "
                 "sweep.yaml); try a directory under outputs/"
             )
-    keys = list(dict.fromkeys(key for row in rows for key in row.parameters))
-    if len(directories) > 1:  # a sweep alone says itself what it varies
+        found += below
+    found = list(dict.fromkeys(found))
+    sweeps = [d for d in found if (d / "sweep.yaml").is_file()]
+    records = {d: read_record(d) for d in sweeps}
+    if found == sweeps and len(found) == 1:
+        record = records[found[0]]
+        rows = sweep_rows(found[0], record)
+        keys = record["varied"]
+    else:
+        rows = []
+        for d in found:
+            rows += sweep_rows(d, records[d], f"{d.name}/") if d in records else [run_row(d)]
+        keys = list(dict.fromkeys(key for row in rows for key in row.parameters))
         keys = [key for key in keys if len({row.parameters.get(key) for row in rows}) > 1]
     for row in rows:
         row.parameters = {key: row.parameters.get(key, "") for key in keys}
-    return rows
+    goals = {(record["metric"], record["direction"]) for record in records.values()}
+    return Table(rows, *(goals.pop() if len(goals) == 1 else ()))
+
+
+def runs_below(directory: Path) -> Iterator[Path]:
+    """Directories of sweeps and of runs by themselves."""
+    if any((directory / name).is_file() for name in ("sweep.yaml", "config.yaml")):
+        yield directory
+    elif directory.is_dir():
+        for inner in sorted(path for path in directory.iterdir() if path.is_dir()):
+            yield from runs_below(inner)
 
 
 def assignments(words: Sequence[str]) -> dict[str, str]:
@@ -69,90 +191,72 @@ def assignments(words: Sequence[str]) -> dict[str, str]:
     return {key: value for key, value in pairs}
 
 
-def read_sweep(directory: Path) -> list[Row]:
-    sweep: Any = OmegaConf.to_container(OmegaConf.load(directory / "sweep.yaml"))
+def read_record(directory: Path) -> dict[str, Any]:
+    """What a sweep has written down of itself."""
+    record: Any = OmegaConf.to_container(OmegaConf.load(directory / "sweep.yaml"))
+    return {"metric": "error/val", "direction": "minimize"} | record
+
+
+def sweep_rows(directory: Path, record: dict[str, Any], prefix: str = "") -> list[Row]:
     rows = []
-    for number, words in enumerate(sweep["jobs"]):
-        given = assignments(words)
-        parameters = {key: given[key] for key in sweep["varied"]}
-        command = shlex.join([*sweep["program"], *words])
-        rows.append(row(str(number), parameters, directory / str(number), command))
+    for number, words in enumerate(record["jobs"]):
+        run, command = directory / str(number), shlex.join([*record["program"], *words])
+        rows.append(make_row(f"{prefix}{number}", assignments(words), run, command))
     return rows
 
 
-def read_run(directory: Path) -> Row:
+def run_row(directory: Path) -> Row:
     """A run by itself: its parameters are what its command says."""
-    config: Any = OmegaConf.load(directory / "config.yaml")
     starts = read_json(directory / "provenance.json") or [{"command": []}]
     words = [w for w in starts[0]["command"][1:] if not w.startswith(("run_dir=", "varied="))]
-    parameters = {"name": config.name} | assignments(words)
-    return row(directory.name, parameters, directory, shlex.join(["python", *words]))
+    return make_row(directory.name, assignments(words), directory, shlex.join(["python", *words]))
 
 
-def row(name: str, parameters: dict[str, str], directory: Path, command: str) -> Row:
-    result: Any = read_json(directory / "result.json") or {
-        "status": "unfinished" if directory.exists() else "waiting"
-    }
-    numbers = []
-    if result["status"] == "finished":
-        val, test = result["metrics"]["val"], result["metrics"]["test"]
-        numbers = [val["error"], val["last_error"], test["error"], result["seconds"]]
-        result["error"] = ""
-    error = result.get("error", "").strip().rpartition("\n")[2]
-    values = dict(zip(VALUES, numbers, strict=False))
-    return Row(name, parameters, directory, command, result["status"], error, values)
+def make_row(name: str, parameters: dict[str, str], directory: Path, command: str) -> Row:
+    if (directory / "config.yaml").exists():
+        config: Any = OmegaConf.load(directory / "config.yaml")
+        parameters = {"name": config.get("name"), **parameters}
+    result = read_result(directory)
+    state = result.get("status", "unfinished" if directory.exists() else "waiting")
+    values = {}
+    if state in OVER:
+        values = result.get("metrics", {}) | {
+            f"last {metric}": value for metric, value in result.get("last", {}).items()
+        }
+        values |= {"seconds": result["seconds"]} if "seconds" in result else {}
+    error = "" if state in OVER else last_line(result.get("error", ""))
+    return Row(name, parameters, directory, command, state, error, values)
 
 
-def write(folder: Path, rows: Sequence[Row]) -> None:
-    """`results.csv`, exact and with a line for each run, and `results.md`, to be read."""
-    lines = io.StringIO()
-    columns = ["job", *rows[0].parameters, "state", *VALUES, "error", "directory"]
-    sheet = csv.DictWriter(lines, columns)
-    sheet.writeheader()
-    for r in rows:
-        own = {"job": r.name, "state": r.state, "error": r.error, "directory": r.directory}
-        sheet.writerow(own | r.parameters | r.values)
-    for name, text in (("results.csv", lines.getvalue()), ("results.md", markdown(rows) + "\n")):
-        with replacing(folder / name) as file:
-            file.write(text.encode())
+def read_result(directory: Path) -> dict[str, Any]:
+    """The run's `result.json`, empty if there is none; that of an old version as of this one."""
+    result = read_json(directory / "result.json") or {}
+    old = result.get("metrics", {})
+    if isinstance(old.get("val"), dict):
+        flat = {f"{name}/{split}": value for split in old for name, value in old[split].items()}
+        last = flat.pop("last_error/val", None)
+        result |= {"metrics": flat, "last": {} if last is None else {"error/val": last}}
+    return result
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """All runs; mean and standard deviation over seeds; the best one; what became of the others."""
-    cells = [["job", *rows[0].parameters, "state", *VALUES.values()]]
-    cells += [[r.name, *r.parameters.values(), r.state, *shown([r])] for r in rows]
-    parts = [aligned([[cell.replace("|", "\\|") for cell in line] for line in cells])]
-    done = [r for r in rows if r.state == "finished"]
-    groups: dict[tuple, list[Row]] = {}
-    for r in done:
-        groups.setdefault(r.group, []).append(r)
-    if any(len(group) > 1 for group in groups.values()) and "seed" in rows[0].parameters:
-        cells = [[*(key for key, _ in rows[0].group), "n", *VALUES.values()]]
-        for shared, group in groups.items():
-            cells.append([*(value for _, value in shared), str(len(group)), *shown(group)])
-        parts += ["Mean ± standard deviation over seeds:", aligned(cells)]
-    if done:
-        best = min(done, key=lambda r: r.values["best_validation_error"])
-        error = shown([best])[0]
-        parts += [f"Best: job {best.name}, {error} validation error. To repeat it:"]
-        parts += [f"    {best.command}"]
-    parts += [f"Job {r.name} {r.state}: {r.error} ({r.directory})" for r in rows if r.error]
-    return "\n\n".join(parts)
-
-
-def shown(rows: Sequence[Row]) -> list[str]:
-    """The cells of VALUES: of a run, or mean and deviation of several."""
-    cells = []
-    for name in VALUES:
-        numbers = [r.values[name] for r in rows if r.values]
-        ways = [mean(numbers), *([stdev(numbers)] if len(numbers) > 1 else [])] if numbers else []
-        form = "{:.1f}" if name == "seconds" else "{:.2%}"
-        cells.append(" ± ".join(form.format(number) for number in ways))
-    return cells
+def read_metrics(directory: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of `metrics.jsonl` from the byte `offset` on, and where they end."""
+    path = directory / "metrics.jsonl"
+    if not path.exists():
+        return [], 0
+    with open(path, "rb") as file:
+        file.seek(offset if offset <= path.stat().st_size else 0)  # a resumed run may cut it
+        start, text = file.tell(), file.read()
+    whole = text[: text.rfind(b"\n") + 1]
+    lines = []
+    for line in whole.splitlines():
+        with suppress(ValueError):  # of a run that was killed in the middle of it
+            lines.append(json.loads(line))
+    return lines, start + len(whole)
 
 
 def end(directory: Path) -> int:
-    """Of a sweep: print the table; the exit code says whether all jobs have finished."""
-    rows = read([directory])
-    print(f"\n{markdown(rows)}")
-    return int(any(row.state != "finished" for row in rows))
+    """Of a sweep: print the table; the exit code says whether all jobs have ended well."""
+    found = read([directory])
+    print(f"\n{found.markdown()}")
+    return int(any(row.state not in OVER for row in found.rows))

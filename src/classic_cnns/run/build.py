@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
@@ -204,12 +205,11 @@ def build_trainer(config: DictConfig, **given: Any) -> pl.Trainer:
     if node["strategy"] == "auto" and several:
         node["strategy"] = {"_target_": "classic_cnns.trainer.ddp.DDP"}
     node["precision"] = precision.choose(node["precision"], node["accelerator"])
-    plugins = list(node.pop("plugins", None) or [])
     with one_line("trainer"):
-        return instantiate(
-            node, plugins=[*map(instantiate, plugins), AtomicCheckpointIO()], **given,
-            _convert_="all",
-        )  # fmt: skip
+        plugins = [instantiate(plugin) for plugin in node.pop("plugins", None) or []]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(AtomicCheckpointIO())
+        return instantiate(node, plugins=plugins, **given, _convert_="all")
 
 
 def build_parts(config: DictConfig, group: str, kind: type, **places: Any) -> list[Any]:

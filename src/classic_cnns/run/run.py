@@ -1,6 +1,7 @@
 """One run: build, train, test, and write down what came out, also when it did not end well."""
 
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -136,7 +137,10 @@ def assemble(
     checkpoints = directory / "checkpoints"
     callbacks = build_parts(config, "callbacks", Callback, dirpath=checkpoints)
     check_monitors(config, callbacks, module)
-    loggers = build_parts(config, "logger", Logger, save_dir=str(directory), purge_step=step)
+    places = {"save_dir": str(directory), "purge_step": step}
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        places["tracking_uri"] = f"sqlite:///{directory.absolute()}/mlflow.db"
+    loggers = build_parts(config, "logger", Logger, **places)
     bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     given: dict[str, Any] = {} if "enable_progress_bar" in config.trainer else {
         "enable_progress_bar": bar

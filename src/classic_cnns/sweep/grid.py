@@ -1,102 +1,87 @@
-"""What a sweep's command line may ask for: refused before a job is composed or a folder made."""
+"""The jobs that a command line asks for: refused before one is composed or a folder made."""
 
+import random
 from collections import Counter
-from collections.abc import Callable
-from copy import deepcopy
-from importlib.util import find_spec
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import islice, product
 from math import prod
-from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 
-from classic_cnns.errors import UserError
-
-NEEDS = {"ray": "ray", "slurm": "submitit"}  # choice of the group, and extra: package
-# Of Hydra's own keys those that say what a sweep does, and not what a job is.
-OF_THE_SWEEP = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.mode")
+from classic_cnns import UserError
+from classic_cnns.config.compose import parse
 
 
-def is_sweep_key(word: str) -> bool:
-    return word.lstrip("+~").startswith(("sweep=", "sweep.", *OF_THE_SWEEP))
+class Grid:
+    """`settings` say how the sweep runs, `overrides` what its jobs are.
 
-
-def parse(words: list[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(words)
-
-
-def words(config: DictConfig, of: str = "task") -> list[str]:
-    """The overrides of the command line, of the task or of Hydra, as they were given."""
-    return OmegaConf.to_container(config.hydra.overrides[of])  # type: ignore
-
-
-def varied(config: DictConfig) -> list[Override]:
-    """What the command line and a search, in its config, try several values of."""
-    params = config.hydra.sweeper.get("params") or {}
-    texts = [*words(config), *(f"{key}={value}" for key, value in params.items())]
-    return [override for override in parse(texts) if override.is_sweep_override()]
-
-
-def check(config: DictConfig) -> None:
-    """Raise UserError for a grid that cannot be meant.
-
-    `config` is the sweep's own, composed from all that it does not vary, with Hydra's part.
+    Raises UserError for words that cannot be meant. `groups` are the config groups' choices.
     """
-    overrides = parse(words(config))
-    keys = Counter(override.get_key_element().lstrip("+") for override in overrides)
-    for key, count in keys.items():
-        if count > 1:
-            raise UserError(f"{key}: stands on the command line {count} times; try {key}=a,b")
-    for override in overrides:
-        word, key = override.input_line, override.get_key_element()
-        if is_sweep_key(f"{key}=") and override.is_sweep_override():
-            raise UserError(f"{word}: holds for the whole sweep; try one value")
-        if key in ("run_dir", "resume"):
+
+    def __init__(self, words: Sequence[str], groups: dict[str, list[str]]) -> None:
+        self.groups = groups
+        parsed = parse(words)
+        settings = [override for override in parsed if is_setting(override)]
+        self.settings = [str(override.input_line) for override in settings]
+        self.overrides = [override for override in parsed if override not in settings]
+        keys = Counter(override.get_key_element().lstrip("+") for override in parsed)
+        for key, count in keys.items():
+            if count > 1:
+                raise UserError(f"{key}: stands on the command line {count} times; try {key}=a,b")
+        for override in settings:
+            if override.is_sweep_override():
+                raise UserError(f"{override.input_line}: holds for the whole sweep; try one value")
+        for override in self.overrides:
+            if override.get_key_element() in ("run_dir", "resume"):
+                raise UserError(
+                    f"{override.input_line}: is for a single run; a sweep's directory, a new one "
+                    "or one to go on with, is sweep.dir=<directory>"
+                )
+
+    @property
+    def words(self) -> list[str]:
+        return [str(override.input_line) for override in self.overrides]
+
+    @property
+    def varied(self) -> list[Override]:
+        return [override for override in self.overrides if override.is_sweep_override()]
+
+    def values(self, override: Override) -> Iterator[str]:
+        """An override's own word, or if it is a sweep one for each of its values."""
+        key, value = override.get_key_element(), override.value()
+        if not override.is_sweep_override():
+            return iter([str(override.input_line)])
+        if isinstance(value, Glob):
+            return (f"{key}={name}" for name in value.filter(self.groups.get(key, [])))
+        if isinstance(value, IntervalSweep):
+            return (f"{key}={end}" for end in (value.start, value.end))
+        random.seed(0)  # a shuffled sweep goes on in the same order
+        return (f"{key}={text}" for text in override.sweep_string_iterator())
+
+    def first(self) -> list[str]:
+        """The first job, for the settings that no job varies; raises UserError if there is none."""
+        firsts = [list(islice(self.values(override), 1)) for override in self.overrides]
+        if not all(firsts) or not firsts:
+            raise UserError("-m: the grid is empty; try -m 'seed=range(3)', or leave -m out")
+        return [word for (word,) in firsts]
+
+    def jobs(self, limit: int) -> list[list[str]]:
+        """The overrides of each job, in Hydra's order: the last key varies fastest."""
+        for override in self.varied:
+            if override.is_interval_sweep():
+                raise UserError(
+                    f"{override.input_line}: is for a search, such as experiment=search_lenet5; "
+                    f"try values, as in {override.get_key_element()}=a,b"
+                )
+        values = [list(islice(self.values(override), limit + 1)) for override in self.overrides]
+        if prod(map(len, values)) > limit:
             raise UserError(
-                f"{word}: is for a single run; a sweep's directory, a new one or one to go on "
-                "with, is sweep.dir=<directory>"
+                f"the grid has more than {limit:,} jobs; try a smaller one, or "
+                "sweep.max_jobs=<as many as you want>"
             )
-    choice = config.hydra.runtime.choices.sweep
-    if choice in NEEDS and not find_spec(NEEDS[choice]):
-        raise UserError(f"sweep={choice}: needs an extra; try pip install -e '.[{choice}]'")
-    most = config.sweep.max_jobs
-    count = jobs(config, most + 1) if type(most) is int else 1  # else the check of values tells
-    if all(map(is_sweep_key, words(config))) or count == 0:
-        raise UserError("-m: the grid is empty; try -m 'seed=range(3)', or leave -m out")
-    if type(most) is int and count > most:
-        raise UserError(
-            f"the grid has more than {most:,} jobs; try a smaller one, or "
-            "sweep.max_jobs=<as many as you want>"
-        )
+        return [list(job) for job in product(*values)]
 
 
-def jobs(config: DictConfig, enough: int) -> int:
-    """How many there will be, counted no further for each key than to `enough`."""
-    if "n_trials" in config.hydra.sweeper:
-        return config.hydra.sweeper.n_trials
-    discrete = [override for override in varied(config) if override.is_discrete_sweep()]
-    return prod(sum(1 for _ in islice(o.sweep_iterator(), enough)) for o in discrete)
-
-
-def quick_composer(loader: Any) -> Callable[[DictConfig, list[str]], DictConfig]:
-    """The loader's `load_sweep_config`, for a thousand jobs that choose the same config files.
-
-    Hydra reads and merges the files for each job, which takes a tenth of a second.
-    """
-    compose, composed = loader.load_sweep_config, {}
-
-    def load_sweep_config(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        overrides = parse(sweep_overrides)
-        groups = [o for o in overrides if loader.repository.group_exists(o.key_or_group)]
-        values = [o for o in overrides if o not in groups]
-        key = tuple(override.input_line for override in groups)
-        if key not in composed:
-            composed[key] = compose(master_config, list(key))
-        config = deepcopy(composed[key])
-        loader._apply_overrides_to_config(values, config)
-        config.hydra.overrides.task = sweep_overrides
-        return config
-
-    return load_sweep_config
+def is_setting(override: Override) -> bool:
+    key = override.get_key_element().lstrip("+~")
+    return key == "sweep" or key.startswith("sweep.")

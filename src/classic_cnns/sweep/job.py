@@ -1,12 +1,11 @@
 """A job of a sweep: the command that it is, and how far it has come."""
 
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-EPOCH = re.compile(r"epoch +(\d+)/(\d+) .*?([\d.]+%) validation")
+from classic_cnns.report.results import read_metrics, shown_value
 
 
 @dataclass
@@ -16,42 +15,44 @@ class Job:
     parameters: dict[str, str]  # those that the sweep varies
     directory: Path
     program: list[str]  # what the overrides follow
-    ranks: int
-    on_gpu: bool
+    ranks: int = 1
+    on_gpu: bool = False
     time_limit: float | None = None  # seconds
     state: str = "waiting"
     result: dict[str, Any] = field(default_factory=dict)
-    task: Any = None  # while it runs, what its engine knows it by
-    asked: list[int] = field(default_factory=list)  # the signals by which it was asked to end
-    seen: list[tuple[int, float]] = field(default_factory=list)  # epochs, and when they were over
+    handle: Any = None  # what its executor knows it by, while it runs
+    stop_requests: list[int] = field(default_factory=list)  # signals
+    offset: int = 0  # bytes read of its metrics.jsonl
+    last: dict[str, Any] = field(default_factory=dict)  # line of it
+    read_at: float = 0.0  # when that line was read
 
     @property
     def command(self) -> list[str]:
-        """What carries it out; goes on with what an earlier start has left."""
+        """Goes on with what an earlier start has left."""
         if (self.directory / "config.yaml").exists():
             return [*self.program, f"resume={quoted(str(self.directory))}"]
-        varied = ",".join(f"{quoted(f'{key}={value}')}" for key, value in self.parameters.items())
+        varied = ",".join(quoted(f"{key}={value}") for key, value in self.parameters.items())
         own = [f"run_dir={quoted(str(self.directory))}", f"varied=[{varied}]"]
         return [*self.program, *self.overrides, *own]
 
-    def progress(self) -> str:
-        """Epoch, validation error and time left, as the end of its log has them."""
-        path = self.directory / "output.log"
-        if not path.exists():  # it waits in the queue of a cluster
+    def read_progress(self) -> list[dict[str, Any]]:
+        """The lines that its metrics.jsonl has gained since the last call."""
+        lines, self.offset = read_metrics(self.directory, self.offset)
+        if lines:
+            self.last, self.read_at = lines[-1], time.monotonic()
+        return lines
+
+    def progress(self, metric: str) -> str:
+        """Epoch, the metric and the time left, as of the last line read."""
+        if not self.last:
             return ""
-        with open(path, "rb") as log:
-            log.seek(max(0, path.stat().st_size - 4096))
-            lines = EPOCH.findall(log.read().decode(errors="replace"))
-        if not lines:
-            return ""
-        epoch, epochs, error = int(lines[-1][0]), int(lines[-1][1]), lines[-1][2]
-        if not self.seen or self.seen[-1][0] != epoch:
-            self.seen.append((epoch, time.monotonic()))
-        text = f"epoch {epoch}/{epochs}  {error} validation error"
-        (first, start), (last, end) = self.seen[0], self.seen[-1]
-        if last == first:
+        epoch, epochs, values = (self.last[name] for name in ("epoch", "epochs", "metrics"))
+        text = f"epoch {epoch}/{epochs}"
+        if metric in values:
+            text += f"  {metric} {shown_value(metric, values[metric])}"
+        if self.state != "running":
             return text
-        left = (end - start) / (last - first) * (epochs - last) - (time.monotonic() - end)
+        left = self.last["seconds"] / epoch * (epochs - epoch) - (time.monotonic() - self.read_at)
         return f"{text}  {max(0, round(left))} s left"
 
 

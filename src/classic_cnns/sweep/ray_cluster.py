@@ -2,21 +2,20 @@
 
 import os
 import sys
-from collections.abc import Sequence
 
 import ray
 
 from classic_cnns.sweep.job import Job
-from classic_cnns.sweep.process import carry_out_away
+from classic_cnns.sweep.run_job import run_job_remotely
 
 
 class RayCluster:
-    """`jobs` run where Ray has room for them, at most `parallel` at a time."""
+    """`count` jobs run where Ray has room for them, at most `parallel` at a time."""
 
     def __init__(
-        self, address: str | None, cpus_per_rank: int, parallel: int | None, jobs: Sequence[Job]
+        self, address: str | None, cpus_per_rank: int, parallel: int | None, count: int, **_
     ) -> None:
-        self.cpus, self.parallel = cpus_per_rank, parallel or len(jobs)
+        self.cpus, self.parallel = cpus_per_rank, parallel or count
         # Jobs find the code in the directories that the machines share.
         paths = os.pathsep.join(path for path in sys.path if path)
         if not ray.is_initialized():
@@ -28,15 +27,15 @@ class RayCluster:
             )
 
     def start(self, job: Job) -> None:
-        task = ray.remote(carry_out_away).options(
+        task = ray.remote(run_job_remotely).options(
             num_cpus=self.cpus * job.ranks,
             num_gpus=job.ranks if job.on_gpu else 0,
             max_retries=0,
         )
-        job.task = task.remote(job, os.getcwd(), {"OMP_NUM_THREADS": str(self.cpus)})
+        job.handle = task.remote(job, os.getcwd(), {"OMP_NUM_THREADS": str(self.cpus)})
 
     def is_over(self, job: Job) -> bool:
-        return bool(ray.wait([job.task], timeout=0)[0])
+        return bool(ray.wait([job.handle], timeout=0)[0])
 
     def stop(self, job: Job, at_once: bool) -> None:
-        ray.cancel(job.task, force=at_once)
+        ray.cancel(job.handle, force=at_once)

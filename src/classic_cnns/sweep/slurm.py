@@ -2,16 +2,15 @@
 
 import os
 import sys
-from collections.abc import Sequence
 
 import submitit
 
 from classic_cnns.sweep.job import Job
-from classic_cnns.sweep.process import carry_out_away
+from classic_cnns.sweep.run_job import run_job_remotely
 
 
 class Slurm:
-    """`jobs` are submitted, at most `parallel` at a time; `parameters` are submitit's."""
+    """`count` jobs are submitted, at most `parallel` at a time; `parameters` are submitit's."""
 
     def __init__(
         self,
@@ -19,10 +18,11 @@ class Slurm:
         parameters: dict,
         cpus_per_rank: int,
         parallel: int | None,
-        jobs: Sequence[Job],
+        count: int,
+        **_,
     ) -> None:
         self.cluster, self.parameters, self.cpus = cluster, dict(parameters), cpus_per_rank
-        self.parallel = parallel or len(jobs)
+        self.parallel = parallel or count
         # Jobs find the code in the directories that the machines share.
         os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
@@ -38,10 +38,10 @@ class Slurm:
             **self.parameters,
         )
         environment = {"OMP_NUM_THREADS": str(self.cpus)}
-        job.task = executor.submit(carry_out_away, job, os.getcwd(), environment)
+        job.handle = executor.submit(run_job_remotely, job, os.getcwd(), environment)
 
     def is_over(self, job: Job) -> bool:
-        return job.task.done()
+        return job.handle.done()
 
     def stop(self, job: Job, at_once: bool) -> None:
-        job.task.cancel(check=False)  # SLURM sends SIGTERM first
+        job.handle.cancel(check=False)  # SLURM sends SIGTERM first

@@ -1,4 +1,4 @@
-"""One process for each device, and the one that the user started, which watches over them.
+"""One process for each device, and the one that the user started, which supervises them.
 
 Lightning's launcher kills the process that the user started as soon as another one dies, and with
 it the last word on the run; torch's elastic agent takes seconds to import torch for itself and
@@ -22,8 +22,9 @@ from typing import Any, NoReturn
 
 from classic_cnns import UserError, program
 from classic_cnns.files import write_json
+from classic_cnns.trainer import processes
 from classic_cnns.trainer.devices import core_count, free_port, started_outside
-from classic_cnns.trainer.processes import how, stop_signals, watch
+from classic_cnns.trainer.processes import exit_reason, stop_signals, supervise
 
 REPORT = "CLASSIC_CNNS_REPORT"  # the pipe's number, in the environment of a rank
 
@@ -32,14 +33,14 @@ REPORT = "CLASSIC_CNNS_REPORT"  # the pipe's number, in the environment of a ran
 
 
 def report(**facts: Any) -> None:
-    """Tell the watching process, if there is one; a line is short enough to stay in one piece."""
+    """Tell the supervising process, if there is one; a line is so short that it stays whole."""
     if REPORT in os.environ:
         line = json.dumps(facts | {"rank": int(os.environ["RANK"])})
         os.write(int(os.environ[REPORT]), f"{line}\n".encode())
 
 
 def in_rank(task: Callable[[], object]) -> None:
-    """Carry out `task`; where somebody watches, an error is reported and not printed."""
+    """Carry out `task`; where a process supervises us, an error is reported and not printed."""
     if started_outside() is None:
         task()
         return
@@ -96,20 +97,21 @@ def launch(count: int) -> None:
     """Run this very command in `count` ranks, and where they fail exit as they did."""
     receiver, sender = os.pipe()
     os.set_blocking(receiver, False)
-    with stop_signals() as asked:
+    with stop_signals() as stop_requests:
         port = free_port()
         ranks = [start(rank, count, port, sender) for rank in range(count)]
         os.close(sender)
         pumps = [threading.Thread(target=pump, args=pair, daemon=True) for pair in enumerate(ranks)]
         for thread in pumps:
             thread.start()
-        for codes in watch(ranks, asked):
+        for codes in supervise(ranks, stop_requests):
             first = codes
             time.sleep(0.05)
         for thread in pumps:
             thread.join(timeout=1)
         if first:
-            end(first, [json.loads(line) for line in read_all(receiver).splitlines()], asked)
+            reports = [json.loads(line) for line in read_all(receiver).splitlines()]
+            end(first, reports, stop_requests)
 
 
 def read_all(pipe: int) -> bytes:
@@ -124,14 +126,13 @@ def start(rank: int, count: int, port: int, sender: int) -> Popen:
     env = {"OMP_NUM_THREADS": str(max(1, core_count() // count))} | os.environ
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-    return Popen(
+    return processes.start(
         [sys.executable, *sys.argv],
-        env=env | {REPORT: str(sender)},
+        env | {REPORT: str(sender)},
         pass_fds=[sender],
         stdin=PIPE,
         stdout=DEVNULL if rank else None,
         stderr=PIPE if rank else None,
-        start_new_session=True,  # a terminal sends Ctrl-C to all of one: we hand it on
     )
 
 
@@ -141,17 +142,18 @@ def pump(rank: int, process: Popen) -> None:
         sys.stderr.write(f"rank {rank}: {line.decode(errors='replace')}")
 
 
-def end(first: dict[int, int], told: list[dict], asked: list[int]) -> NoReturn:
+def end(first: dict[int, int], reports: list[dict], stop_requests: list[int]) -> NoReturn:
     """Print one line on why the run ended, see that `result.json` says so too, and exit."""
-    ends = {facts["rank"]: facts for facts in told if "code" in facts}  # the first one first
+    ends = {facts["rank"]: facts for facts in reports if "code" in facts}  # the first one first
     silent = [rank for rank in first if rank not in ends]
     status, code, trace = "failed", 1, ""
-    if asked:
-        status, code, line = "interrupted", 128 + asked[0], signal.Signals(asked[0]).name
+    if stop_requests:
+        number = stop_requests[0]
+        status, code, line = "interrupted", 128 + number, signal.Signals(number).name
         if 0 in ends and ends[0]["code"] == 143:
             sys.exit(code)  # rank 0 has told it all
     elif silent:
-        line = f"rank {silent[0]} {how(first[silent[0]])}"
+        line = f"rank {silent[0]} {exit_reason(first[silent[0]])}"
     else:
         rank, facts = next(iter(ends.items()))
         code, line, trace = facts["code"], facts.get("error", ""), facts.get("trace", "")
@@ -159,7 +161,7 @@ def end(first: dict[int, int], told: list[dict], asked: list[int]) -> NoReturn:
             sys.exit(code)
         line = line if code == 2 else f"rank {rank}: {line}"
     resume = ""
-    for directory in [facts["directory"] for facts in told if "directory" in facts]:
+    for directory in [facts["directory"] for facts in reports if "directory" in facts]:
         with suppress(OSError):
             result = {"status": status, "directory": directory, "error": line}
             write_json(Path(directory) / "result.json", result)

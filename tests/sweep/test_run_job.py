@@ -10,18 +10,19 @@ from pathlib import Path
 import pytest
 
 from classic_cnns.files import read_json
-from classic_cnns.sweep import process
+from classic_cnns.sweep import run_job as module
 from classic_cnns.sweep.job import Job
-from classic_cnns.sweep.process import carry_out, clean_environment
+from classic_cnns.sweep.run_job import run_job
+from classic_cnns.trainer.processes import clean_environment
 
 
 def make(directory: Path, program: str, time_limit: float | None = None) -> Job:
-    return Job(0, [], {}, directory, [sys.executable, "-c", program], 1, False, time_limit)
+    return Job(0, [], {}, directory, [sys.executable, "-c", program], time_limit=time_limit)
 
 
 def outcome(job: Job) -> dict:
     deadline = time.monotonic() + 20
-    for _ in carry_out(job, {}):
+    for _ in run_job(job, {}):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return read_json(job.directory / "result.json")
@@ -58,7 +59,7 @@ def test_an_end_without_a_result_is_a_result(tmp_path, program, status, error):
 
 
 def test_a_command_that_ignores_the_request_to_end_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "PATIENCE", 0.3)
+    monkeypatch.setattr(module, "PATIENCE", 0.3)
     deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
     result = outcome(make(tmp_path, deaf, time_limit=0.5))
     assert result["status"] == "timeout" and "sweep.time_limit=0.5" in result["error"]
@@ -88,19 +89,19 @@ def test_a_sweep_killed_without_warning_leaves_no_job_that_runs_on(tmp_path):
             sys.executable,
             "-c",
             "import sys, time; from pathlib import Path\n"
-            "from tests.sweep.test_process import carry_out, make\n"
-            f"next(carry_out(make(Path({str(tmp_path)!r}), {job!r}), {{}}))\n"
+            "from tests.sweep.test_run_job import make, run_job\n"
+            f"next(run_job(make(Path({str(tmp_path)!r}), {job!r}), {{}}))\n"
             "time.sleep(60)",
         ],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     number = number_in(pid)
     second = make(tmp_path, "open('second', 'w')")  # one at a time in a directory
-    waits = carry_out(second, {})
+    waits = run_job(second, {})
     for _ in range(5):
         next(waits)
         assert alive(number)
-    second.asked.append(signal.SIGTERM)
+    second.stop_requests.append(signal.SIGTERM)
     assert next(waits, "given up") == "given up" and not (tmp_path / "result.json").exists()
     sweep.kill()
     sweep.wait()
@@ -123,5 +124,5 @@ def test_the_environment_holds_nothing_of_other_ranks(monkeypatch):
 
 def test_being_asked_to_end_is_no_failure(tmp_path):
     job = make(tmp_path, "import time; time.sleep(60)")
-    job.asked.append(signal.SIGTERM)
+    job.stop_requests.append(signal.SIGTERM)
     assert outcome(job)["status"] == "interrupted"

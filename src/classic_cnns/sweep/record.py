@@ -1,0 +1,70 @@
+"""The directory of a sweep, and `sweep.yaml` in it: a sweep that goes on is the same as before."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from omegaconf import DictConfig
+
+from classic_cnns import UserError, program
+from classic_cnns.report import results
+from classic_cnns.sweep.grid import Grid
+from classic_cnns.sweep.search import Search
+from classic_cnns.trainer.processes import take_lock
+
+
+def new_record(
+    words: Sequence[str],
+    flags: Sequence[str],
+    grid: Grid,
+    search: Search | None,
+    settings: DictConfig,
+) -> dict[str, Any]:
+    """What `sweep.yaml` says of the sweep, but for its jobs."""
+    called = [name] if (name := program()) == "classic-cnns" else ["python", sys.argv[0]]
+    kept = [word for word in words if not word.startswith("sweep.dir=")]
+    varied = search.params if search else [o.get_key_element() for o in grid.varied]
+    return {
+        # Of the whole sweep; what it prints goes on with it.
+        "command": shlex.join([*called, *flags, "-m", *kept, f"sweep.dir={settings.dir}"]),
+        "program": [*called, *flags],
+        "metric": settings.metric,
+        "direction": settings.direction,
+        "grid": grid.words,
+        "search": search and [settings.metric, settings.direction, search.params],
+        "varied": [key.lstrip("+") for key in varied],
+    }
+
+
+def open_directory(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Make the directory, or find it, and keep others out of it; the record of an earlier start.
+
+    Raises UserError where the directory is not this sweep's.
+    """
+    kept = directory / "sweep.yaml"
+    if not kept.exists() and any(directory.glob("[!.]*")):
+        raise UserError(
+            f"sweep.dir={directory}: holds no sweep (it would have a sweep.yaml); try "
+            "another sweep.dir, or leave it out for a new one"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    if take_lock(directory / ".lock") is None:  # held until this process ends
+        raise UserError(
+            f"sweep.dir={directory}: another process is running this sweep now; try "
+            "again when it has ended, or another sweep.dir"
+        )
+    earlier = results.read_record(directory) if kept.exists() else {}
+    for key in ("grid", "search"):
+        if earlier and earlier.get(key) != record[key]:
+            was = shlex.join(map(str, earlier.get(key) or ["none"]))
+            refuse(directory, f"its {key} was {was}", earlier)
+    return earlier
+
+
+def refuse(directory: Path, reason: str, earlier: dict[str, Any]) -> NoReturn:
+    raise UserError(
+        f"sweep.dir={directory}: {reason}; go on with: {earlier['command']}, or try another "
+        "sweep.dir"
+    )

@@ -1,0 +1,63 @@
+"""Which jobs a command line asks for, in which order, and what is refused of it."""
+
+import pytest
+
+from classic_cnns import UserError
+from classic_cnns.sweep.grid import Grid
+
+GROUPS = {"model": ["alexnet", "lenet5", "lenet5_relu"], "data": ["mnist"]}
+
+
+def test_the_last_key_varies_fastest_and_single_values_stand_in_each_job():
+    grid = Grid(["model=lenet5,alexnet", "data=mnist", "seed=range(2)", "sweep.parallel=2"], GROUPS)
+    assert grid.settings == ["sweep.parallel=2"]
+    assert grid.jobs(9) == [
+        ["model=lenet5", "data=mnist", "seed=0"],
+        ["model=lenet5", "data=mnist", "seed=1"],
+        ["model=alexnet", "data=mnist", "seed=0"],
+        ["model=alexnet", "data=mnist", "seed=1"],
+    ]
+    assert grid.first() == grid.jobs(9)[0]
+
+
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        ("model=glob(lenet*)", ["lenet5", "lenet5_relu"]),
+        ("model=glob(*,exclude=lenet*)", ["alexnet"]),
+        ("+optim.x=choice(1,2)", ["1", "2"]),
+        ("optim.lr=range(0.25,1,0.25)", ["0.25", "0.5", "0.75"]),
+        ("optim.lr=sort(3,1,2)", ["1", "2", "3"]),
+        ("data.x='a b','c,d'", ["'a b'", "'c,d'"]),
+        ("model.net.channels=[1,2],[3,4]", ["[1,2]", "[3,4]"]),
+        ("optim.clip_norm=null,1e-3", ["null", "0.001"]),
+    ],
+)
+def test_each_way_to_write_several_values(word, values):
+    key = word.split("=")[0]
+    assert Grid([word], GROUPS).jobs(9) == [[f"{key}={value}"] for value in values]
+
+
+def test_a_shuffled_sweep_goes_on_in_its_order():
+    orders = [Grid(["seed=shuffle(range(20))"], {}).jobs(99) for _ in range(2)]
+    assert orders[0] == orders[1] != sorted(orders[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["optim.lr=interval(0,1)"], ["optim.lr=interval(0,1)", "search", "optim.lr=a,b"]),
+        (["seed=range(1000000000)"], ["more than 99 jobs", "sweep.max_jobs"]),
+        (["model=glob(x*)"], ["the grid is empty"]),
+        (["sweep.parallel=2"], ["the grid is empty"]),
+        (["seed=0,1", "+seed=2"], ["seed", "2 times"]),
+        (["seed=0,1", "sweep.parallel=1,2"], ["sweep.parallel=1,2", "one value"]),
+        (["seed=0,1", "resume=x"], ["resume=x", "sweep.dir="]),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(words, told):
+    with pytest.raises(UserError) as error:
+        grid = Grid(words, GROUPS)
+        grid.first()
+        grid.jobs(99)
+    assert not [text for text in told if text not in str(error.value)], error.value

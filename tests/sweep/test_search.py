@@ -1,0 +1,212 @@
+"""Searches of stand-ins for runs: what they try, give up, survive and refuse."""
+
+import json
+import time
+from math import log
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from tests.sweep.conftest import sheet
+from tests.sweep.stand_in import error
+
+optuna = pytest.importorskip("optuna", minversion="4")
+RANDOM = {"_target_": "optuna.samplers.RandomSampler", "seed": 3}
+LR = "optim.lr=tag(log,interval(0.01,0.4))"
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """A function that writes experiment/own.yaml with a search; returns the words that take it."""
+
+    def experiment(n_trials: Any = 6, sampler: dict = RANDOM, **search: Any) -> list[str]:
+        own = {"n_trials": n_trials, "sampler": sampler, **search}
+        folder = tmp_path / "conf" / "experiment"
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"sweep": {"search": own}})  # which is YAML too
+        (folder / "own.yaml").write_text(f"# @package _global_\n{text}\n")
+        return ["--config-dir", str(tmp_path / "conf"), "experiment=own"]
+
+    return experiment
+
+
+def study(folder: Path):
+    return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder}/s/study.db")
+
+
+def starts(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "starts").read_text().splitlines()]
+
+
+def test_each_trial_is_a_row_and_the_study_knows_its_value(sweep, experiment):
+    done = sweep(
+        *experiment(), LR, "sweep.dir=s", "seed=choice(0,1)", "data.batch_size=range(8,33,8)"
+    )
+    assert done.code == 0, done.err
+    rows = sheet(sweep.folder / "s")
+    trials = study(sweep.folder).trials
+    assert len(rows) == len(trials) == 6
+    for row, trial in zip(rows, trials, strict=True):
+        assert float(row["error/val"]) == trial.value
+        assert trial.value == error(float(row["optim.lr"]), int(row["seed"]), 3)
+        assert 0.01 <= float(row["optim.lr"]) <= 0.4 and row["data.batch_size"] in "8 16 24 32"
+        config = json.loads((sweep.folder / "s" / row["job"] / "config.yaml").read_text())
+        for key in ("optim.lr", "seed", "data.batch_size"):
+            assert config[key] == row[key] == str(trial.params[key])
+    assert len({row["optim.lr"] for row in rows}) == 6
+    best = min(rows, key=lambda row: float(row["error/val"]))
+    assert f"Best: job {best['job']}, error/val" in done.out
+
+
+def test_the_pruner_ends_trials_early_and_the_table_says_so(sweep, experiment):
+    pruner = {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 2}
+    params = {"optim.lr": {"low": 0.01, "high": 0.4, "log": True}}
+    words = [*experiment(pruner=pruner, params=params), "sweep.dir=s", "sweep.parallel=1"]
+    words += ["trainer.max_epochs=6"]
+    done = sweep(*words, EPOCH_SECONDS="0.15")
+    assert done.code == 0, done.err  # nothing has failed
+    rows = sheet(sweep.folder / "s")
+    finished: list[list[float]] = []  # values of each epoch, in the order of the trials
+    for row in rows:
+        curve = [error(float(row["optim.lr"]), 0, epoch) for epoch in range(1, 7)]
+        # The errors grow: a trial's best is its first, and that decides at its first epoch.
+        bad = len(finished) >= 2 and curve[0] > median(values[0] for values in finished)
+        assert row["state"] == ("pruned" if bad else "finished"), row
+        if bad:
+            assert float(row["last error/val"]) in curve[:5] and not row["error/val"]
+        else:
+            finished.append(curve)
+    pruned = [row["job"] for row in rows if row["state"] == "pruned"]
+    assert 1 <= len(pruned) <= 4
+    for number in pruned:
+        assert study(sweep.folder).trials[int(number)].state == optuna.trial.TrialState.PRUNED
+        assert f"job {number} optim.lr=" in done.out and "pruned after epoch" in done.out
+        directory = sweep.folder / "s" / number
+        assert json.loads((directory / "result.json").read_text())["status"] == "pruned"
+        assert len((directory / "metrics.jsonl").read_text().splitlines()) < 6
+
+    assert sweep(*words).code == 0
+    assert sheet(sweep.folder / "s") == rows  # what was pruned stays so
+    assert all(len(starts(sweep.folder / "s" / str(number))) == 1 for number in range(6))
+
+
+def test_failures_are_failed_trials_and_the_others_go_on(sweep, experiment):
+    words = [*experiment(), "optim.lr=choice(0.5,0.6,0.8,0.1)", "sweep.dir=s", "sweep.parallel=3"]
+    assert sweep(*words).code == 1
+    rows, trials = sheet(sweep.folder / "s"), study(sweep.folder).trials
+    assert len(rows) == 6
+    states = {"0.5": "failed", "0.6": "killed", "0.8": "diverged", "0.1": "finished"}
+    assert [row["state"] for row in rows] == [states[row["optim.lr"]] for row in rows]
+    for row, trial in zip(rows, trials, strict=True):
+        assert trial.state.name == ("COMPLETE" if row["state"] == "finished" else "FAIL")
+
+
+def test_values_that_only_together_are_not_allowed_are_a_failed_trial(sweep, experiment):
+    space = {"trainer.devices": ["1", "2"], "data.batch_size": ["1", "2"]}
+    sampler = {"_target_": "optuna.samplers.GridSampler", "seed": 0, "search_space": space}
+    words = ["trainer.devices=1,2", "data.batch_size=2,1", "trainer=cpu", "sweep.dir=s"]
+    done = sweep(*experiment(4, sampler), *words)
+    assert done.code == 1, done.err
+    rows = {(r["trainer.devices"], r["data.batch_size"]): r for r in sheet(sweep.folder / "s")}
+    assert len(rows) == 4
+    for pair, row in rows.items():
+        assert row["state"] == ("failed" if pair == ("2", "1") else "finished")
+    assert "data.batch_size=1" in rows["2", "1"]["error"]
+
+
+@pytest.mark.parametrize("metric", ["accuracy/val", "loss/train"])
+def test_any_metric_can_be_followed_upwards(sweep, experiment, metric):
+    sampler = {"_target_": "optuna.samplers.TPESampler", "seed": 0, "n_startup_trials": 2}
+    words = [*experiment(6, sampler), LR, "sweep.dir=s"]
+    done = sweep(*words, f"sweep.metric={metric}", "sweep.direction=maximize")
+    assert done.code == 0, done.err
+    if metric == "loss/train":  # which no result of a stand-in has
+        assert "No run has the metric loss/train" in done.out
+        assert {trial.state.name for trial in study(sweep.folder).trials} == {"FAIL"}
+        return
+    rows = sheet(sweep.folder / "s")
+    best = max(rows, key=lambda row: float(row[metric]))
+    assert study(sweep.folder).best_trial.number == int(best["job"])
+    assert f"Best: job {best['job']}, {metric} " in done.out
+    assert float(best[metric]) == 1 - error(float(best["optim.lr"]), 0, 3)
+
+
+@pytest.mark.slow
+def test_a_search_killed_and_started_again_ends_with_the_undisturbed_table(sweep, experiment):
+    words = [*experiment(), LR, "sweep.parallel=1"]
+    assert sweep(*words, "sweep.dir=whole", EPOCH_SECONDS="0.2").code == 0
+    for number in (9, 15, 2, 9):
+        process = sweep.start(*words, "sweep.dir=s", EPOCH_SECONDS="0.2")
+        time.sleep(3.1 if number != 2 else 2.6)
+        process.send_signal(number)
+        process.communicate(timeout=100)
+    assert sweep(*words, "sweep.dir=s").code == 0
+    whole, rows = sheet(sweep.folder / "whole"), sheet(sweep.folder / "s")
+    assert [{**row, "directory": ""} for row in rows] == [{**row, "directory": ""} for row in whole]
+    assert [trial.number for trial in study(sweep.folder).trials] == list(range(6))
+    begun = [starts(sweep.folder / "s" / str(number)) for number in range(6)]
+    assert max(map(len, begun)) > 1
+    for runs in begun:
+        epochs = [start["epoch"] for start in runs]
+        assert epochs == sorted(epochs)  # never starts over
+
+
+def test_a_killed_search_goes_on_with_its_running_trials(sweep, experiment):
+    words = [*experiment(), LR, "sweep.dir=s", "sweep.parallel=2"]
+    process = sweep.start(*words, EPOCH_SECONDS="0.3")
+    last, deadline = sweep.folder / "s" / "1" / "last.ckpt", time.monotonic() + 30
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    before = {trial.number: trial.params for trial in study(sweep.folder).trials}
+    assert {0, 1} <= before.keys()
+    done = sweep(*words)
+    assert done.code == 0, done.err
+    trials = study(sweep.folder).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 6
+    assert {n: trials[n].params for n in before} == before
+    assert [start["epoch"] for start in starts(sweep.folder / "s" / "1")][0:2] == [0, 1]
+
+
+REFUSED = {
+    "optuna": ({}, ["needs Optuna 4 or newer", "pip install 'classic_cnns[optuna]'"]),
+    "n_trials": ({"n_trials": "many"}, ["sweep.search.n_trials=many", "whole number"]),
+    "trials": ({"trials": 3}, ["sweep.search.trials", "n_trials, params"]),
+    "sampler": ({"sampler": {"_target_": "optuna.samplers.Nope"}}, ["sampler", "Nope"]),
+    "no high": ({"params": {"optim.momentum": {"low": 1}}}, ["params.optim.momentum", "low"]),
+    "low": ({"params": {"optim.lr": {"low": 2, "high": 1}}}, ["params.optim.lr", "low"]),
+    "range": (
+        {"params": {"optim.momentum": {"low": 0.5, "high": 1.5}}},
+        ["optim.momentum=1.5", "below 1"],
+    ),
+    "key": ({"params": {"optim.lrr": {"low": 0.5, "high": 1.5}}}, ["optim.lrr=0.5", "optim.lr"]),
+    "nothing": ({}, ["has nothing to vary"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_search_that_cannot_be_meant_is_one_line(sweep, experiment, name):
+    search, told = REFUSED[name]
+    if name == "optuna":
+        hide = "from importlib import metadata\nfound = metadata.version\ndef version(name):\n"
+        hide += "    if name == 'optuna': raise metadata.PackageNotFoundError(name)\n"
+        hide += "    return found(name)\nmetadata.version = version\n"
+        (sweep.folder.parent / "fake" / "sitecustomize.py").write_text(hide)
+    done = sweep(*experiment(**search), *([] if name == "nothing" else ["seed=0,1"]))
+    assert (done.code, done.err.count("\n"), done.out) == (2, 1, ""), done.err
+    assert not [text for text in told if text not in done.err], done.err
+    assert list(sweep.folder.iterdir()) == []
+
+
+def test_the_draws_of_a_log_interval_are_spread_over_its_decades(sweep, experiment):
+    assert sweep(*experiment(), LR, "sweep.dir=s").code == 0
+    logs = [log(float(row["optim.lr"])) for row in sheet(sweep.folder / "s")]
+    seeds = range(3, 9)  # each trial has a seed of its own, drawn from independently here
+    want = []
+    for seed in seeds:
+        alone = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        want.append(log(alone.ask().suggest_float("x", 0.01, 0.4, log=True)))
+    assert logs == pytest.approx(want)

@@ -1,0 +1,418 @@
+"""What a user of Lightning and Hydra types in the first hour: each works, or is told in one line."""
+
+import csv
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from classic_cnns import UserError
+from classic_cnns.config.compose import compose
+from classic_cnns.config.schema import TAKEN, trainer_arguments
+from classic_cnns.run.build import build, build_trainer
+from classic_cnns.run.run import run
+
+OWN_PARTS = Path(__file__).parent / "own_parts"
+STEPS = 16  # of an epoch: 512 images in batches of 32
+
+
+@pytest.fixture
+def train(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch):
+    """A function that carries out a run of two epochs in `tmp_path` and gives its result."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def train(*words: str) -> dict:
+        usual = [
+            "data=tiny", f"data_dir={tiny_mnist.folder}", "trainer.accelerator=cpu",
+            "trainer.max_epochs=2", "data.batch_size=32", "trainer.log_every_n_steps=2",
+            "run_dir=run",
+        ]  # fmt: skip
+        if any(word.startswith("resume=") for word in words):
+            usual = []
+        given = {word.lstrip("+").partition("=")[0] for word in words}
+        usual = [word for word in usual if word.partition("=")[0] not in given]
+        if any(word.startswith("data=") and word != "data=tiny" for word in words):
+            usual = [word for word in usual if not word.startswith(("data.", "data_dir"))]
+        folders = [str(tiny_config_dir), str(OWN_PARTS)]
+        return run(compose(*usual, *words, config_dirs=folders))
+
+    return train
+
+
+def witness():
+    return sys.modules["witness"].Witness.last
+
+
+def weights(directory: str = "run", name: str = "last") -> dict[str, torch.Tensor]:
+    path = Path(directory) / "checkpoints" / f"{name}.ckpt"
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# --- The Trainer's arguments ----------------------------------------------------------------------
+
+# What is typed, and what a callback that notes all hooks, or the result, then has to show.
+EFFECTS = {
+    "accelerator": ("trainer.accelerator=cpu", lambda w, r: w.trainer.strategy.root_device.type == "cpu"),
+    "fast_dev_run": ("+trainer.fast_dev_run=2", lambda w, r: w.calls["on_train_batch_end"] == 2),
+    "max_epochs": ("trainer.max_epochs=1", lambda w, r: r["epochs"] == 1),
+    "min_epochs": (
+        "+trainer.min_epochs=2 +trainer.max_time=00:00:00:00",
+        lambda w, r: w.calls["on_train_batch_end"] == 2 * STEPS,
+    ),
+    "max_steps": ("+trainer.max_steps=5", lambda w, r: r["steps"] == 5),
+    "min_steps": (
+        "+trainer.min_steps=4 +trainer.max_time=00:00:00:00", lambda w, r: r["steps"] == 4
+    ),
+    "max_time": ("+trainer.max_time=00:00:00:00", lambda w, r: r["steps"] < STEPS),
+    "limit_train_batches": ("+trainer.limit_train_batches=3", lambda w, r: r["steps"] == 6),
+    "limit_val_batches": (
+        "+trainer.limit_val_batches=1 data.eval_batch_size=32",
+        lambda w, r: w.calls["on_validation_batch_end"] == 2,
+    ),
+    "limit_test_batches": (
+        "+trainer.limit_test_batches=1 data.eval_batch_size=32",
+        lambda w, r: w.calls["on_test_batch_end"] == 1,
+    ),
+    "overfit_batches": ("+trainer.overfit_batches=2", lambda w, r: r["steps"] == 4),
+    "val_check_interval": (
+        "+trainer.val_check_interval=0.25", lambda w, r: w.calls["on_validation_end"] == 8
+    ),
+    "check_val_every_n_epoch": (
+        "+trainer.check_val_every_n_epoch=2", lambda w, r: w.calls["on_validation_end"] == 1
+    ),
+    "num_sanity_val_steps": (
+        "trainer.num_sanity_val_steps=1", lambda w, r: w.calls["on_sanity_check_end"] == 1
+    ),
+    "log_every_n_steps": ("trainer.log_every_n_steps=4", lambda w, r: count("loss/train_step") == 8),
+    "enable_model_summary": (
+        "trainer.enable_model_summary=true",
+        lambda w, r: any(isinstance(c, pl.callbacks.ModelSummary) for c in w.trainer.callbacks),
+    ),
+    "accumulate_grad_batches": (
+        "trainer.accumulate_grad_batches=4", lambda w, r: r["steps"] == 2 * STEPS / 4
+    ),
+    "gradient_clip_val": (
+        "trainer.gradient_clip_val=1e-9", lambda w, r: abs(r["last"]["loss/train"] - 84.1) < 1
+    ),
+    "gradient_clip_algorithm": (
+        "trainer.gradient_clip_val=1e-9 +trainer.gradient_clip_algorithm=value",
+        lambda w, r: w.trainer.gradient_clip_algorithm == "value",
+    ),
+    "deterministic": (
+        "trainer.deterministic=true", lambda w, r: torch.are_deterministic_algorithms_enabled()
+    ),
+    "benchmark": ("+trainer.benchmark=true", lambda w, r: torch.backends.cudnn.benchmark),
+    "inference_mode": ("+trainer.inference_mode=false", lambda w, r: not w.inference),
+    "profiler": (
+        "+trainer.profiler=simple",
+        lambda w, r: isinstance(w.trainer.profiler, pl.profilers.SimpleProfiler),
+    ),
+    "detect_anomaly": ("+trainer.detect_anomaly=true", lambda w, r: w.anomaly),
+    "plugins": (
+        "+trainer.plugins=[{_target_:lightning.pytorch.plugins.TorchCheckpointIO}]",
+        lambda w, r: type(w.trainer.strategy.checkpoint_io).__name__ == "TorchCheckpointIO",
+    ),
+    "reload_dataloaders_every_n_epochs": (
+        "+trainer.reload_dataloaders_every_n_epochs=1", lambda w, r: r["status"] == "finished"
+    ),
+    "enable_autolog_hparams": (
+        "+trainer.enable_autolog_hparams=false", lambda w, r: not w.trainer.enable_autolog_hparams
+    ),
+    "precision": (
+        "trainer.precision=64-true",
+        lambda w, r: {x.dtype for x in weights().values()} == {torch.float64},
+    ),
+}  # fmt: skip
+# Only seen with several processes: the Trainer that is built shows them.
+BUILT = {
+    "devices": ("trainer.devices=2", lambda t: t.num_devices == 2),
+    "strategy": ("trainer.strategy=ddp", lambda t: type(t.strategy).__name__ == "DDPStrategy"),
+    "num_nodes": ("trainer.num_nodes=1", lambda t: t.num_nodes == 1),
+    "sync_batchnorm": ("+trainer.sync_batchnorm=true", lambda t: t.num_devices == 1),
+}
+REFUSED = {
+    "use_distributed_sampler": "+trainer.use_distributed_sampler=false",
+    "enable_progress_bar": "+trainer.enable_progress_bar=false",
+} | {name: f"+trainer.{name}=1" for name in TAKEN}
+
+
+def count(tag: str) -> int:
+    return len(EventAccumulator("run/tensorboard").Reload().Scalars(tag))
+
+
+def test_every_argument_of_trainer_is_tested_here():
+    signature = [name for name in inspect.signature(pl.Trainer.__init__).parameters if name != "self"]
+    assert trainer_arguments() == signature
+    assert Counter([*EFFECTS, *BUILT, *REFUSED]) == Counter(signature)
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_an_argument_of_trainer_has_its_effect(train, name):
+    words, shows = EFFECTS[name]
+    try:
+        result = train("callbacks=[default,witness]", *words.split())
+        assert result["status"] == "finished" and shows(witness(), result)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = False
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_an_argument_for_several_processes_reaches_the_trainer(name):
+    words, shows = BUILT[name]
+    assert shows(build_trainer(compose("trainer.accelerator=cpu", words), logger=False))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_argument_that_cannot_work_is_refused(train, name):
+    with pytest.raises(UserError, match=name):
+        train(REFUSED[name])
+    assert not Path("run").exists()
+
+
+# --- Callbacks and loggers ------------------------------------------------------------------------
+
+
+def test_every_hook_of_a_callback_is_called_as_often_as_lightning_says(train):
+    train("callbacks=[default,witness]", "trainer.num_sanity_val_steps=1")
+    calls, steps = witness().calls, 2 * STEPS
+    for hook in ("on_train_batch_start", "on_train_batch_end", "on_before_backward",
+                 "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad"):  # fmt: skip
+        assert calls[hook] == steps, hook
+    for hook in ("on_train_epoch_start", "on_train_epoch_end"):
+        assert calls[hook] == 2, hook
+    once = ("on_fit_start", "on_fit_end", "on_train_start", "on_train_end", "on_test_start",
+            "on_sanity_check_start", "on_test_epoch_end", "on_load_checkpoint")  # fmt: skip
+    assert all(calls[hook] == 1 for hook in once), calls
+    assert calls["on_validation_start"] == 3 and calls["on_save_checkpoint"] >= 3
+    assert calls["setup"] == calls["teardown"] == 2  # of fit and of test
+
+
+def test_early_stopping_stops_where_the_error_no_longer_falls(train):
+    result = train(
+        "callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=1",
+        "trainer.max_epochs=20", "optim.lr=1e-20",
+    )  # fmt: skip
+    assert result["status"] == "finished" and result["epochs"] == 2
+
+
+def test_lightnings_own_callbacks_run_together(train):
+    choices = "[default,model_checkpoint,learning_rate_monitor,device_stats,swa,checkpoint_steps]"
+    result = train(f"callbacks={choices}", "callbacks.device_stats.cpu_stats=false",
+                   "trainer.max_epochs=5", "model=lenet5_relu")  # fmt: skip
+    assert result["status"] == "finished"
+    names = sorted(path.name for path in Path("run/checkpoints").iterdir())
+    assert names[:2] == ["best.ckpt", "epoch_000.ckpt"] and names[-1] == "last.ckpt"
+    tags = EventAccumulator("run/tensorboard").Reload().Tags()["scalars"]
+    assert "lr-SGD" in tags and "lr-SGD-momentum" in tags
+
+
+def test_ones_own_callback_comes_from_the_command_line_and_any_can_be_left_out(train):
+    words = ["+callbacks.timer._target_=lightning.pytorch.callbacks.Timer",
+             "+callbacks.timer.duration=01:00:00:00", "~callbacks.pictures"]  # fmt: skip
+    assert train("callbacks=[default,witness]", *words)["status"] == "finished"
+    kinds = {type(callback).__name__ for callback in witness().trainer.callbacks}
+    assert "Timer" in kinds and "Pictures" not in kinds
+    assert "images" not in EventAccumulator("run/tensorboard").Reload().Tags() or not (
+        EventAccumulator("run/tensorboard").Reload().Tags()["images"]
+    )
+
+
+def test_without_callbacks_and_loggers_it_trains_too(train):
+    result = train("callbacks=null", "logger=null")
+    assert result["metrics"]["error/test"] < 0.9
+    assert not Path("run/checkpoints").exists() and not Path("run/tensorboard").exists()
+
+
+def test_a_csv_file_holds_the_metrics_of_the_run(train):
+    result = train("logger=[tensorboard,csv]")
+    with open("run/csv/metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    last = [row["error/val"] for row in rows if row["error/val"]][-1]
+    assert float(last) == result["last"]["error/val"]
+    assert (Path("run") / "tensorboard").is_dir()
+
+
+@pytest.mark.parametrize("service", ["mlflow", "wandb"])
+def test_a_tracking_service_gets_the_config_and_the_same_names(train, service, monkeypatch):
+    pytest.importorskip(service)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    offline = ["logger.wandb.offline=true"] if service == "wandb" else []
+    assert train(f"logger={service}", "trainer.max_epochs=1", *offline)["status"] == "finished"
+    texts = [path.read_bytes() for path in Path("run").rglob("*") if path.is_file()]
+    written = b"".join(texts)
+    assert b"error/val" in written or any("error" in str(p) for p in Path("run").rglob("*"))
+    assert b"schedule_epochs" in written or any(
+        "schedule_epochs" in path.name for path in Path("run").rglob("*")
+    )
+
+
+# --- Parts of one's own ---------------------------------------------------------------------------
+
+
+def test_a_net_of_ones_own_takes_three_files_and_no_more(train):
+    result = train("model=tiny_resnet")
+    assert result["epochs"] == 2 and result["metrics"]["error/test"] < 0.9
+    assert {name.split(".")[1] for name in weights()} == {"stem", "block", "output"}
+
+
+def test_what_a_net_of_ones_own_lacks_is_one_line(train):
+    with pytest.raises(UserError, match="^optim.optimizer: is missing; .* optim=<another>"):
+        train("model=no_recipe")
+
+
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no")
+def test_a_gan_with_two_optimizers_trains_and_goes_on(train):
+    result = train("model=gan", "trainer.max_epochs=2")
+    assert result["status"] == "finished" and {"g_loss", "d_loss_epoch"} <= result["metrics"].keys()
+    assert result["steps"] == 2 * 2 * STEPS  # Lightning counts those of both
+    more = train("resume=run", "trainer.max_epochs=3")
+    assert more["epochs"] == 3 and more["steps"] == 3 * 2 * STEPS
+
+
+def test_somebody_elses_classifier_and_data_run_with_our_callbacks(train):
+    result = train(
+        "model=lit_classifier", "data=per_sample", "callbacks=[default,early_stopping]",
+        "callbacks.checkpoint.monitor=val_acc", "callbacks.checkpoint.mode=max",
+        "callbacks.early_stopping.monitor=val_acc", "callbacks.early_stopping.mode=max",
+    )  # fmt: skip
+    assert {"train_loss_epoch", "val_acc", "test_loss", "epochs_seen"} <= result["metrics"].keys()
+    assert (Path("run") / "checkpoints" / "best.ckpt").exists()
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+
+
+def test_our_nets_take_somebody_elses_data(train):
+    result = train("model=lenet5_relu", "data=per_sample", "model.net.num_classes=10",
+                   "model.net.in_channels=3", "optim.lr=0.01")  # fmt: skip
+    assert result["status"] == "finished" and "error/test" in result["metrics"]
+
+
+MISTAKES = {
+    "model=no_training_step": "has no training_step",
+    "model=lenet5 data=per_sample": "^data: its images of 3x32x32 do not fit model.net",
+    "model=lit_classifier data=per_sample callbacks.checkpoint.monitor=val_ac":
+        "val_ac: is not among the metrics; try one of .*val_acc",
+    "model=lit_classifier +model.lr_=3": "^model: .*unexpected keyword argument 'lr_'",
+    "model=lenet5_relu data=per_sample": "^model.net.num_classes=.*data.num_classes.*; try model.n",
+    "data._target_=torch.nn.ReLU": "^data",
+    "init_from=nothing": "init_from=nothing: no run is there",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_with_ones_own_parts_is_one_line_and_leaves_nothing(train, words):
+    with pytest.raises(UserError, match=MISTAKES[words]) as refusal:
+        train(*words.split())
+    assert "\n" not in str(refusal.value)
+    assert not Path("run/result.json").exists()
+
+
+# --- Going on -------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_trains_further_to_the_weights_of_a_longer_one(train):
+    words = ["model=lenet5_relu"]  # its rate is constant
+    train(*words, "run_dir=long", "trainer.max_epochs=4")
+    train(*words)
+    result = train("resume=run", "trainer.max_epochs=4")
+    assert same(weights(), weights("long")) and result["epochs"] == 4
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    curve = [e.step for e in EventAccumulator("run/tensorboard").Reload().Scalars("error/val")]
+    assert curve == [STEPS * (epoch + 1) - 1 for epoch in range(4)]
+    assert train("resume=run")["epochs"] == 4  # and is finished
+
+
+def test_after_its_schedule_a_run_goes_on_at_the_last_rate(train, caplog):
+    train("trainer.log_every_n_steps=1")
+    train("resume=run", "trainer.max_epochs=3")
+    assert "the schedule runs over 2 epochs; after them the rate stays" in caplog.text
+    rates = [e.value for e in EventAccumulator("run/tensorboard").Reload().Scalars("optim/lr")]
+    assert set(rates[2 * STEPS :]) == {min(rates)}
+
+
+def test_a_run_does_not_go_on_for_fewer_epochs_than_it_has(train):
+    train()
+    with pytest.raises(UserError, match="max_epochs=1: run has done 2 epochs already"):
+        train("resume=run", "trainer.max_epochs=1")
+
+
+def test_a_run_starts_from_the_weights_of_another(train):
+    train("run_dir=first")
+    train("init_from=first", "optim.lr=1e-30")
+    first, second = weights("first", "best"), weights()
+    assert same(first, second)
+    train("init_from=first/checkpoints/last.ckpt", "init_skip=[F6]", "optim.lr=1e-30",
+          "run_dir=skipped")  # fmt: skip
+    skipped, last = weights("skipped"), weights("first")
+    differ = {name for name in last if not torch.equal(skipped[name], last[name])}
+    assert differ == {"net.F6.weight", "net.F6.bias"}
+    with pytest.raises(UserError, match=r"does not fit this net in F6, output, S2, S4; try init_s"):
+        train("init_from=first", "model=lenet5_relu", "run_dir=other")
+
+
+def test_a_part_of_the_data_holds_out_its_own_part(train, caplog):
+    train("data.val_size=null", "data.train_size=320")
+    assert "288 images to train on, 32 held out for validation" in caplog.text
+
+
+# --- Debugging ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", ["default", "few_batches", "overfit", "profiler", "anomaly"])
+def test_a_debugging_run_leaves_nothing(train, choice, tmp_path):
+    before = sorted(path for path in tmp_path.iterdir())
+    assert train(f"debug={choice}")["status"] == "finished"
+    assert sorted(path for path in tmp_path.iterdir()) == before
+
+
+def test_overfitting_learns_its_batches_by_heart(train):
+    result = train("debug=overfit", "trainer.max_epochs=40")
+    assert result["last"]["error/train"] == 0.0
+
+
+# --- From Python ----------------------------------------------------------------------------------
+
+
+def test_a_notebook_composes_builds_and_trains(tiny_mnist, tiny_config_dir, tmp_path):
+    program = f"""
+from classic_cnns import UserError, build, compose, train
+config = compose("data=tiny", "data_dir={tiny_mnist.folder}", "trainer.accelerator=cpu",
+                 "trainer.max_epochs=1", config_dirs=["{tiny_config_dir}"])
+module, data = build(config)
+data.prepare_data(); data.setup("fit")
+images, labels = next(iter(data.train_dataloader()))
+print(module.loss(module.net(images), labels).item() > 0, tuple(images.shape))
+result = train(config)
+print(result["status"], sorted(result["metrics"])[0], result["directory"])
+try:
+    compose("optim.lrr=1")
+except UserError as error:
+    print(error)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "True (16, 1, 32, 32)" in done.stdout
+    assert "finished accuracy/test outputs/lenet5-tiny/" in done.stdout
+    assert "did you mean optim.lr" in done.stdout
+
+
+def test_build_gives_the_parts_of_a_config():
+    module, data = build(compose("model=simple_cnn", "data=mnist"))
+    assert isinstance(module, pl.LightningModule) and isinstance(data, pl.LightningDataModule)
