@@ -255,7 +255,7 @@ def test_setup_twice_keeps_the_tensors_and_uses_no_more_memory(data):
     code="data/transforms.py:scale",
 )
 @pytest.mark.slow
-def test_real_mnist_has_the_mean_and_deviation_that_everybody_knows(data):
+def test_real_mnist_has_the_mean_and_deviation_that_everybody_knows():
     """0.1307 and 0.3081 of the 28 x 28 pixels in [0, 1]; with the border they follow from those."""
     sums = OmegaConf.load(MNIST).sha256
     module = ResidentData(
@@ -263,6 +263,7 @@ def test_real_mnist_has_the_mean_and_deviation_that_everybody_knows(data):
         sha256=sums, val_size=5000, batch_size=128, eval_batch_size=500, augment="none",
         augmentations={"none": []}, input=INPUT, data_dir=None, seed=0, test_patches="centre",
     )  # fmt: skip
+    module.prepare_data()
     module.setup("fit")
     assert module.facts()["val_indices_sha256"] == VAL_INDICES
     assert len(module.train_dataloader()) == 430
