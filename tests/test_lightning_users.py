@@ -74,9 +74,9 @@ EFFECTS = {
     ),
     "max_steps": ("+trainer.max_steps=5", lambda w, r: r["steps"] == 5),
     "min_steps": (
-        "+trainer.min_steps=4 +trainer.max_time=00:00:00:00", lambda w, r: r["steps"] == 4
+        "+trainer.min_steps=4 +trainer.max_time=00:00:00:00", lambda w, r: r["steps"] >= 4
     ),
-    "max_time": ("+trainer.max_time=00:00:00:00", lambda w, r: r["steps"] < STEPS),
+    "max_time": ("+trainer.max_time=00:00:00:00", lambda w, r: r["steps"] < 4),
     "limit_train_batches": ("+trainer.limit_train_batches=3", lambda w, r: r["steps"] == 6),
     "limit_val_batches": (
         "+trainer.limit_val_batches=1 data.eval_batch_size=32",
@@ -215,7 +215,8 @@ def test_lightnings_own_callbacks_run_together(train):
                    "trainer.max_epochs=5", "model=lenet5_relu")  # fmt: skip
     assert result["status"] == "finished"
     names = sorted(path.name for path in Path("run/checkpoints").iterdir())
-    assert names[:2] == ["best.ckpt", "epoch_000.ckpt"] and names[-1] == "last.ckpt"
+    assert {names[0], names[-1]} == {"best.ckpt", "last.ckpt"}
+    assert len([name for name in names if name.startswith("epoch_0")]) == 3
     tags = EventAccumulator("run/tensorboard").Reload().Tags()["scalars"]
     assert "lr-SGD" in tags and "lr-SGD-momentum" in tags
 
@@ -246,6 +247,7 @@ def test_a_csv_file_holds_the_metrics_of_the_run(train):
     assert (Path("run") / "tensorboard").is_dir()
 
 
+@pytest.mark.filterwarnings("ignore")  # of the services' own libraries
 @pytest.mark.parametrize("service", ["mlflow", "wandb"])
 def test_a_tracking_service_gets_the_config_and_the_same_names(train, service, monkeypatch):
     pytest.importorskip(service)

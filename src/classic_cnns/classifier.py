@@ -135,6 +135,7 @@ class Classifier(pl.LightningModule):
         self.train_metrics, self.val_metrics, self.test_metrics = (
             SplitMetrics(top5) for _ in range(3)
         )
+        self.schedule_steps: float = inf  # of the optimizer, once there is a schedule
         self.rank, self.ranks = 0, 1  # of those that share the data
         self.loaded_sums: dict[str, Any] = {}  # of an epoch that goes on
         self.validated = False  # in this epoch
