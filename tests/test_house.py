@@ -119,6 +119,12 @@ def test_every_deviation_in_the_code_is_in_the_readme():
     assert marked == {(name, text.strip()) for name, text in listed if "." in name}
 
 
+def test_every_room_is_installed():
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = set(re.findall(r'^    "(classic_cnns[.a-z]*)",$', text, re.M))
+    assert listed == {"classic_cnns", "classic_cnns.conf", *(f"classic_cnns.{r}" for r in ROOMS)}
+
+
 def test_nothing_tracked_is_large_or_names_a_host():
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
     for name in names.splitlines():

@@ -32,9 +32,9 @@ FATEFUL = """
 import os, signal, warnings
 import torch
 from torch.nn.functional import cross_entropy
-from classic_cnns.trainer.stop import Stop
+from classic_cnns.callbacks.stop import StopOnSignal
 if os.environ.get("FATE") == "term":
-    Stop.interval = 0.0  # these steps are so fast that an epoch would be over
+    StopOnSignal.interval = 0.0  # these steps are so fast that an epoch would be over
 class Loss(torch.nn.Module):
     calls = 0
     def __init__(self, **_):
@@ -104,6 +104,12 @@ def beside(start):
 
 def result(directory: Path) -> dict:
     return json.loads((directory / "result.json").read_text())
+
+
+def metrics(directory: Path) -> dict[str, float]:
+    """Loss, error and accuracy of each split."""
+    found = result(directory)["metrics"]
+    return {name: x for name, x in found.items() if name.split("/")[1] in ("train", "val", "test")}
 
 
 def checkpoint(directory: Path) -> dict:
@@ -176,17 +182,16 @@ def test_two_processes_give_the_numbers_of_one(train, beside, tmp_path):
     assert checkpoint(one)["global_step"] == checkpoint(two)["global_step"] == 24
     assert checkpoint(one).keys() == checkpoint(two).keys()
     assert 0 < difference(one, two) < 1e-6
-    for split, values in result(one)["metrics"].items():
-        for name, value in values.items():
-            assert result(two)["metrics"][split][name] == pytest.approx(value, abs=1e-5)
+    for name, value in metrics(one).items():
+        assert metrics(two)[name] == pytest.approx(value, abs=1e-5)
 
     assert answers(one) == answers(two)
 
     # The same checkpoint, read by one process: the same test, to the last bit of the loss.
-    test = result(two)["metrics"]["test"]
+    test = {name: x for name, x in metrics(two).items() if name.endswith("/test")}
     (two / "result.json").unlink()
     assert train(f"resume={two}", "trainer.devices=1")[0] == 0
-    assert result(two)["metrics"]["test"] == test
+    assert len(test) == 3 and test.items() <= metrics(two).items()
     devices = [start["device"] for start in json.loads((two / "provenance.json").read_text())]
     assert devices == ["2 x cpu", "cpu"]
 
@@ -305,9 +310,8 @@ def test_towers_go_on_in_one_process_and_back_to_the_numbers_of_one(train, besid
     assert difference(one, run) < 1e-6
     assert len(optimizer_state(checkpoint(one))) == 3 * 16  # Adam's, of each weight and bias
     assert difference(one, run, optimizer_state) < 1e-6
-    for split, values in result(one)["metrics"].items():
-        for name, value in values.items():
-            assert result(run)["metrics"][split][name] == pytest.approx(value, abs=1e-6)
+    for name, value in metrics(one).items():
+        assert metrics(run)[name] == pytest.approx(value, abs=1e-6)
     pictures = [board(directory).Images("kernels/conv1")[0] for directory in (one, run)]
     assert pictures[0].encoded_image_string == pictures[1].encoded_image_string
     assert answers(one) == answers(run)
@@ -323,9 +327,8 @@ def test_towers_stopped_within_an_epoch_go_on_to_the_numbers_of_one(train, besid
     assert train(f"resume={run}", *TOWERS)[0] == 0
     assert difference(one, run) < 1e-6
     assert difference(one, run, optimizer_state) < 1e-6
-    for split, values in result(one)["metrics"].items():
-        for name, value in values.items():
-            assert result(run)["metrics"][split][name] == pytest.approx(value, abs=1e-6)
+    for name, value in metrics(one).items():
+        assert metrics(run)[name] == pytest.approx(value, abs=1e-6)
 
 
 def test_two_pairs_of_towers_share_the_batch_and_clip_the_norm_of_the_whole_gradient(
@@ -338,6 +341,37 @@ def test_two_pairs_of_towers_share_the_batch_and_clip_the_norm_of_the_whole_grad
         code, _, err = train(*words, *TOWERS, "trainer.devices=4", f"run_dir={four}")
     assert (code, err) == (0, "")
     assert 0 < difference(one, four) < 1e-6
-    for split, values in result(one)["metrics"].items():
-        for name, value in values.items():
-            assert result(four)["metrics"][split][name] == pytest.approx(value, abs=1e-6)
+    for name, value in metrics(one).items():
+        assert metrics(four)[name] == pytest.approx(value, abs=1e-6)
+
+
+OWN_PARTS = ["--config-dir", str(ROOT / "tests" / "own_parts")]
+
+
+def test_somebody_elses_module_and_data_train_on_two_processes_and_in_a_sweep(spawn, tmp_path):
+    words = ["model=lit_classifier", "data=per_sample", "trainer.max_epochs=1", "trainer=ddp"]
+    words += ["trainer.accelerator=cpu", "callbacks.checkpoint.monitor=val_acc"]
+    words += ["callbacks.checkpoint.mode=max", "trainer.log_every_n_steps=1"]
+    process = spawn([*TRAIN, *OWN_PARTS, *words, "run_dir=run"], cwd=tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert result(tmp_path / "run")["steps"] == 4  # 64 images, in batches of 8, over 2 ranks
+    sweep = ["-m", *OWN_PARTS, *words[:3], "callbacks.checkpoint.monitor=val_acc", "trainer=cpu"]
+    sweep += ["callbacks.checkpoint.mode=max", "model.lr=0.1,0.01", "sweep.dir=sweep"]
+    sweep += ["sweep.metric=val_acc", "sweep.direction=maximize"]
+    process = spawn([*TRAIN, *sweep], cwd=tmp_path)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out + err
+    table = (tmp_path / "sweep" / "results.csv").read_text()
+    assert "val_acc" in table.splitlines()[0] and table.count("finished") == 2
+
+
+def test_two_processes_count_the_five_likeliest_classes_as_one_does(train, beside, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    words = ["model=simple_cnn", "top5_error=true", "trainer.max_epochs=1"]
+    with beside(*words, f"run_dir={one}"):
+        assert train(*words, *TWO, f"run_dir={two}")[0] == 0
+    for split in ("train", "val", "test"):
+        name = f"top5_error/{split}"
+        assert metrics(two)[name] == pytest.approx(metrics(one)[name], abs=1e-5)
+        assert 0 < metrics(one)[name] < metrics(one)[f"error/{split}"]

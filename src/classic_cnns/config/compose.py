@@ -66,7 +66,8 @@ class Composer:
             for path in folder.glob("*/*.yaml"):
                 groups.setdefault(path.parent.name, set()).add(path.stem)
         self.groups = {name: sorted(groups[name]) for name in sorted(groups)}
-        self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.composed: dict[tuple[str, ...], DictConfig] = {}  # by the choices of groups
+        self.examples: dict[tuple[str, ...], dict[str, Any]] = {}  # what their files hold
         add_to_path(self.config_dirs)
 
     def compose(self, words: Sequence[str], resolve: bool = True) -> DictConfig:
@@ -86,7 +87,11 @@ class Composer:
                 )
             if not self.is_choice(override):
                 self.set_value(config, default, override)
-        resolved = check(deepcopy(config), default, words)
+        if choices not in self.examples or "root" in default.data:
+            if "root" in default.data:  # no file can know it
+                default.data.root = config.data.root
+            self.examples[choices] = examples(default)
+        resolved = check(deepcopy(config), self.examples[choices], words)
         if resolved.init_from is not None:
             stored.find_checkpoint(resolved.init_from)
         if config.resume is None:
@@ -193,18 +198,19 @@ def parse(words: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def check(config: DictConfig, default: DictConfig, words: Sequence[str]) -> DictConfig:
-    """The config, resolved; UserError for a value that is not allowed."""
+def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> DictConfig:
+    """The config, resolved; UserError for a value that is not allowed.
+
+    `known` is what the files hold, which says of what kind a value is.
+    """
     copies = list(interpolations(config))
-    if "root" in default.data:  # no file can know it
-        default.data.root = config.data.root
     for key in copies:
         try:
             OmegaConf.select(config, key)
         except OmegaConfBaseException as error:
             raise unresolved(key, config, words, error) from error
     OmegaConf.resolve(config)
-    check_values(plain(config), examples(default), copies)
+    check_values(plain(config), known, copies)
     for key in ("data_dir", "run_dir", "sweep.dir"):
         check_folder(key, OmegaConf.select(config, key))
     return config
