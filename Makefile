@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: train test test-gpu bench check clean
+.PHONY: train test test-gpu bench check papers clean
 
 train: .venv/ready
 	$(VENV)/python src/train.py model=lenet5 data=mnist
@@ -19,6 +19,9 @@ bench: .venv/ready
 check: .venv/ready
 	$(VENV)/pip install --quiet --constraint .ci/constraints.txt ruff mypy
 	$(VENV)/ruff check . && $(VENV)/ruff format --check . && $(VENV)/mypy src/classic_cnns
+
+papers:
+	$(PYTHON) docs/papers.py
 
 .venv/ready: pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \

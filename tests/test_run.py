@@ -116,6 +116,11 @@ def test_the_test_error_is_that_of_the_best_checkpoint_on_the_whole_test_set(tra
     assert wrong.mean() < 0.8  # ten classes: guessing gives 0.9
 
 
+@pytest.mark.fact(
+    "The test averages the softmax over the patches of an image",
+    source="Krizhevsky 2012, section 4.1",
+    code="classifier.py:Classifier.vote",
+)
 @pytest.mark.parametrize("which", ["nine", "ten"])
 def test_the_test_averages_the_softmax_over_patches(train, tiny_mnist, which):
     directory = train(

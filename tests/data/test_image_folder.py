@@ -89,6 +89,11 @@ def test_images_of_all_kinds_are_decoded_as_torchvision_does(root):
         np.testing.assert_array_equal(result.transpose(2, 0, 1), truth(path))
 
 
+@pytest.mark.fact(
+    "The shorter side becomes 256 pixels, of which the middle 256x256 are taken",
+    source="Krizhevsky 2012, section 2",
+    code="data/image_folder.py:decode",
+)
 @pytest.mark.parametrize("size", [(256, 256), (500, 375), (301, 511), (255, 300), (20, 333)])
 def test_256_pixels_are_those_of_torchvision_to_the_bit(tmp_path, size):
     picture(1, size).save(tmp_path / "a.jpg")
@@ -166,7 +171,8 @@ def test_ranks_share_the_images(root, loader):
     parts = []
     for rank in range(3):
         module.trainer = SimpleNamespace(
-            overfit_batches=0, distributed_sampler_kwargs={"rank": rank, "num_replicas": 3}, current_epoch=0,
+            overfit_batches=0, current_epoch=0,
+            distributed_sampler_kwargs={"rank": rank, "num_replicas": 3},
             num_devices=3, strategy=SimpleNamespace(root_device=torch.device("cpu")),
         )  # fmt: skip
         parts += [image.numpy().tobytes() for image in collect(getattr(module, loader)())[0]]

@@ -133,6 +133,24 @@ def test_crops_of_the_edges():
     assert torch.equal(low, batch[0, :, :24, :24]) and torch.equal(high, batch[1, :, 8:, 8:])
 
 
+@pytest.mark.fact(
+    "A window of 224 has 33x33 places in 256 pixels; the paper counts 32x32",
+    source="Krizhevsky 2012, section 4.1",
+    code="data/transforms.py:RandomCrop",
+)
+def test_crops_of_224_have_33_by_33_places():
+    places = 33 * 33  # 33 x 33 x 2 = 2,178 with flips, where the paper has a "factor of 2048"
+    images = torch.arange(256 * 256).view(1, 1, 256, 256).int().expand(places, -1, -1, -1)
+    steps = (torch.arange(33) + 0.5) / 33
+    corners = RandomCrop(224)(images, torch.cartesian_prod(steps, steps))[:, 0, 0, 0]
+    assert corners.tolist() == [256 * top + left for top in range(33) for left in range(33)]
+
+
+@pytest.mark.fact(
+    "A training image is mirrored with a probability of one half",
+    source="cuda-convnet, convdata.py",
+    code="data/transforms.py:RandomFlip",
+)
 def test_half_of_the_images_are_mirrored():
     batch = images(4, 3, 5, 6)
     result = RandomFlip()(batch, torch.tensor([[0.0], [0.499], [0.5], [0.999]]))
@@ -157,6 +175,11 @@ def affine(image: np.ndarray, right, down, scale, squeeze, shear) -> np.ndarray:
     return result
 
 
+@pytest.mark.fact(
+    "Distortions are translations, scaling, squeezing and horizontal shearing; no ranges are given",
+    source="LeCun 1998, section III.C",
+    code="data/transforms.py:RandomAffine",
+)
 @pytest.mark.parametrize("size", [9, 12])
 def test_affine_augmentations_are_what_the_loop_says(size):
     batch = images(8, 2, size, size)
@@ -185,6 +208,11 @@ def coloured():
     return torch.from_numpy(pixels.clip(0, 255).astype(np.uint8))
 
 
+@pytest.mark.fact(
+    "Colour noise adds one colour to all pixels of an image, another one to each image",
+    source="Krizhevsky 2012, section 4.1",
+    code="data/transforms.py:ColourNoise",
+)
 def test_one_colour_is_added_to_all_pixels_of_an_image(coloured):
     noise = ColourNoise(0.1)
     noise.fit(coloured)
@@ -196,6 +224,12 @@ def test_one_colour_is_added_to_all_pixels_of_an_image(coloured):
     torch.testing.assert_close(middle, coloured[:1].float())
 
 
+@pytest.mark.fact(
+    "Its covariance is 0.1^2 times that of the pixels, as the authors' code has it and their "
+    "formula not",
+    source="Krizhevsky 2012, section 4.1",
+    code="data/transforms.py:ColourNoise",
+)
 def test_the_colours_vary_as_a_tenth_of_the_pixels_do(coloured):
     noise = ColourNoise(0.1)
     noise.fit(coloured)
@@ -231,6 +265,11 @@ def test_the_middle_is_cut_out(shape, size):
         assert result[n, c, y, x] == batch[n, c, top + y, left + x]
 
 
+@pytest.mark.fact(
+    "The ten patches of a test image are four corners and the centre, and these mirrored",
+    source="Krizhevsky 2012, section 4.1",
+    code="data/transforms.py:patches_of",
+)
 def test_ten_patches_are_torchvisions():
     batch = images(3, 2, 10, 14)  # even borders: torchvision rounds others up
     found, expected = patches_of(batch, 6, "ten"), vision.ten_crop(batch, [6, 6])
@@ -241,6 +280,11 @@ def test_ten_patches_are_torchvisions():
     assert torch.equal(found[:, 4], crop_to(batch, 6))
 
 
+@pytest.mark.fact(
+    "The multiview test of 2011 has nine patches, 3x3, not mirrored",
+    source="cuda-convnet, convdata.py",
+    code="data/transforms.py:patches_of",
+)
 def test_nine_patches_are_those_of_the_loop():
     batch = images(2, 3, 32, 32)
     found = patches_of(batch, 24, "nine")
@@ -272,6 +316,11 @@ def test_a_doubled_image_is_what_the_loop_says():
         assert abs(result[y, x] - value / total) < 1e-3
 
 
+@pytest.mark.fact(
+    "Images of 28x28 lie in the middle of 32x32 of background; they are not stretched",
+    source="LeCun 1998, section II.B",
+    code="data/transforms.py:pad_to",
+)
 @pytest.mark.parametrize("shape, size", [((28, 28), 32), ((28, 28), 28), ((5, 4), 8), ((3, 8), 8)])
 def test_images_lie_in_the_middle_of_background(shape, size):
     batch = images(2, 3, *shape)
@@ -283,6 +332,11 @@ def test_images_lie_in_the_middle_of_background(shape, size):
     assert result.dtype == torch.uint8 and np.array_equal(result.numpy(), expected)
 
 
+@pytest.mark.fact(
+    "Background is -0.1 and ink 1.175",
+    source="LeCun 1998, section III.A",
+    code="data/transforms.py:scale",
+)
 def test_background_is_exactly_minus_a_tenth_and_full_ink_1_175():
     every = torch.arange(256, dtype=torch.uint8)
     result = scale(every, -0.1, 1.175)

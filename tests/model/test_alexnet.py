@@ -91,6 +91,11 @@ def without_memory(**changes: Any) -> AlexNet:
         return AlexNet(**PAPER | changes)
 
 
+@pytest.mark.fact(
+    "Each layer has the paper's kernels, maps and connections",
+    source="Krizhevsky 2012, section 3.5 and Fig. 2",
+    code="model/alexnet.py:AlexNet",
+)
 @pytest.mark.parametrize("name", LAYERS)
 def test_parameters_neurons_and_multiplications(
     net: AlexNet, maps: dict[str, Tensor], name: str
@@ -100,15 +105,39 @@ def test_parameters_neurons_and_multiplications(
     assert (parameters(layer), neurons, neurons * fan_in) == LAYERS[name]
 
 
+@pytest.mark.fact(
+    "AlexNet has 60,965,224 parameters: 60 million",
+    source="Krizhevsky 2012, abstract",
+    code="model/alexnet.py:AlexNet",
+)
+@pytest.mark.fact(
+    "It has 659,272 neurons. Fig. 2 prints 253,440 for conv1, which are 290,400, and so "
+    "622,312 in all",
+    source="Krizhevsky 2012, Fig. 2",
+    code="model/alexnet.py:AlexNet",
+)
+@pytest.mark.fact(
+    "The tutorial's 60,964,224 parameters lack the 1,000 biases of fc8",
+    source="tutorial on AlexNet's layers",
+    code="model/alexnet.py:AlexNet",
+)
 def test_totals_of_the_paper(net: AlexNet, maps: dict[str, Tensor]) -> None:
-    assert parameters(net) == 60_965_224
-    assert sum(maps[name][0].numel() for name in LAYERS) == 659_272
+    assert parameters(net) == 60_965_224 == 60_964_224 + 1000
+    neurons = sum(maps[name][0].numel() for name in LAYERS)
+    assert neurons == 659_272
+    assert neurons - 55 * 55 * 96 + 253_440 == 622_312  # as Fig. 2 prints conv1: 55 x 48 x 96
     assert sum(multiplications for _, _, multiplications in LAYERS.values()) == 724_406_816
     assert [key for key in net.state_dict() if key.endswith("weight")] == [
         f"{name}.weight" for name in LAYERS
     ]
 
 
+@pytest.mark.fact(
+    "With one tower it has 62,378,344 parameters; the net on one GPU of the footnote has "
+    "59,798,312",
+    source="Krizhevsky 2012, section 3.2",
+    code="model/alexnet.py:AlexNet",
+)
 @pytest.mark.parametrize(
     "changes, count",
     [
@@ -122,6 +151,11 @@ def test_parameters_of_variants(changes: dict[str, Any], count: int) -> None:
     assert parameters(without_memory(**changes)) == count
 
 
+@pytest.mark.fact(
+    "The maps are 55, 27 and 13 pixels wide, 6 after the last pooling",
+    source="Krizhevsky 2012, section 3.5",
+    code="model/alexnet.py:AlexNet",
+)
 def test_map_sizes(maps: dict[str, Tensor]) -> None:
     shapes = {name: tuple(out.shape[1:]) for name, out in maps.items()}
     assert shapes["conv1"] == shapes["norm1"] == (96, 55, 55)
@@ -133,6 +167,12 @@ def test_map_sizes(maps: dict[str, Tensor]) -> None:
     assert shapes["pool5"] == (256, 6, 6)
 
 
+@pytest.mark.fact(
+    "224 is no misprint for 227: cuda-convnet rounds the number of windows up, and the last "
+    "one hangs over",
+    source="cuda-convnet, layer.py",
+    code="model/alexnet.py:AlexNet._overhang",
+)
 def test_224_is_227_with_zeros_on_the_right_and_below(
     net: AlexNet, maps: dict[str, Tensor], images: Tensor
 ) -> None:
@@ -146,6 +186,12 @@ def test_224_is_227_with_zeros_on_the_right_and_below(
     assert moved.nonzero().tolist() == [[54, 54]]
 
 
+@pytest.mark.fact(
+    "ReLU follows each layer, normalisation the ReLU of conv1 and conv2, max-pooling both of "
+    "these and conv5",
+    source="Krizhevsky 2012, section 3.5 and Fig. 2",
+    code="model/alexnet.py:AlexNet.forward",
+)
 def test_equals_two_separate_towers(net: AlexNet, maps: dict[str, Tensor], images: Tensor) -> None:
     """Convolutions of one tower each, loops for normalisation and pooling, in the paper's order."""
     padded = torch.zeros(2, 3, 227, 227)
@@ -157,6 +203,11 @@ def test_equals_two_separate_towers(net: AlexNet, maps: dict[str, Tensor], image
         assert error < 1e-5, name
 
 
+@pytest.mark.fact(
+    "conv2, conv4 and conv5 see their own tower, conv3 and the fully-connected layers both",
+    source="Krizhevsky 2012, section 3.2",
+    code="model/alexnet.py:AlexNet.crossings",
+)
 def test_reach_of_a_tower(images: Tensor) -> None:
     """Move tower B's conv1 and see who notices."""
     torch.manual_seed(0)
@@ -205,6 +256,11 @@ def test_crossings_are_the_layers_that_see_both_towers(net: AlexNet) -> None:
     assert tuple(sees_both) == net.crossings
 
 
+@pytest.mark.fact(
+    "Weights start as N(0, 0.01), biases at 1 in conv2, conv4, conv5, fc6, fc7 and at 0 elsewhere",
+    source="Krizhevsky 2012, section 5",
+    code="model/alexnet.py:AlexNet",
+)
 def test_initial_weights(net: AlexNet) -> None:
     for name in LAYERS:
         layer, count = getattr(net, name), getattr(net, name).weight.numel()
@@ -226,6 +282,11 @@ def test_the_seed_decides_the_weights() -> None:
     assert not torch.equal(draw(3), draw(4))
 
 
+@pytest.mark.fact(
+    "Half of the outputs of fc6 and of fc7 are dropped in training, none in a test",
+    source="Krizhevsky 2012, section 4.2",
+    code="model/alexnet.py:AlexNet.forward",
+)
 def test_dropout_follows_fc6_and_fc7() -> None:
     torch.manual_seed(0)
     net = AlexNet(**SMALL | {"hidden": 2000}).train()
@@ -238,6 +299,11 @@ def test_dropout_follows_fc6_and_fc7() -> None:
     assert torch.equal(net.eval().drop6(maps["fc6"]), maps["fc6"])
 
 
+@pytest.mark.fact(
+    "The net can be trained with tanh units, to compare them with ReLU",
+    source="Krizhevsky 2012, section 3.1",
+    code="model/alexnet.py:ACTIVATIONS",
+)
 def test_activation_switch() -> None:
     torch.manual_seed(0)
     net = AlexNet(**SMALL | {"activation": "tanh", "lrn": False, "pool": "non_overlapping"}).eval()
@@ -246,6 +312,11 @@ def test_activation_switch() -> None:
     torch.testing.assert_close(maps["drop7"], maps["fc7"].tanh())
 
 
+@pytest.mark.fact(
+    "Pooling overlaps, z = 3 and s = 2; z = 2 is what it is compared with",
+    source="Krizhevsky 2012, section 3.4",
+    code="model/alexnet.py:POOLS",
+)
 @pytest.mark.parametrize("pool, window", [("overlapping", 3), ("non_overlapping", 2)])
 def test_pool_switch(pool: str, window: int) -> None:
     net = AlexNet(**SMALL | {"pool": pool}).eval()
@@ -255,6 +326,11 @@ def test_pool_switch(pool: str, window: int) -> None:
         assert torch.equal(maps[f"pool{number}"], want)
 
 
+@pytest.mark.fact(
+    "Normalisation has k = 2, n = 5, alpha = 1e-4, beta = 0.75; no window crosses the towers",
+    source="Krizhevsky 2012, section 3.3",
+    code="model/alexnet.py:AlexNet",
+)
 @pytest.mark.parametrize("divide_by_size", [False, True])
 @pytest.mark.parametrize("towers", [1, 2])
 def test_lrn_switches(divide_by_size: bool, towers: int) -> None:

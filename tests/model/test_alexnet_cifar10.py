@@ -12,6 +12,11 @@ def net() -> AlexNetCifar10:
     return configured("alexnet_cifar10", channels=3).eval()
 
 
+@pytest.mark.fact(
+    "The tutorial's net has 44,428,106 parameters, fc7 1,024 units in place of 4,096",
+    source="tutorial on AlexNet for CIFAR-10",
+    code="model/alexnet_cifar10.py:AlexNetCifar10",
+)
 def test_parameters_per_layer(net: AlexNetCifar10) -> None:
     assert counts(net) == {
         "conv1": 64 * (3 * 121 + 1),
@@ -43,6 +48,11 @@ def test_shapes(net: AlexNetCifar10) -> None:
     }
 
 
+@pytest.mark.fact(
+    "It is torchvision's variant, 64-192-384-256-256 in one tower, not the net of 2012",
+    source="tutorial on AlexNet for CIFAR-10",
+    code="model/alexnet_cifar10.py:AlexNetCifar10",
+)
 def test_is_torchvisions_alexnet_with_a_narrower_end(net: AlexNetCifar10) -> None:
     with torch.device("meta"):
         other = torchvision.models.alexnet(num_classes=10, dropout=0.5)
@@ -56,6 +66,11 @@ def test_is_torchvisions_alexnet_with_a_narrower_end(net: AlexNetCifar10) -> Non
     torch.testing.assert_close(net(images), other.eval()(images))
 
 
+@pytest.mark.fact(
+    "The 9,216 inputs of fc6 hold 1,024 different numbers, nine times each",
+    source="tutorial on AlexNet for CIFAR-10",
+    code="model/alexnet_cifar10.py:AlexNetCifar10.forward",
+)
 def test_fc6_sees_every_number_nine_times(net: AlexNetCifar10) -> None:
     inputs = []
     hook = net.fc6.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
@@ -65,6 +80,11 @@ def test_fc6_sees_every_number_nine_times(net: AlexNetCifar10) -> None:
     assert torch.equal(maps, maps[:, :, :1, :, :1].expand_as(maps))
 
 
+@pytest.mark.fact(
+    "It drops inputs of fc6 and fc7, where 2012 drops their outputs",
+    source="tutorial on AlexNet for CIFAR-10",
+    code="model/alexnet_cifar10.py:AlexNetCifar10.forward",
+)
 def test_dropout_stands_before_fc6_and_fc7(net: AlexNetCifar10) -> None:
     called = []
     hooks = [

@@ -32,6 +32,11 @@ def step(layer: nn.Module, images: Tensor, pull: Tensor) -> list[Tensor]:
     return [y.detach(), images.grad, layer.weight.grad, layer.bias.grad]
 
 
+@pytest.mark.fact(
+    "train() and eval() decide which statistics count; the tutorial asks whether gradients are on",
+    source="tutorial on batch normalisation",
+    code="model/batch_norm.py:BatchNorm",
+)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
@@ -52,6 +57,11 @@ def test_equals_torchs(shape: tuple[int, ...], training: bool, grad: bool) -> No
     assert ours.num_batches_tracked == (3 if training else 0)
 
 
+@pytest.mark.fact(
+    "A batch is normalised by its mean and its biased variance, then scaled and shifted",
+    source="Ioffe 2015, Algorithm 1",
+    code="model/batch_norm.py:BatchNorm",
+)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_equals_the_formula(shape: tuple[int, ...]) -> None:
     ours, _ = twins(shape)
@@ -60,11 +70,28 @@ def test_equals_the_formula(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(ours(images), expected)
 
 
+@pytest.mark.fact(
+    "The variance that is remembered is unbiased, m / (m - 1); the tutorial remembers the "
+    "biased one",
+    source="Ioffe 2015, Algorithm 2",
+    code="model/batch_norm.py:BatchNorm",
+)
 def test_the_running_variance_is_unbiased() -> None:
     layer = BatchNorm(1, momentum=1.0)
     layer(torch.tensor([[1.0], [3.0]]))
     assert layer.running_mean.item() == 2.0
     assert layer.running_var.item() == 2.0  # ((1 - 2)^2 + (3 - 2)^2) / (2 - 1)
+
+
+@pytest.mark.fact(
+    "Its momentum weighs the new value: 0.1 is the tutorial's 0.9",
+    source="tutorial on batch normalisation",
+    code="model/batch_norm.py:BatchNorm",
+)
+def test_momentum_weighs_the_new_value() -> None:
+    layer = BatchNorm(1)
+    layer(torch.tensor([[1.0], [3.0]]))
+    assert layer.running_mean.item() == pytest.approx(0.9 * 0.0 + 0.1 * 2.0)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())

@@ -64,6 +64,12 @@ TOTALS = {
 }
 
 
+@pytest.mark.fact(
+    "The nets have 145,578 (80sec), 89,578 (18pct), 1,116,490 (13pct) and 2,112,970 (11pct) "
+    "parameters",
+    source="cuda-convnet, example-layers",
+    code="model/convnet_cifar10.py:ConvNetCifar10",
+)
 @pytest.mark.parametrize("variant", SIZES)
 def test_parameters_per_layer(variant: str) -> None:
     assert counts(net(variant)) == COUNTS[variant]
@@ -99,6 +105,11 @@ SHAPES = {
 SHAPES["11pct_first"] = SHAPES["13pct"]
 
 
+@pytest.mark.fact(
+    "24x24 crops give maps of 24, 12 and 6 pixels, 32x32 images of 32, 16, 8 and 4",
+    source="cuda-convnet, example-layers",
+    code="model/convnet_cifar10.py:ConvNetCifar10",
+)
 @pytest.mark.parametrize("variant", SIZES)
 def test_shapes(variant: str) -> None:
     seen = shapes(net(variant), images(variant))
@@ -108,6 +119,11 @@ def test_shapes(variant: str) -> None:
     assert seen["fc10"] == (10,)
 
 
+@pytest.mark.fact(
+    "In 11pct the first normalisation follows its pooling and the second one precedes it",
+    source="cuda-convnet, example-layers",
+    code="conf/model/convnet_cifar10_11pct.yaml:net",
+)
 def test_order_of_pools_and_norms() -> None:
     def order(variant: str) -> list[str]:
         wanted = ("conv", "pool", "rnorm")
@@ -120,12 +136,22 @@ def test_order_of_pools_and_norms() -> None:
     assert order("18pct")[:6] == ["conv1", "pool1", "rnorm1", "conv2", "pool2", "rnorm2"]
 
 
+@pytest.mark.fact(
+    "13 % without and 11 % with normalisation: the first 11pct is 13pct and normalisation, no more",
+    source="Krizhevsky 2012, section 3.3",
+    code="conf/model/convnet_cifar10_11pct_first.yaml:net",
+)
 def test_the_first_11pct_is_13pct_and_lrn() -> None:
     plain, normed = lines("13pct"), lines("11pct_first")
     assert normed.keys() - plain.keys() == {"rnorm1", "rnorm2"}
     assert [line for line in normed.values() if "rnorm" not in line["name"]] == [*plain.values()]
 
 
+@pytest.mark.fact(
+    "Weights start as N(0, initW) of each layer, 0.0001 in conv1; biases start at 0",
+    source="cuda-convnet, example-layers",
+    code="model/convnet_cifar10.py:ConvNetCifar10",
+)
 @pytest.mark.parametrize("variant", SIZES)
 def test_initial_weights(variant: str) -> None:
     convnet = net(variant)
@@ -160,6 +186,11 @@ def test_the_first_lines_are_what_the_loops_say() -> None:
     torch.testing.assert_close(x[:, :, :3, :3], corner)
 
 
+@pytest.mark.fact(
+    "The last window of a pooling hangs over the edge and is clipped: 32, 16, 8, 4",
+    source="cuda-convnet, layer.py",
+    code="model/convnet_cifar10.py:LAYERS",
+)
 @pytest.mark.parametrize("size", [8, 7, 6])
 def test_pools_are_ceil_mode_and_clip(size: int) -> None:
     maps = torch.randn(2, 3, size, size)
@@ -169,6 +200,11 @@ def test_pools_are_ceil_mode_and_clip(size: int) -> None:
         torch.testing.assert_close(LAYERS[pool](maps.shape[1:], size=3, stride=2)(maps), expected)
 
 
+@pytest.mark.fact(
+    "rnorm divides by size^2 at the border too",
+    source="cuda-convnet, layer.py",
+    code="model/convnet_cifar10.py:SameMapNorm",
+)
 def test_same_map_norm() -> None:
     maps = 10 * torch.randn(2, 3, 5, 4)
     layer = SameMapNorm(size=3, scale=0.5, power=0.75)
@@ -176,6 +212,11 @@ def test_same_map_norm() -> None:
     assert torch.autograd.gradcheck(layer, maps.double().requires_grad_())
 
 
+@pytest.mark.fact(
+    "cmrnorm divides its scale by its size, and its k is 1",
+    source="cuda-convnet, layer.py",
+    code="model/convnet_cifar10.py:LAYERS",
+)
 def test_cross_map_norm_divides_its_scale_by_the_size() -> None:
     maps = 10 * torch.randn(2, 12, 3, 3)
     layer = LAYERS["cmrnorm"](maps.shape[1:], size=9, scale=0.5, power=0.75)
@@ -209,6 +250,11 @@ def test_locally_connected_gradients() -> None:
     assert torch.autograd.gradcheck(forward, (maps, layer.weight, layer.bias))
 
 
+@pytest.mark.fact(
+    "A local layer has filters and biases of its own at each position",
+    source="cuda-convnet, layer.py",
+    code="model/convnet_cifar10.py:LocallyConnected2d",
+)
 def test_locally_connected_shares_nothing() -> None:
     layer = locally_connected(padding=1)
     maps = torch.randn(1, 3, 4, 5)

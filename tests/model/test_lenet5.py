@@ -36,6 +36,17 @@ def images(count=4, height=32, width=32):
 # --- A.1: layers, parameters, connections --------------------------------------------------------
 
 
+@pytest.mark.fact(
+    "LeNet-5 has 60,000 trainable parameters and 340,908 connections, layer by layer those "
+    "of the text",
+    source="LeCun 1998, section II.B",
+    code="model/lenet5.py:LeNet5",
+)
+@pytest.mark.fact(
+    "The 340,908 connections include the 840 fixed ones of the RBF units",
+    source="LeCun 1998, section II.A",
+    code="model/lenet5.py:EuclideanRBF",
+)
 def test_parameters_and_connections_of_each_layer_are_the_papers(net):
     rows = {row.name: row for row in layers(net, images(1))}
     assert {name: (row.parameters, row.connections) for name, row in rows.items()} == {
@@ -51,12 +62,22 @@ def test_parameters_and_connections_of_each_layer_are_the_papers(net):
     assert sum(row.connections for row in rows.values()) == 340_908
 
 
+@pytest.mark.fact(
+    "The maps are 6@28x28, 6@14x14, 16@10x10, 16@5x5, 120@1x1, then 84 and 10 units",
+    source="LeCun 1998, Fig. 2",
+    code="model/lenet5.py:LeNet5",
+)
 def test_each_layer_has_the_papers_size(net):
     outputs = [row.output for row in layers(net, images(1))]
     maps = [(6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 5, 5), (120, 1, 1), (84, 1, 1)]
     assert outputs == [*maps, (10, 1, 1)]
 
 
+@pytest.mark.fact(
+    "C5 is a convolution: a larger image gives maps of scores, one for each window",
+    source="LeCun 1998, section VII",
+    code="model/lenet5.py:LeNet5",
+)
 def test_a_wider_image_gives_wider_C5_maps_that_each_see_their_own_window(net):
     wide = images(2, 32, 64)
     scores = net(wide)
@@ -69,6 +90,11 @@ def test_a_wider_image_gives_wider_C5_maps_that_each_see_their_own_window(net):
 # --- A.2: table I --------------------------------------------------------------------------------
 
 
+@pytest.mark.fact(
+    "C3 has 60 of 96 connections: six maps see 3 maps of S2, nine see 4, one sees all 6",
+    source="LeCun 1998, Table I",
+    code="model/lenet5.py:C3_TABLE",
+)
 def test_table_one_has_the_papers_columns_and_rows():
     assert sum(map(len, C3_TABLE)) == 60
     assert [len(row) for row in C3_TABLE] == [3] * 6 + [4] * 9 + [6]
@@ -94,6 +120,11 @@ def test_C3_equals_a_loop_over_its_connections(net):
     torch.testing.assert_close(net.C3(x), expected)
 
 
+@pytest.mark.fact(
+    "A C3 map depends on the S2 maps of its column of the table alone",
+    source="LeCun 1998, Table I",
+    code="model/lenet5.py:TableConv2d",
+)
 def test_a_C3_map_moves_only_with_the_S2_maps_it_sees(net):
     x = torch.randn(1, 6, 14, 14)
     before = net.C3(x)
@@ -104,6 +135,11 @@ def test_a_C3_map_moves_only_with_the_S2_maps_it_sees(net):
         assert moved.tolist() == [j in row for row in C3_TABLE]
 
 
+@pytest.mark.fact(
+    "Pairs that the table leaves out have no weight, before and after training",
+    source="LeCun 1998, Table I",
+    code="model/lenet5.py:TableConv2d",
+)
 def test_weights_that_are_not_connected_stay_zero_while_training(net):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
     for _ in range(5):
@@ -120,6 +156,12 @@ def test_weights_that_are_not_connected_stay_zero_while_training(net):
 # --- A.3: squashing ------------------------------------------------------------------------------
 
 
+@pytest.mark.fact(
+    "Units squash by 1.7159 tanh(2a/3): f(1) = 1, f(-1) = -1, the curvature is greatest at 1 "
+    "and -1",
+    source="LeCun 1998, eq. 6 and Appendix A",
+    code="model/lenet5.py:ScaledTanh",
+)
 def test_squashing_has_the_papers_values_slopes_and_curvature():
     a = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
     f = ScaledTanh()(a)
@@ -134,6 +176,11 @@ def test_squashing_has_the_papers_values_slopes_and_curvature():
     torch.testing.assert_close(ScaledTanh()(-a), -ScaledTanh()(a))
 
 
+@pytest.mark.fact(
+    "All layers up to F6 are squashed, the output is not",
+    source="LeCun 1998, eq. 5 and section II.B",
+    code="model/lenet5.py:LeNet5",
+)
 def test_every_unit_up_to_F6_is_squashed_and_the_output_is_not(net):
     seen = []
     net.squash.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape[1:])))
@@ -144,6 +191,11 @@ def test_every_unit_up_to_F6_is_squashed_and_the_output_is_not(net):
 # --- Subsampling: II.B ---------------------------------------------------------------------------
 
 
+@pytest.mark.fact(
+    "A unit of S2 or S4 adds 2x2 inputs, times a coefficient of its map, plus a bias of its map",
+    source="LeCun 1998, section II.B",
+    code="model/lenet5.py:Subsampling",
+)
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7)])
 def test_subsampling_equals_its_formula(height, width):
     layer = Subsampling(3)
@@ -158,9 +210,25 @@ def test_subsampling_equals_its_formula(height, width):
                 torch.testing.assert_close(out[:, c, i, j], expected.flatten())
 
 
+@pytest.mark.fact(
+    "II.B adds four inputs, II.A averages them: the same layer with four times the coefficient",
+    source="LeCun 1998, section II.A",
+    code="model/lenet5.py:Subsampling",
+)
+def test_adding_and_averaging_are_the_same_layer():
+    layer, x = Subsampling(3), torch.randn(2, 3, 4, 6)
+    averaging = 4 * layer.coefficient * F.avg_pool2d(x, 2) + layer.bias
+    torch.testing.assert_close(layer(x), averaging)
+
+
 # --- A.4: initial weights ------------------------------------------------------------------------
 
 
+@pytest.mark.fact(
+    "Weights start uniform in +-2.4 / F, F the inputs of the unit; C3's bound depends on the map",
+    source="LeCun 1998, Appendix A",
+    code="model/lenet5.py:paper_bound",
+)
 def test_initial_weights_fill_plus_minus_2_4_over_fan_in():
     torch.manual_seed(0)
     nets = [LeNet5() for _ in range(60)]
@@ -186,6 +254,11 @@ def test_initial_weights_fill_plus_minus_2_4_over_fan_in():
 # --- A.6: the output layer -----------------------------------------------------------------------
 
 
+@pytest.mark.fact(
+    "The centres of the RBF units are the digits of Fig. 3, 7x12 pixels of +1 and -1",
+    source="LeCun 1998, Fig. 3",
+    code="model/lenet5.py:digit_bitmaps",
+)
 def test_bitmaps_are_those_of_figure_3():
     bits = digit_bitmaps()
     assert bits.shape == (10, 12, 7)
@@ -199,15 +272,26 @@ def test_bitmaps_are_those_of_figure_3():
     assert seven[:4] == ["#######", ".....##", ".....##", "....##."]
 
 
+@pytest.mark.fact(
+    "The bitmaps of 6 and 8 are nearest, at a squared distance of 48; 200 is the greatest",
+    source="LeCun 1998, Fig. 3",
+    code="model/lenet5.py:BITMAPS",
+)
 def test_bitmaps_lie_as_far_apart_as_the_paper_has_them():
     flat = digit_bitmaps().flatten(1)
     distance = torch.cdist(flat, flat).square().round()
     others = distance[~torch.eye(10, dtype=torch.bool)]
     assert others.min() == 48 == distance[6, 8]
+    assert others.unique()[1] == 72 == distance[0, 4] == distance[8, 9]
     assert others.max() == 200 == distance[1, 4] == distance[1, 8] == distance[4, 7]
     assert others.mean().item() == pytest.approx(124.36, abs=0.01)
 
 
+@pytest.mark.fact(
+    "An output is the squared distance of F6 to a fixed bitmap; the smallest wins",
+    source="LeCun 1998, eq. 7",
+    code="model/lenet5.py:EuclideanRBF",
+)
 def test_output_units_are_squared_distances_to_fixed_bitmaps():
     rbf = EuclideanRBF()
     assert list(rbf.parameters()) == []
@@ -225,12 +309,22 @@ def test_output_units_are_squared_distances_to_fixed_bitmaps():
 # --- A.7: losses ---------------------------------------------------------------------------------
 
 
+@pytest.mark.fact(
+    "Eq. 8 is the mean penalty of the right class, a sum over the 84 units",
+    source="LeCun 1998, eq. 8",
+    code="model/lenet5.py:MLELoss",
+)
 def test_eq_8_is_the_mean_penalty_of_the_right_class():
     scores, labels = -torch.rand(5, 10) * 100, torch.tensor([3, 0, 9, 9, 1])
     expected = sum(-scores[i, label] for i, label in enumerate(labels)) / 5
     torch.testing.assert_close(MLELoss()(scores, labels), expected)
 
 
+@pytest.mark.fact(
+    "Eq. 9 adds log(exp(-j) + sum exp(-y_i)), and is never negative",
+    source="LeCun 1998, eq. 9",
+    code="model/lenet5.py:MAPLoss",
+)
 @pytest.mark.parametrize("j", [0.1, 1.0, 10.0])
 def test_eq_9_equals_its_formula_and_is_never_negative(j):
     scores, labels = -torch.rand(50, 10).double() * 20, torch.arange(50) % 10
@@ -243,6 +337,11 @@ def test_eq_9_equals_its_formula_and_is_never_negative(j):
     assert loss >= 0
 
 
+@pytest.mark.fact(
+    "Without the rubbish class eq. 9 is the cross-entropy of the scores -y",
+    source="LeCun 1998, eq. 9",
+    code="model/lenet5.py:MAPLoss",
+)
 def test_eq_9_becomes_cross_entropy_when_j_grows():
     scores, labels = -torch.rand(5, 10) * 9, torch.arange(5)
     torch.testing.assert_close(MAPLoss(1e6)(scores, labels), F.cross_entropy(scores, labels))
@@ -254,6 +353,11 @@ def test_eq_9_survives_penalties_whose_exponential_is_zero():
     assert loss.item() == pytest.approx(1e4 - 0.1)
 
 
+@pytest.mark.fact(
+    "Equal centres and a constant F6 satisfy eq. 8, and not eq. 9",
+    source="LeCun 1998, section II.C",
+    code="model/lenet5.py:MAPLoss",
+)
 def test_equal_centres_satisfy_eq_8_but_not_eq_9():
     collapsed = torch.zeros(4, 10)  # all penalties zero: F6 constant on ten equal centres
     labels = torch.arange(4)

@@ -11,6 +11,12 @@ def net(**options: str) -> LeNet5ReLU:
     return configured("lenet5_relu", channels=1, **options)
 
 
+@pytest.mark.fact(
+    "With ReLU and a linear output it has 60,806 parameters, and 61,706 where each C3 map "
+    "sees all six",
+    source="tutorial on LeNet-5",
+    code="model/lenet5_relu.py:LeNet5ReLU",
+)
 @pytest.mark.parametrize(
     ("c3", "c3_count", "total"), [("table", 1516, 60_806), ("full", 2416, 61_706)]
 )
@@ -39,12 +45,30 @@ def test_shapes() -> None:
     }
 
 
+@pytest.mark.fact(
+    "C3 has sixteen filters, as section II.B has them",
+    source="LeCun 1998, section II.B",
+    code="model/lenet5_relu.py:LeNet5ReLU",
+)
 def test_tabled_c3_is_sixteen_filters_of_their_own() -> None:
     c3 = net(c3="table").C3
     assert c3.weight.shape == (60, 5, 5) and c3.bias.shape == (16,)
     maps = torch.randn(2, 6, 7, 7)
     expected = reference.table_conv2d(maps, C3_TABLE, c3.weight, c3.bias)
     torch.testing.assert_close(c3(maps), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.fact(
+    "The tutorial uses four filters for sixteen maps: 429 parameters where its text says 1,516",
+    source="tutorial on LeNet-5",
+    code="model/lenet5_relu.py:LeNet5ReLU",
+)
+def test_the_tutorials_C3_has_429_parameters() -> None:
+    """It takes one convolution for all six triples, and others for six and for three quadruples."""
+    four = [torch.nn.Conv2d(maps, 1, 5) for maps in (3, 4, 4, 6)]
+    own = net(c3="table")
+    assert sum(map(count, four)) == 76 + 101 + 101 + 151 == 429
+    assert count(own) - count(own.C3) + 429 == 59_719
 
 
 def test_tabled_c3_starts_as_torch_starts_a_convolution() -> None:
@@ -85,6 +109,11 @@ def test_norms_are_interchangeable(c3: str) -> None:
     assert count(ours) == count(net(c3=c3)) + 2 * (6 + 16 + 120 + 84)
 
 
+@pytest.mark.fact(
+    "Its loss is the mean square over ten outputs, where eq. 8 has a sum over 84",
+    source="tutorial on LeNet-5",
+    code="model/lenet5_relu.py:SquaredErrorOneHot",
+)
 def test_squared_error_on_one_hot_targets() -> None:
     scores = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.0, 2.0]])
     # Targets (0, 1, 0) and (0, 0, 1): squares 1 + 1 + 0 + 0.25 + 0 + 1 over six outputs.

@@ -27,6 +27,11 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
     return ((got.double() - want.double()).abs().max() / want.double().abs().max()).item()
 
 
+@pytest.mark.fact(
+    "b = a / (k + alpha sum a^2)^beta over n neighbouring kernels; the sum is not divided by n",
+    source="Krizhevsky 2012, section 3.3",
+    code="model/local_response_norm.py:LocalResponseNorm",
+)
 @pytest.mark.parametrize("channels", [1, 2, 5, 7, 16])
 @pytest.mark.parametrize("size", [1, 3, 5, 9])
 @pytest.mark.parametrize("beta", [0.75, 0.5])
@@ -37,6 +42,11 @@ def test_equals_the_loop(channels: int, size: int, beta: float) -> None:
     torch.testing.assert_close(layer(x), want, rtol=1e-13, atol=0)
 
 
+@pytest.mark.fact(
+    "Torch divides alpha by n, so the printed formula is torch's layer with n times alpha",
+    source="Krizhevsky 2012, section 3.3",
+    code="model/local_response_norm.py:LocalResponseNorm",
+)
 @pytest.mark.parametrize("divide_by_size", [False, True])
 def test_alpha_is_read_as_told(divide_by_size: bool) -> None:
     x, g = batch(3, 12, 5, 5), batch(3, 12, 5, 5, seed=1)
@@ -47,6 +57,11 @@ def test_alpha_is_read_as_told(divide_by_size: bool) -> None:
         assert relative_error(got, want) < 1e-6
 
 
+@pytest.mark.fact(
+    "The windows of the first and the last kernels are clipped",
+    source="Krizhevsky 2012, section 3.3",
+    code="model/local_response_norm.py:LocalResponseNorm",
+)
 @pytest.mark.parametrize("neighbours, channel", [(3, 0), (4, 1), (5, 2), (5, 5), (4, 6), (3, 7)])
 def test_windows_are_clipped_at_the_ends(neighbours: int, channel: int) -> None:
     b = LocalResponseNorm(**STRONG)(torch.full((1, 8, 1, 1), 3.0))
@@ -77,6 +92,12 @@ def test_gradient(
     assert torch.autograd.gradcheck(layer, x.requires_grad_())
 
 
+@pytest.mark.fact(
+    "The net on two GPUs normalises in each tower: at their border four kernels differ from "
+    "one whole",
+    source="cuda-convnet, its two-GPU layers for ImageNet",
+    code="model/local_response_norm.py:LocalResponseNorm",
+)
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_groups_do_not_see_each_other(memory_format: torch.memory_format) -> None:
     x, g = batch(2, 14, 3, 3), batch(2, 14, 3, 3, seed=1)

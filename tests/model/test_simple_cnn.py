@@ -11,6 +11,11 @@ def net(norm: str = "none", extra_convs: int = 0) -> SimpleCNN:
     return configured("simple_cnn", channels=1, norm=norm, extra_convs=extra_convs)
 
 
+@pytest.mark.fact(
+    "The net has 121,514 parameters; its linear layer sees 64*7*7 = 3,136 numbers, not 32*7*7",
+    source="tutorial on small CNNs",
+    code="model/simple_cnn.py:SimpleCNN",
+)
 def test_parameters_per_layer() -> None:
     assert counts(net()) == {
         "conv1": 16 * (25 + 1),

@@ -48,6 +48,11 @@ def test_goes_on_from_a_state_of_plain_types() -> None:
     assert other.param_groups[0]["lr"] == pytest.approx(0.1)
 
 
+@pytest.mark.fact(
+    "The rate is divided by 10 when the validation error stalls, three times",
+    source="Krizhevsky 2012, section 5",
+    code="optim/cuts.py:cuts_at_stalls",
+)
 def test_rates_fall_three_times_where_the_error_reaches_no_new_low() -> None:
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 2.0)]
     optimizer = torch.optim.SGD(groups)

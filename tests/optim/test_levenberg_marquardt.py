@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from classic_cnns import compose
 from classic_cnns.model.lenet5 import LeNet5, ScaledTanh, Subsampling
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM, gauss_newton_diagonal
 
@@ -29,6 +31,11 @@ class Small(nn.Module):
         return self.squash(self.full(self.squash(self.pool(self.squash(self.conv(x))))))
 
 
+@pytest.mark.fact(
+    "In a linear layer the estimate is the exact diagonal of the Hessian of eq. 8",
+    source="LeCun 1998, Appendix C",
+    code="optim/levenberg_marquardt.py:gauss_newton_diagonal",
+)
 def test_in_a_linear_layer_it_is_the_exact_diagonal_of_the_hessian():
     torch.manual_seed(0)
     net, x, goal = OneLayer().double(), torch.randn(7, 5).double(), torch.randn(7, 3).double()
@@ -63,6 +70,12 @@ def conv_loops(conv: nn.Conv2d, x: Tensor, h_a: Tensor) -> tuple[Tensor, Tensor,
     return h_w, h_b, h_x
 
 
+@pytest.mark.fact(
+    "Second derivatives go back with squared weights, inputs and slopes, summed where a "
+    "weight is shared",
+    source="LeCun 1998, eq. 23, 25 and 27",
+    code="optim/levenberg_marquardt.py:with_squares",
+)
 @torch.no_grad()
 def test_equals_loops_over_the_connections():
     torch.manual_seed(1)
@@ -107,6 +120,11 @@ def test_leaves_the_net_as_it_was():
         torch.testing.assert_close(p.grad, gradient, rtol=0, atol=0)
 
 
+@pytest.mark.fact(
+    "In the first pass rates span about 7e-5 to 0.016, and none exceeds 0.0005 / 0.02",
+    source="LeCun 1998, section III.B",
+    code="optim/levenberg_marquardt.py:StochasticDiagonalLM",
+)
 def test_rates_of_lenet5_lie_where_the_paper_has_them(caplog):
     """Section III.B: from 7e-5 to 0.016 in the first pass; none may exceed eta / mu = 0.025."""
     torch.manual_seed(0)
@@ -123,6 +141,11 @@ def test_rates_of_lenet5_lie_where_the_paper_has_them(caplog):
     assert f"{rates.min():.1e} to {rates.max():.1e}" in caplog.text
 
 
+@pytest.mark.fact(
+    "A weight moves by eta / (mu + h) times its gradient; h is of 500 samples",
+    source="LeCun 1998, eq. 18 and 21",
+    code="optim/levenberg_marquardt.py:StochasticDiagonalLM",
+)
 def test_a_step_divides_eta_by_the_damped_curvature():
     """Eq. 18 and 21."""
     torch.manual_seed(2)
@@ -136,6 +159,29 @@ def test_a_step_divides_eta_by_the_damped_curvature():
     for name, p in net.named_parameters():
         wanted = before[name] - 0.0005 / (0.02 + h[p]) * p.grad
         torch.testing.assert_close(p.detach(), wanted, rtol=1e-6, atol=0)
+
+
+@pytest.mark.fact(
+    "Twenty passes, one pattern at a time; eta is 0.0005, 0.0002, 0.0001, 0.00005, 0.00001 "
+    "from pass 1, 3, 6, 9, 13",
+    source="LeCun 1998, section III.B",
+    code="conf/optim/lenet5_1998.yaml:cuts",
+)
+def test_the_recipe_is_the_papers():
+    recipe = compose("experiment=lenet5_1998").optim
+    assert (recipe.batch_size, recipe.epochs) == (1, 20)
+    net, x = OneLayer(), torch.randn(500, 5)
+    optimizer = instantiate(recipe.optimizer)(net.parameters())
+    scheduler = instantiate(recipe.scheduler)(optimizer, total_steps=recipe.epochs)
+    optimizer.estimate(net, [(x, None)])
+    net.features(x).sum().backward()
+    etas = []
+    for _ in range(recipe.epochs):  # one step stands for a pass
+        etas.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    papers = [0.0005] * 2 + [0.0002] * 3 + [0.0001] * 3 + [0.00005] * 4 + [0.00001] * 8
+    assert etas == pytest.approx(papers)
 
 
 def test_goes_on_from_a_state_of_plain_types(tmp_path):

@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch.optim.lr_scheduler import StepLR
 
+from classic_cnns import compose
 from classic_cnns.optim.momentum_2012 import Momentum2012
 
 PAPER = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005}
@@ -44,18 +46,33 @@ def by_the_formula(rates: list[float]) -> list[torch.Tensor]:
     return w
 
 
+@pytest.mark.fact(
+    "v = 0.9 v - 0.0005 lr w - lr gradient; w = w + v",
+    source="Krizhevsky 2012, section 5",
+    code="optim/momentum_2012.py:Momentum2012",
+)
 def test_follows_the_formula_through_changes_of_the_rate() -> None:
     rates = [0.01] * 3 + [0.001] * 3 + [0.1, 0.0, 0.01]
     got = descend(Momentum2012(weights(), **PAPER), rates)
     torch.testing.assert_close(got, by_the_formula(rates), rtol=1e-14, atol=1e-15)
 
 
+@pytest.mark.fact(
+    "The rule is torch's SGD while the rate stays",
+    source="Krizhevsky 2012, section 5",
+    code="optim/momentum_2012.py:Momentum2012",
+)
 def test_equals_torch_while_the_rate_stays() -> None:
     ours = descend(Momentum2012(weights(), **PAPER), [0.01] * 20)
     theirs = descend(torch.optim.SGD(weights(), **PAPER), [0.01] * 20)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.fact(
+    "After a drop the old velocity keeps its rate, which torch scales too",
+    source="Krizhevsky 2012, section 5",
+    code="optim/momentum_2012.py:Momentum2012",
+)
 def test_differs_from_torch_after_a_drop_as_stated() -> None:
     """Torch shrinks the old velocity with the rate: they part by (1 - ratio) * momentum * v."""
     ours, theirs = Momentum2012(weights(), **PAPER), torch.optim.SGD(weights(), **PAPER)
@@ -72,6 +89,18 @@ def test_the_bias_decays_too() -> None:
     bias.grad = torch.zeros_like(bias)
     Momentum2012([bias], **PAPER).step()
     assert bias.item() == pytest.approx(1 - 0.0005 * 0.01, abs=1e-15)
+
+
+@pytest.mark.fact(
+    "Batches of 128, momentum 0.9, decay 0.0005, a rate of 0.01 for all layers, 90 cycles",
+    source="Krizhevsky 2012, section 5",
+    code="conf/optim/momentum_2012.yaml:lr",
+)
+def test_the_recipe_is_that_of_section_5() -> None:
+    recipe = compose("model=alexnet", "data=cifar10", "model.input.fit=resize").optim
+    assert (recipe.batch_size, recipe.epochs) == (128, 90)
+    optimizer = instantiate(recipe.optimizer)(weights())
+    assert isinstance(optimizer, Momentum2012) and optimizer.defaults == PAPER
 
 
 def test_resumes_exactly_from_a_state_of_plain_types() -> None:

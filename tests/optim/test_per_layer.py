@@ -38,6 +38,11 @@ def small_net() -> nn.Sequential:
     return net
 
 
+@pytest.mark.fact(
+    "Biases learn at epsB, twice epsW, and never decay",
+    source="cuda-convnet, layer-params",
+    code="optim/momentum_2012.py:per_layer",
+)
 def test_follows_the_update_rule_of_cuda_convnet() -> None:
     """inc = mom inc - wc eps w + eps grad, w += inc; wc is 0 and eps twice as large for biases."""
     net, wc = small_net(), {"conv1": 0.5, "fc10": 0.25}
@@ -65,6 +70,11 @@ def test_schedules_scale_all_groups() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.02, 0.01])
 
 
+@pytest.mark.fact(
+    "Each layer has the weight decay wc of its file, 0.001 for epsW and 0.002 for epsB",
+    source="cuda-convnet, layer-params",
+    code="optim/momentum_2012.py:per_layer",
+)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_recipe_fits_its_net(variant: str) -> None:
     config = composed(f"model={variant}")
@@ -89,6 +99,33 @@ def test_every_recipe_fits_its_net(variant: str) -> None:
     assert config.optim.cuts[-1] < config.optim.epochs
 
 
+@pytest.mark.fact(
+    "Rates drop to a tenth for the last 20 epochs and to a hundredth for the last 10; in "
+    "80sec after 8",
+    source="cuda-convnet, Methodology and layer-params",
+    code="optim/cuts.py:cuts",
+)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rates_drop_to_a_tenth_after_the_epochs_of_the_files(variant: str) -> None:
+    recipe = composed(f"model={variant}").optim
+    optimizer = make(small_net(), {"conv1": 0.5, "fc10": 0.25})
+    scheduler = instantiate(recipe.scheduler)(optimizer, total_steps=recipe.epochs)
+    shares = []
+    for _ in range(recipe.epochs):  # one step stands for an epoch
+        shares.append(optimizer.param_groups[0]["lr"] / 0.1)
+        optimizer.step()
+        scheduler.step()
+    drops = [1.0] * 8 + [0.1] * 2  # 80sec
+    if variant != "convnet_cifar10":
+        drops = [1.0] * (recipe.epochs - 20) + [0.1] * 10 + [0.01] * 10
+    assert shares == pytest.approx(drops)
+
+
+@pytest.mark.fact(
+    "13pct was tested with nine patches, 11pct with ten",
+    source="cuda-convnet, convdata.py",
+    code="conf/experiment/convnet_cifar10_13pct.yaml:data",
+)
 @pytest.mark.parametrize(("variant", "patches"), [("13pct", "nine"), ("11pct", "ten")])
 def test_an_experiment_is_tested_with_the_patches_of_its_day(variant: str, patches: str) -> None:
     data = composed(f"experiment=convnet_cifar10_{variant}").data

@@ -153,6 +153,11 @@ def test_each_process_has_half_of_the_kernels_and_of_the_memory(single):
         assert facts["memory"] == 0.5
 
 
+@pytest.mark.fact(
+    "The GPUs communicate in certain layers only",
+    source="Krizhevsky 2012, section 3.2",
+    code="trainer/two_towers.py:TwoTowers",
+)
 def test_the_towers_exchange_what_crosses_between_them_and_no_more(single):
     for facts in single:
         assert facts["inputs"] == {"conv3": 16 * 6 * 6, "fc6": 16 * 2 * 2, "fc7": 32, "fc8": 32}
