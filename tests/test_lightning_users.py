@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -17,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from classic_cnns import UserError
 from classic_cnns.config.compose import compose
 from classic_cnns.config.schema import TAKEN, trainer_arguments
+from classic_cnns.run import run as api
 from classic_cnns.run.build import build, build_trainer
 from classic_cnns.run.run import run
 
@@ -421,6 +423,13 @@ except UserError as error:
     assert "True (16, 1, 32, 32)" in done.stdout
     assert "finished accuracy/test outputs/lenet5-tiny/" in done.stdout
     assert "did you mean optim.lr" in done.stdout
+
+
+def test_it_trains_in_a_thread_and_starts_no_processes_from_python(train):
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train, "trainer.max_epochs=1").result()["status"] == "finished"
+    with pytest.raises(UserError, match="trainer.devices=2: the command starts a process for each"):
+        api.train(compose("trainer.devices=2", "trainer.accelerator=cpu"))
 
 
 def test_build_gives_the_parts_of_a_config():

@@ -2,12 +2,13 @@
 
 import json
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+
+from classic_cnns.report.results import read_metrics
 
 
 class Record(Callback):
@@ -29,7 +30,8 @@ class Record(Callback):
         self.started = time.perf_counter() - self.epoch_seconds
         path = self.path(trainer)
         if trainer.is_global_zero and path.exists():
-            kept = [line for line in read_lines(path) if line["epoch"] <= trainer.current_epoch]
+            done = trainer.current_epoch
+            kept = [line for line in read_metrics(path.parent)[0] if line["epoch"] <= done]
             path.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
 
     def path(self, trainer: pl.Trainer) -> Path:
@@ -79,12 +81,3 @@ class Record(Callback):
             self.metrics = dict(checkpoint["metrics"])
             self.seconds = checkpoint["seconds"]
             self.epoch_seconds = checkpoint["epoch_seconds"]
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a `metrics.jsonl`; a kill may have torn the last one."""
-    found = []
-    for line in path.read_text().splitlines():
-        with suppress(ValueError):
-            found.append(json.loads(line))
-    return found

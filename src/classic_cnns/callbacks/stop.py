@@ -1,7 +1,7 @@
 """A signal to stop ends training after a checkpoint, at the same step on all ranks."""
 
-import logging
 import signal
+import threading
 import time
 from typing import Any
 
@@ -10,8 +10,6 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
 from classic_cnns.callbacks.checkpoint import before_validation, save_last
-
-log = logging.getLogger(__name__)
 
 
 class Stopped(SystemExit):
@@ -59,7 +57,8 @@ class StopOnSignal(Callback):
         self.handle_sigterm()
 
     def handle_sigterm(self) -> None:
-        if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
             signal.signal(signal.SIGTERM, self.receive)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:

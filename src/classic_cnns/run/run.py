@@ -24,9 +24,10 @@ from classic_cnns.callbacks.record import Record
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged
 from classic_cnns.config.stored import find_run
-from classic_cnns.files import disk_trouble, read_json, write_json
+from classic_cnns.files import disk_trouble, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.log import show_log, train_log
+from classic_cnns.report.results import read_result
 from classic_cnns.run import directory as directories
 from classic_cnns.run.build import (
     build,
@@ -35,6 +36,7 @@ from classic_cnns.run.build import (
     check_monitors,
     example,
 )
+from classic_cnns.trainer import devices
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
 from classic_cnns.trainer.launch import report
 from classic_cnns.trainer.lightning_internals import send_no_signal_flag
@@ -48,8 +50,13 @@ def train(config: DictConfig) -> dict[str, Any]:
     """Carry out the run that a config describes in this process, and return its result.
 
     That is what `result.json` holds: `status`, `directory`, `metrics` of the tested checkpoint,
-    `last` ones, `epochs`, `steps`, `seconds`.
+    `last` ones, `epochs`, `steps`, `seconds`. Raises UserError for what only the command can do.
     """
+    if devices.count(config.trainer.devices) > 1 and devices.started_outside() is None:
+        raise UserError(
+            f"trainer.devices={config.trainer.devices}: the command starts a process for each "
+            f"device, this call none; try {program()}, or trainer.devices=1"
+        )
     return run(config)
 
 
@@ -61,7 +68,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     show_log()
     keep_freed_memory()
     directory = find_run(config.resume) if config.resume else None
-    done = read_json(directory / "result.json") if directory else None
+    done = read_result(directory) if directory else {}
     if done and is_over(done, config):
         log.info("%s is finished already; trainer.max_epochs=<more> trains it further", directory)
         log.info(final_table(done))

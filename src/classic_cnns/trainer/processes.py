@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,10 +28,12 @@ LIBC = ctypes.CDLL(None)
 def stop_signals(handler: Callable[[int, Any], Any] | None = None) -> Iterator[list[int]]:
     """The signals to stop that have come, in their order, in place of what they would do.
 
-    With a `handler` that one gets them. Those that we were told to ignore are left alone.
+    With a `handler` that one gets them. Those that we were told to ignore are left alone, and all
+    in a thread that is not the main one, as some notebooks have it: Python allows no more.
     """
     seen: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    in_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main else ()
     heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     before = {n: signal.signal(n, handler or (lambda n, _: seen.append(n))) for n in heard}
     try:
