@@ -198,6 +198,7 @@ MISTAKES = {
     "init_skip=[F6]": ["init_skip=", "try init_from="],
     "init_from=5.5": ["init_from=5.5", "config.yaml"],
     "debug=one_batch": ["debug=one_batch", "debug is one of"],
+    "optim.lrs[0]=3": ["optim.lrs[0]=3", "not of the form key=value"],
     "hydra.run.dir=x": ["hydra.run.dir=x", "run_dir="],
     "hydra/launcher=basic": ["hydra/launcher=basic", "no effect"],
     "+trainer.use_distributed_sampler=false": ["use_distributed_sampler", "in any case"],

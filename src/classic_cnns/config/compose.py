@@ -112,21 +112,17 @@ class Composer:
         if override.is_sweep_override():
             return word  # refused later
         if override.is_delete():
-            raise UserError(
-                f"{override.input_line}: groups cannot be removed; {one_of(group, options)}"
-            )
-        names = value if isinstance(value, list) else [] if value is None else [value]
-        if value is None and group in COMBINED:
+            raise UserError(f"{word}: groups cannot be removed; {one_of(group, options)}")
+        several = group in (*COMBINED, "debug", "experiment")
+        if value is None and several:
             return f"{group}=[]"
-        if value is None and group in ("debug", "experiment"):
-            return f"{group}=[]"
-        for name in names or [value]:
+        if isinstance(value, list) and not several:
+            raise UserError(f"{word}: takes one choice; {one_of(group, options)}")
+        for name in value if isinstance(value, list) else [value]:
             if str(name) not in options:
                 near = get_close_matches(str(name), options, n=1)
                 hint = f"did you mean {group}={near[0]}? " if near else ""
-                raise UserError(f"{override.input_line}: {hint}{one_of(group, options)}")
-        if isinstance(value, list) and group not in (*COMBINED, "debug", "experiment"):
-            raise UserError(f"{override.input_line}: takes one choice; {one_of(group, options)}")
+                raise UserError(f"{word}: {hint}{one_of(group, options)}")
         return f"{group}={word.partition('=')[2]}"
 
     def read_files(self, choices: tuple[str, ...]) -> DictConfig:
@@ -175,7 +171,7 @@ class Composer:
             for inner in leaves(value, f"{key}.", groups=True):
                 if not can_add(inner[0], known) and inner[0] not in known:
                     raise UserError(f"{word}: {unknown_key(inner[0], known)}")
-        if key not in known and "[" not in key:
+        if key not in known:
             if key.startswith("trainer.") and "." not in rest:
                 check_trainer_argument(word, rest, override.is_add() or override.is_force_add())
             elif not (override.is_add() or override.is_force_add()) or not can_add(key, known):
