@@ -5,7 +5,7 @@ counts: absolute times change with the machine and its other work.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 
@@ -17,6 +17,12 @@ class Row:
     ratio: float
     goal: str
     times: list[tuple[float, float]]  # seconds, ours and the other's, in turn
+
+    def __str__(self) -> str:
+        return f"| {self.what} | {self.ours} | {self.other} | {self.ratio:.2f} | {self.goal} |"
+
+
+HEAD = "| | | | ratio | goal |\n|---|---|---|--:|--:|"
 
 
 def compare(
@@ -39,3 +45,12 @@ def row(what: str, times: list[tuple[float, float]], goal: str, names: tuple[str
     ratio = median(b / a if faster else a / b for a, b in times)
     ours, other = median(a for a, _ in times), median(b for _, b in times)
     return Row(what, f"{names[0]} {ours:.3g} s", f"{names[1]} {other:.3g} s", ratio, goal, times)
+
+
+def per_second(row: Row, images: int, names: tuple[str, str]) -> Row:
+    """The same row, in images per second; a time is that of so many `images`."""
+    speeds = [images / median(side) for side in zip(*row.times, strict=True)]
+    ours, other = (
+        f"{name} {speed:,.0f} images/s" for name, speed in zip(names, speeds, strict=True)
+    )
+    return replace(row, ours=ours, other=other)

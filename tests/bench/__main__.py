@@ -1,13 +1,18 @@
+"""`python -m tests.bench [--rounds N] [PART ...]`; a row is printed as soon as it is there."""
+
 import argparse
 import platform
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
 import torch
-from classic_cnns.run_directory import processor
 
 from classic_cnns.files import write_json
+from classic_cnns.run.directory import processor
+from tests.bench import HEAD, Row
+from tests.bench.busy import busy
 from tests.bench.ddp import ddp
 from tests.bench.images import images
 from tests.bench.layers import layers
@@ -17,19 +22,42 @@ from tests.bench.steps import steps
 from tests.bench.sweep import sweeps
 from tests.bench.towers import towers
 
-parser = argparse.ArgumentParser(prog="make bench")
-parser.add_argument("--rounds", type=int, default=5)
-rounds = parser.parse_args().rounds
+# Each with the most rounds it gets: fewer where a round is long, or differs little from the next.
+PARTS: dict[str, tuple[Callable[[int], Iterable[Row]], int]] = {
+    "start": (start, 3),
+    "epochs": (epochs, 4),
+    "layers": (layers, 5),
+    "images": (images, 5),
+    "steps": (steps, 3),
+    "ddp": (ddp, 3),
+    "towers": (towers, 3),
+    "busy": (busy, 2),
+    "sweeps": (sweeps, 1),
+}
 
-rows = [*start(rounds), *epochs(rounds), *layers(rounds), *images(rounds)]
-rows += [*steps(rounds), *ddp(rounds), *towers(rounds), *sweeps(rounds)]
-machine = f"{processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}"
-lines = ["| | | | ratio | goal |", "|---|---|---|--:|--:|"]
-lines += [f"| {r.what} | {r.ours} | {r.other} | {r.ratio:.2f} | {r.goal} |" for r in rows]
-table = "\n".join([f"{machine}, torch {torch.__version__}, medians of {rounds}\n", *lines])
-print(f"\n{table}")
 
-folder = Path("outputs/bench")
-folder.mkdir(parents=True, exist_ok=True)
-write_json(folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.json", [asdict(r) for r in rows])
-(folder / "latest.md").write_text(f"{table}\n")
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--rounds", type=int, default=5, help="at most, of each row")
+    given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"{', '.join(sorted(unknown))}: must be of {', '.join(PARTS)}")
+    python, threads = platform.python_version(), torch.get_num_threads()
+    machine = f"{processor()}, {threads} threads, Python {python}, torch {torch.__version__}"
+    print(f"{machine}, medians of {given.rounds} at most\n\n{HEAD}", flush=True)
+    rows = []
+    for part in given.parts or PARTS:
+        measure, rounds = PARTS[part]
+        for row in measure(min(rounds, given.rounds)):
+            print(row, flush=True)
+            rows.append(row)
+    folder = Path("outputs/bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.json", [asdict(r) for r in rows])
+    table = "\n".join([machine, "", HEAD, *map(str, rows)])
+    (folder / "latest.md").write_text(f"{table}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,9 +12,9 @@ from statistics import median
 
 import torch
 import torch.distributed as dist
-from classic_cnns.trainer.stop import Stop
 from torch.nn.parallel import DistributedDataParallel
 
+from classic_cnns.callbacks.stop import StopOnSignal
 from classic_cnns.model.lenet5 import LeNet5, MAPLoss
 from classic_cnns.trainer.devices import free_port
 from tests.bench import Row, row
@@ -38,13 +38,13 @@ def measure(rounds: int) -> list[list[float]]:
     ways: list = [(net, lambda: None)]
     if size > 1:
         dist.init_process_group("gloo")
-        stop = Stop()
+        stop = StopOnSignal(saves=False)
         stop.on_train_start(None, None)
         # As the classifier has it: what is in buffers is not sent round at each step.
         net._ddp_params_and_buffers_to_ignore = [name for name, _ in net.named_buffers()]
         shared = DistributedDataParallel(net, gradient_as_bucket_view=True)
         ways = [(shared, lambda: None), (net, lambda: None)]
-        ways += [(shared, stop.agreed), (shared, lightnings_flag)]
+        ways += [(shared, stop.ranks_agree), (shared, lightnings_flag)]
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, fused=True)
 
     def seconds(forward, flag) -> float:

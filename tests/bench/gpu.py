@@ -6,8 +6,6 @@ Every row is printed as it comes: the medians of five rounds, in which both side
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
-from statistics import median
 
 import torch
 import torchvision
@@ -15,7 +13,7 @@ from torch import nn
 
 from classic_cnns.data.transforms import ColourNoise, RandomCrop, RandomFlip, RandomShift
 from classic_cnns.model.local_response_norm import LocalResponseNorm
-from tests.bench import Row, compare
+from tests.bench import HEAD, Row, compare, per_second
 from tests.recipes import Recipe, recipe
 
 GPU = torch.cuda.is_available()
@@ -41,15 +39,6 @@ def timed(work: Callable[[], object]) -> Callable[[], float]:
 def wait() -> None:
     if GPU:
         torch.cuda.synchronize()
-
-
-def per_second(row: Row, images: int, names: tuple[str, str]) -> Row:
-    """The same row, in images per second."""
-    speeds = [images / median(side) for side in zip(*row.times, strict=True)]
-    ours, other = (
-        f"{name} {speed:,.0f} images/s" for name, speed in zip(names, speeds, strict=True)
-    )
-    return replace(row, ours=ours, other=other)
 
 
 def alexnet() -> Row:
@@ -183,11 +172,11 @@ ROWS: list[Callable[[], Row]] = [
 if __name__ == "__main__":
     name = torch.cuda.get_device_name() if GPU else "no GPU: small sizes, times without meaning"
     print(f"{name}, torch {torch.__version__}, medians of 5\n", flush=True)
-    print("| | | | ratio | goal |\n|---|---|---|--:|--:|", flush=True)
+    print(HEAD, flush=True)
     for make in ROWS:
         try:
             r = make()
         except RuntimeError as error:  # the other rows count all the same
             print(f"| failed: {' '.join(str(error).split())[:300]} | | | | |", flush=True)
         else:
-            print(f"| {r.what} | {r.ours} | {r.other} | {r.ratio:.2f} | {r.goal} |", flush=True)
+            print(r, flush=True)

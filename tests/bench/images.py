@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 
 from classic_cnns.data.batches import Batches
 from classic_cnns.data.transforms import ColourNoise, RandomCrop, RandomFlip, scale
+from classic_cnns.trainer.devices import core_count
 from classic_cnns.trainer.memory import keep_freed_memory
 from tests.bench import Row, compare
 
@@ -44,14 +45,14 @@ def images(rounds: int) -> list[Row]:
     pixels = torch.from_numpy(random.randint(256, size=(10_000, 3, 32, 32), dtype=np.uint8))
     labels = torch.from_numpy(random.randint(10, size=10_000))
     augment = [RandomCrop(24), RandomFlip(), ColourNoise(0.1)]
-    for distortion in augment:
-        distortion.learn(pixels)
+    for augmentation in augment:
+        augmentation.fit(pixels)
     ours = Batches(
         pixels,
         labels,
         torch.arange(10_000),
         128,
-        prepare=lambda x: scale(x, 0, 255),
+        to_input=lambda x: scale(x, 0, 255),
         augment=augment,
         shuffle=True,
     )
@@ -66,7 +67,7 @@ def images(rounds: int) -> list[Row]:
     def loader(workers: int) -> DataLoader:
         return DataLoader(pictures, 128, shuffle=True, num_workers=workers)
 
-    workers = min((0, 1, 2, 4), key=lambda n: seconds(loader(n)))
+    workers = min({0, 1, 2, core_count()}, key=lambda n: seconds(loader(n)))
     names = ("ours", f"torchvision, PIL and DataLoader, {workers} workers")
     what = "10,000 images cropped, flipped, coloured"
     return [

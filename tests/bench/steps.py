@@ -9,20 +9,19 @@ waits while the other one measures.
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from statistics import median
 
-import hydra
 import torch
 import torchvision
 from torch import nn
 
-from classic_cnns.config.compose import CONF
 from classic_cnns.model.alexnet import AlexNet
 from classic_cnns.model.local_response_norm import LocalResponseNorm
-from classic_cnns.run import build
 from classic_cnns.trainer.memory import keep_freed_memory
 from classic_cnns.trainer.precision import choose
 from tests.bench import Row, row
+from tests.recipes import compose, recipe
 
 # net, images in a batch, overrides, goal
 NETS = [
@@ -50,28 +49,26 @@ def serve(ours: bool, batch_size: int, overrides: list[str]) -> None:
     """Take a step's seconds, the median of some, whenever a line comes in."""
     if ours:
         keep_freed_memory()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("train", ["name=bench", "data=cifar10", *overrides])
-    classifier, _ = build(config)
+    words = " ".join(overrides)
+    made, trainer = recipe(words), compose(words).trainer
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net, loss = classifier.net.to(device), classifier.loss
-    half = ours and choose(config.trainer.precision, config.trainer.accelerator) == "bf16-mixed"
+    net = made.net.to(device)
+    half = ours and choose(trainer.precision, trainer.accelerator) == "bf16-mixed"
     if not ours:
         net = with_torchs_norm(net)
         if device == "cuda" and isinstance(net, AlexNet):
             net, half = torchvision.models.alexnet(num_classes=1000).to(device), True
     if half:
         net.to(memory_format=torch.channels_last)
-    optimizer = classifier.optimizer(net.named_parameters())
-    side = config.model.input.size
-    x = torch.randn(batch_size, 3, side, side, device=device)
-    y = torch.randint(config.model.net.num_classes, (batch_size,), device=device)
+    optimizer = made.make_optimizer(net.named_parameters())
+    x = torch.randn(batch_size, *made.shape, device=device)
+    y = torch.randint(10, (batch_size,), device=device)
 
     def step() -> float:
         start = time.perf_counter()
         optimizer.zero_grad()
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            error = loss(net(x), y)
+            error = made.loss(net(x), y)
         error.backward()
         optimizer.step()
         error.item()  # waits for a GPU
@@ -82,8 +79,8 @@ def serve(ours: bool, batch_size: int, overrides: list[str]) -> None:
         print(median(step() for _ in range(STEPS)), flush=True)
 
 
-def steps(rounds: int) -> list[Row]:
-    return [compare(*net, rounds) for net in NETS]
+def steps(rounds: int) -> Iterable[Row]:
+    return (compare(*net, rounds) for net in NETS)
 
 
 def compare(name: str, batch_size: int, overrides: list[str], goal: str, rounds: int) -> Row:

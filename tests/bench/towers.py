@@ -9,19 +9,17 @@ import sys
 import time
 from statistics import median
 
-import hydra
 import torch
 import torch.distributed as dist
-from hydra.utils import instantiate
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from classic_cnns.config.compose import CONF
 from classic_cnns.trainer import two_towers
 from classic_cnns.trainer.memory import keep_freed_memory
 from tests.bench import Row, row
 from tests.bench.ddp import processes
+from tests.recipes import recipe
 
 STEPS, BATCH = 10, 128
 exchange = two_towers.gather
@@ -36,16 +34,15 @@ def measure(rounds: int) -> list[list[float]]:
     """Seconds a step of each way, in turn: alone; or shared batches, towers, silent towers."""
     keep_freed_memory()  # as a run does
     size = int(os.environ["WORLD_SIZE"])
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("train", ["model=alexnet_small", "data=cifar10", "name=x"])
-    nets = [instantiate(config.model.net) for _ in range(size)]
+    made = [recipe("model=alexnet_small") for _ in range(size)]
+    nets = [each.net for each in made]
     ways = [(nets[0], BATCH, exchange)]
     if size > 1:
         dist.init_process_group("gloo")
         two_towers.cut(nets[1], init_device_mesh("cpu", (2,)))
         shared = DistributedDataParallel(nets[0], gradient_as_bucket_view=True)
         ways = [(shared, BATCH // 2, exchange), (nets[1], BATCH, exchange), (nets[1], BATCH, keep)]
-    optimizers = [instantiate(config.optim.optimizer)(net.parameters()) for net, *_ in ways]
+    optimizers = [made[0].make_optimizer(net.parameters()) for net, *_ in ways]
     images, labels = torch.randn(BATCH, 3, 32, 32), torch.arange(BATCH) % 10
 
     def seconds(way, optimizer) -> float:
