@@ -62,7 +62,9 @@ class StochasticDiagonalLM(Optimizer):
         with torch.enable_grad():
             loss = closure() if closure else None
         for group in self.param_groups:
-            weights = group["params"]
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
             damped = [self.state[weight]["curvature"] + group["mu"] for weight in weights]
             gradients = [weight.grad for weight in weights]
             torch._foreach_addcdiv_(weights, gradients, damped, value=-group["lr"])

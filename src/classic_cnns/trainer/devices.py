@@ -8,7 +8,7 @@ from pathlib import Path
 
 from classic_cnns import UserError
 
-SPINS = 1500  # alone nearly the speed of spinning for long, beside others of not spinning at all
+SPINS = 1700  # alone nearly the speed of spinning for long, beside others of not spinning at all
 
 
 def visible_gpus() -> list[str]:
