@@ -83,9 +83,12 @@ def run(config: DictConfig) -> dict[str, Any]:
         meeting.strategy.setup_environment()
         rank_0, fresh = meeting.is_global_zero, False
         if rank_0:
+            given = Path(str(config.run_dir)) if config.run_dir else None
+            before = set(given.glob("*")) if given and given.exists() else None
             directory, fresh = open_directory(config, directory, stack)
             report(directory=str(directory))
-            stack.enter_context(removed_if_nothing_came(directory, fresh))
+            if fresh:
+                stack.enter_context(removed_if_nothing_came(directory, before))
         directory = Path(meeting.strategy.broadcast(str(directory)))
         trainer = assemble(config, directory, module, stop)
         if rank_0 and fresh and not config.run_dir:
@@ -122,13 +125,19 @@ def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -
 
 
 @contextmanager
-def removed_if_nothing_came(directory: Path, fresh: bool) -> Iterator[None]:
-    """Take a new directory away again if a mistake of the user's ended the run at once."""
+def removed_if_nothing_came(directory: Path, before: set[Path] | None) -> Iterator[None]:
+    """Take away what a mistake of the user's has left of a new run, and nothing else.
+
+    `before` is what the directory held before the run, or None if the run made it.
+    """
     try:
         yield
     except UserError:
-        if fresh and not (directory / "checkpoints").exists():
-            shutil.rmtree(directory, ignore_errors=True)
+        if not (directory / "checkpoints").exists():
+            for path in set(directory.glob("*")) - (before or set()):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if before is None:
+                directory.rmdir()
         raise
 
 
