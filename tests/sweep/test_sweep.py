@@ -128,6 +128,15 @@ def test_a_sweep_stopped_at_random_moments_ends_with_the_undisturbed_table(sweep
         assert epochs == sorted(epochs)  # never starts over
 
 
+def test_a_signal_is_heard_as_soon_as_the_sweep_has_said_where_it_is(sweep):
+    process = sweep.start("seed=0,1", "sweep.dir=s", EPOCH_SECONDS="9")
+    assert process.stdout.readline() == "2 jobs in s\n"
+    process.terminate()
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "sweep.dir=s" in out.split("go on with: ")[1]
+
+
 def test_a_finished_sweep_starts_nothing(sweep):
     assert sweep("seed=0,1", "sweep.dir=s").code == 0
     done = sweep("seed=0,1", "sweep.dir=s")

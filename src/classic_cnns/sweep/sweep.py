@@ -119,14 +119,14 @@ class Sweep:
         over = sum(job.state != "waiting" for job in self.jobs)
         total = len(self.jobs) + self.left
         known = f", of which {over} are over already" if over else ""
-        self.display.say(f"{total} jobs in {self.directory}{known}")
-        self.write()
         with stop_signals() as signals:  # only now, since Ray sets some of its own
+            self.display.say(f"{total} jobs in {self.directory}{known}")
+            self.write()
             self.supervise(executor, signals)
-        if signals:
-            self.display.say(f"interrupted; go on with: {self.record['command']}")
-            return 128 + signals[0]  # as shells have it
-        return results.end(self.directory)
+            if signals:
+                self.display.say(f"interrupted; go on with: {self.record['command']}")
+                return 128 + signals[0]  # as shells have it
+            return results.end(self.directory)
 
     @property
     def left(self) -> int:
