@@ -107,6 +107,7 @@ RULES = {
     null_or(same_kind({})): "optim.scheduler sweep.search sweep.search.pruner "
     "sweep.search.sampler",
     one_of("pad", "crop", "resize"): "model.input.fit",
+    one_of("trainable", "average", "max"): "model.net.subsampling",
     one_of("auto", "cpu", "gpu", "cuda", "mps"): "trainer.accelerator",
     one_of("auto", "32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"):
         "trainer.precision",
@@ -116,9 +117,10 @@ RULES = {
 }  # fmt: skip
 # Words of model.net, each of which may stand in the place of another one of its row.
 WORDS = (
-    ("relu", "tanh"),
+    ("relu", "tanh", "sigmoid"),
     ("none", "batch", "torch"),
     ("table", "full"),
+    ("fixed", "learned"),
     ("average", "max"),
     ("overlapping", "non_overlapping"),
 )
