@@ -34,7 +34,7 @@ CONF = ROOT / "conf" / "experiment"
 KEPT = ROOT / "docs" / "claims"
 PAGE = ROOT / "docs" / "claims.md"
 RUNS = Path("outputs") / "claims"
-TRAIN = ["python", "src/train.py"]
+TRAIN = ROOT / "src" / "train.py"
 RATE_SEED = 100  # of the search for rates, and of no run that counts
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's, 1 to 9 degrees
 HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "does not hold", "undecided", "not run"
@@ -52,12 +52,11 @@ time was left for are listed as not run.
 
 
 def claims() -> dict[str, dict[str, Any]]:
-    """What each claim's file says, by name."""
+    """What each claim's file says, by name: those of 1998, of 2012, and the tutorials'."""
     files = sorted(CONF.glob("claim_*.yaml"))
-    return {
-        path.stem.removeprefix("claim_"): yaml.safe_load(path.read_text())["claim"]
-        for path in files
-    }
+    found = {p.stem.removeprefix("claim_"): yaml.safe_load(p.read_text())["claim"] for p in files}
+    papers = {"LeCun": 0, "Krizhevsky": 1}
+    return dict(sorted(found.items(), key=lambda c: papers.get(c[1]["where"].split()[0], 2)))
 
 
 def words(name: str, side: list[str]) -> list[str]:
@@ -101,10 +100,10 @@ def run_side(name: str, claim: dict[str, Any], more: list[str], side: str) -> di
 
 def sweep(job: list[str], folder: Path, more: list[str]) -> list[Path]:
     """The directories of the jobs of a sweep that has ended, now or earlier."""
-    command = [*TRAIN, "-m", *job, f"sweep.dir={folder}", *more]
-    print(f"\n{shlex.join(command)}", flush=True)
-    subprocess.run([sys.executable, *command[1:]], cwd=ROOT)
-    runs = sorted((ROOT / folder).glob("[0-9]*"), key=lambda path: int(path.name))
+    given = ["-m", *job, f"sweep.dir={folder}", *more]
+    print(f"\npython src/train.py {shlex.join(given)}", flush=True)
+    subprocess.run([sys.executable, TRAIN, *given])
+    runs = sorted(folder.glob("[0-9]*"), key=lambda path: int(path.name))
     states = [json.loads((path / "result.json").read_text())["status"] for path in runs]
     if not states or set(states) - {"finished", "diverged"}:
         sys.exit(f"error: {folder}: {', '.join(states) or 'no run'}; the same command goes on")
