@@ -22,7 +22,7 @@ ARROWS = {
     "files": set(),
     "report": {"files"},
     "trainer": {"files"},
-    "callbacks": {"report"},
+    "callbacks": {"data", "report"},
     "logger": set(),
     "data": {"files", "trainer"},
     "classifier": {"optim"},

@@ -1,6 +1,7 @@
-"""The pictures of a run that has ended: its first kernels, what it mistook, and for what."""
+"""The pictures of a run: what the net sees, its kernels, what it mistook, and for what."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -27,6 +28,21 @@ def kernels(weights: Tensor, towers: int) -> Tensor:
     return torch.cat(grids, 2)
 
 
+def colour(weights: Tensor) -> float:
+    """Share of the energy of kernels (N, 3, h, w) that is colour and not grey, from 0 to 1.
+
+    Section 6.1 of the AlexNet paper has one tower with colour-agnostic kernels, and one without.
+    """
+    chroma = weights - weights.mean(1, keepdim=True)
+    return (chroma.square().sum() / weights.square().sum().clamp(min=1e-30)).item()
+
+
+def inputs(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) or patches of them (N, V, C, H, W) as one, each with its own contrast."""
+    large = images.flatten(0, -4).float()
+    return make_grid(large, padding=2, normalize=True, scale_each=True, pad_value=1)
+
+
 def mistakes(made: Sequence[tuple[Tensor, int, int]], names: Sequence[str]) -> Tensor:
     """Images (C, H, W) as one (3, H', W') uint8, below each its class and what it was taken for.
 
@@ -51,3 +67,24 @@ def confusion(counts: Tensor, names: Sequence[str]) -> str:
     """How many images of each class (row) got which answer (column), as a Markdown table."""
     rows = [[name, *map(str, row)] for name, row in zip(names, counts.tolist(), strict=True)]
     return aligned([["class", *(f"-> {name}" for name in names)], *rows])
+
+
+def confusion_figure(counts: Tensor, names: Sequence[str]) -> Any:
+    """The same as a figure of matplotlib; the darker, the more, on a logarithmic scale."""
+    from matplotlib.figure import Figure  # here, since it takes a second
+
+    shades = counts.cpu().double().log1p().numpy()
+    figure = Figure((8, 8), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shades, cmap="Blues")
+    for row, line in enumerate(counts.tolist()):
+        for column, count in enumerate(line):
+            dark = shades[row, column] > shades.max() / 2
+            axes.text(
+                column, row, count or "", ha="center", va="center", color="w" if dark else "k"
+            )
+    axes.set_xticks(range(len(names)), names, rotation=45)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("class")
+    return figure
