@@ -29,7 +29,7 @@ def main() -> None:
         from classic_cnns.config.stored import resolve_latest
         from classic_cnns.report.results import read
 
-        directories = [resolve_latest(Path(name)) for name in given.directories]
+        directories = [resolve_latest(name) for name in given.directories]
         alone = len(set(directories)) == 1
         folder = given.to or (directories[0] if alone else Path("outputs/results"))
         table = read(directories)

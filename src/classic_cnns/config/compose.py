@@ -40,20 +40,26 @@ OmegaConf.register_new_resolver(
 )
 
 
-def compose(*words: str, config_dirs: Sequence[str] = ()) -> DictConfig:
+def compose(*words: str, config_dirs: Sequence[str] = (), trust: Sequence[str] = ()) -> DictConfig:
     """The checked config of the command `train.py <words>`; raises UserError for a mistake.
 
-    `config_dirs` are folders with configs and modules of your own, as `--config-dir` names them.
+    `config_dirs` are folders with configs and modules of your own, as `--config-dir` names them,
+    `trust` packages whose code an earlier run may name, as `--trust` does.
     """
-    return Composer(config_dirs).compose(words)
+    return Composer(config_dirs, trusted=trust).compose(words)
 
 
 class Composer:
     """Composes configs from this project's conf/ and from `config_dirs`, which come first."""
 
-    def __init__(self, config_dirs: Sequence[str] = (), config_name: str = "train") -> None:
+    def __init__(
+        self,
+        config_dirs: Sequence[str] = (),
+        config_name: str = "train",
+        trusted: Sequence[str] = (),
+    ) -> None:
         self.config_dirs = [str(Path(folder).expanduser().absolute()) for folder in config_dirs]
-        self.config_name = config_name
+        self.config_name, self.trusted = config_name, trusted
         places = [*map(Path, self.config_dirs), CONF]
         for place in places:
             if not place.is_dir():
@@ -68,7 +74,9 @@ class Composer:
         self.groups = {name: sorted(groups[name]) for name in sorted(groups)}
         self.composed: dict[tuple[str, ...], DictConfig] = {}  # by the choices of groups
         self.examples: dict[tuple[str, ...], dict[str, Any]] = {}  # what their files hold
-        add_to_path(self.config_dirs)
+        # Where `_target_` finds modules beside the user's configs, and in the working directory.
+        self.folders = [str(p) for f in self.config_dirs for p in (f, *groups_in(f))]
+        add_to_path([*self.folders, os.getcwd()])
 
     def compose(self, words: Sequence[str], resolve: bool = True) -> DictConfig:
         """The config of one run, checked; with `resume` the earlier run's on the devices named.
@@ -96,9 +104,11 @@ class Composer:
             stored.find_checkpoint(resolved.init_from)
         if config.resume is None:
             return resolved if resolve else config
-        own = stored.resumed(resolved, words)
-        add_to_path(own.config_dirs)
-        check_devices(plain(own))
+        own = stored.resumed(resolved, words, self.trusted, self.folders)
+        if self.trusted:
+            add_to_path([str(p) for f in own.config_dirs for p in (f, *groups_in(f))])
+        with stored.of_a_run(config.resume):
+            check_devices(plain(own))
         return own
 
     def is_choice(self, override: Override) -> bool:
@@ -214,6 +224,8 @@ def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> Di
     check_values(plain(config), known, copies)
     for key in ("data_dir", "run_dir", "sweep.dir"):
         check_folder(key, OmegaConf.select(config, key))
+    if config.run_dir is not None:
+        stored.check_new(Path(str(config.run_dir)))
     return config
 
 
@@ -293,10 +305,8 @@ def unknown_key(key: str, known: dict[str, Any]) -> str:
     return f"there is no key '{key}'; {hint}"
 
 
-def add_to_path(config_dirs: Sequence[str]) -> None:
-    """Let `_target_` name modules beside the user's configs, and in the working directory."""
-    own = [str(path) for folder in config_dirs for path in (folder, *groups_in(folder))]
-    sys.path += [folder for folder in (*own, os.getcwd()) if folder not in sys.path]
+def add_to_path(folders: Sequence[str]) -> None:
+    sys.path += [folder for folder in folders if folder not in sys.path]
 
 
 def groups_in(folder: str) -> list[Path]:
