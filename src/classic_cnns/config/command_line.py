@@ -78,6 +78,26 @@ def flags(given: argparse.Namespace) -> list[str]:
     return [*name, *(word for pair in pairs for word in pair)]
 
 
+class Command(argparse.ArgumentParser):
+    """The words of a command on what was trained; `description` ends with examples."""
+
+    def __init__(self, description: str | None, run: bool = True) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if run:
+            self.add_argument("run", help="directory of a run, a checkpoint, or outputs/.../latest")
+            self.add_argument(
+                "--trust", action="append", default=[], metavar="PACKAGE",
+                help="let the run's config name code of PACKAGE",
+            )  # fmt: skip
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}; see --help")
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Print a user's mistake as one line and exit with 2; let our own bugs keep their traceback."""

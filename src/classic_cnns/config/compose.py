@@ -106,10 +106,68 @@ class Composer:
             return resolved if resolve else config
         own = stored.resumed(resolved, words, self.trusted, self.folders)
         if self.trusted:
-            add_to_path([str(p) for f in own.config_dirs for p in (f, *groups_in(f))])
+            self.add_folders(own.config_dirs)
         with stored.of_a_run(config.resume):
             check_devices(plain(own))
         return own
+
+    def of_run(self, path: Any, words: Sequence[str] = ()) -> tuple[Path, DictConfig]:
+        """The checkpoint of a run, and the run's config with other data and devices as `words` say.
+
+        `path` names a run, which has its config beside its checkpoints, a checkpoint, which holds
+        it, or `.../latest`. Raises UserError where there is none, or for words of other kinds.
+        """
+        checkpoint = stored.find_checkpoint(path, "")
+        beside = checkpoint.absolute().parents[1]
+        if (beside / "config.yaml").is_file():
+            config = stored.read_config(beside, self.trusted, self.folders)
+        else:
+            from classic_cnns.trainer.checkpoint_io import read_checkpoint  # imports torch
+
+            values = read_checkpoint(checkpoint).get("hyper_parameters")
+            config = stored.checked(values, checkpoint, self.trusted, self.folders)
+        with stored.of_a_run(path):
+            config = stored.updated(config, self.read_files(()))
+            if self.trusted:
+                self.add_folders(config.config_dirs)
+            config.run_dir = config.init_from = None
+            config.init_skip = []
+            return checkpoint, self.changed(config, words) if words else config
+
+    def changed(self, config: DictConfig, words: Sequence[str]) -> DictConfig:
+        """The config of a run on other data or devices; UserError for what is part of its net."""
+        overrides = parse(words)
+        for override in overrides:
+            key = override.get_key_element().lstrip("+~")
+            of_net = key.startswith(("data.input", "data.num_classes", "data.channels"))
+            if key.partition(".")[0] not in ("data", "data_dir", "trainer") or of_net:
+                raise UserError(
+                    f"{override.input_line}: the run is over; data, data_dir and trainer can be "
+                    "others, and their keys but for data.input"
+                )
+        choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
+        today, earlier = self.read_files(choices), deepcopy(config)
+        for choice in choices:
+            config[choice.partition("=")[0]] = today[choice.partition("=")[0]]
+        default = deepcopy(config)
+        for override in overrides:
+            if not self.is_choice(override):
+                self.set_value(config, default, override)
+                if override.key_or_group == "data_dir" and "data_dir" in config.data:
+                    config.data.data_dir = config.data_dir
+        config = check(config, examples(default), words)
+        for key, what in (("channels", "channels"), ("num_classes", "classes")):
+            has, takes = config.data.get(key), earlier.data.get(key)
+            if None not in (has, takes) and has != takes:
+                raise UserError(
+                    f"{' '.join(words)}: these data have {has} {what} and the run's net is for "
+                    f"{takes}; try other data"
+                )
+        return config
+
+    def add_folders(self, folders: Sequence[str]) -> None:
+        """Let `_target_` find modules in folders with configs."""
+        add_to_path([str(p) for folder in folders for p in (folder, *groups_in(folder))])
 
     def is_choice(self, override: Override) -> bool:
         key = override.get_key_element().lstrip("+~")
