@@ -29,7 +29,9 @@ def main() -> None:
             if split not in ("val", "test"):
                 raise UserError(f"{word}: must be one of val, test; try split=test")
         devices.share_cores()
-        checkpoint, config = Composer(trusted=given.trust).of_run(given.run, given.words)
+        checkpoint, config = Composer(given.config_dir, trusted=given.trust).of_run(
+            given.run, given.words
+        )
         count = devices.count(config.trainer.devices)
         if count > 1 and devices.started_outside() is None:
             return launch(count)

@@ -21,7 +21,7 @@ def main() -> None:
     given = parser.parse_args()
     with one_line_errors():
         share_cores()
-        checkpoint, config = Composer(trusted=given.trust).of_run(given.run)
+        checkpoint, config = Composer(given.config_dir, trusted=given.trust).of_run(given.run)
         from classic_cnns.run.export import export  # here, since importing torch takes seconds
 
         print(export(checkpoint, config, given.to))

@@ -20,7 +20,7 @@ def main() -> None:
     given = parser.parse_args()
     with one_line_errors():
         share_cores()
-        checkpoint, config = Composer(trusted=given.trust).of_run(given.run)
+        checkpoint, config = Composer(given.config_dir, trusted=given.trust).of_run(given.run)
         paths = pictures_in(given.pictures)
         from classic_cnns.run.predict import predict  # here, since importing torch takes seconds
 

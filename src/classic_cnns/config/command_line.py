@@ -93,6 +93,10 @@ class Command(argparse.ArgumentParser):
                 "--trust", action="append", default=[], metavar="PACKAGE",
                 help="let the run's config name code of PACKAGE",
             )  # fmt: skip
+            self.add_argument(
+                "--config-dir", "-cd", action="append", default=[], metavar="DIR",
+                help="look for configs, and for modules of your own, in DIR too",
+            )  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message}; see --help")

@@ -61,7 +61,9 @@ class Classes(Callback):
             scores = MulticlassStatScores(classes, average=None, validate_args=False)
             scores.process_group = getattr(trainer.strategy, "data_group", None)
             self.scores = scores.to(pl_module.device)
-        self.bar = tqdm(unit=" batches", delay=2, leave=False, disable=None if trainer.is_global_zero else True)
+        self.bar = tqdm(
+            unit=" batches", delay=2, leave=False, disable=None if trainer.is_global_zero else True
+        )
 
     def add(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         self.bar.update()  # type: ignore[union-attr]

@@ -22,7 +22,11 @@ from classic_cnns.run.trained import load_net
 
 TESTED = 1000  # pictures at most
 NEAR = 1e-4  # the largest difference of a probability
-NEEDS = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": (), ".safetensors": ("safetensors",)}
+NEEDS = {
+    ".onnx": ("onnx", "onnxscript", "onnxruntime"),
+    ".pt2": (),
+    ".safetensors": ("safetensors",),
+}
 Run = Callable[[Tensor], Tensor]  # pictures (N, C, H, W) uint8 to probabilities (N, classes)
 
 
@@ -34,11 +38,9 @@ class Exported(nn.Module):
         self.net, self.preprocessing = net.net, net.prepared
 
     def forward(self, images: Tensor) -> Tensor:
-        inputs = self.preprocessing(images)
-        if inputs.dim() == 4:
-            return self.net(inputs).softmax(1)
-        views = [self.net(part).softmax(1) for part in inputs.unbind(1)]
-        return torch.stack(views).mean(0)
+        inputs = self.preprocessing(images)  # (N, C, H, W), or patches (N, V, C, H, W)
+        shares = self.net(inputs.flatten(0, -4)).softmax(1)
+        return shares if inputs.dim() == 4 else shares.unflatten(0, inputs.shape[:2]).mean(1)
 
 
 def check_path(path: Path) -> None:
@@ -67,7 +69,7 @@ def export(checkpoint: Path, config: DictConfig, path: Path) -> str:
             write_weights(net, beside)
             told = f"{len(net.net.state_dict())} tensors, the same bits as in {checkpoint}"
         else:
-            module = Exported(net).eval()
+            module = Exported(net).eval().requires_grad_(False)
             pictures, whose = test_pictures(config, net)
             write = write_onnx if path.suffix == ".onnx" else write_pt2
             told = compare(module, write(module, pictures[:2], beside), pictures, whose, path)
@@ -89,7 +91,9 @@ def test_pictures(config: DictConfig, net: Classifier) -> tuple[Tensor, str]:
         loader = data.loader("test", TESTED, to_input=lambda images: images)
         return next(iter(loader))[0], "test images"
     except UserError as error:
-        logging.getLogger(__name__).warning("random pictures take the place of the test set: %s", error)
+        logging.getLogger(__name__).warning(
+            "random pictures take the place of the test set: %s", error
+        )
         side, channels = net.prepared.image_size, net.prepared.channels
         random = torch.Generator().manual_seed(0)
         shape = (TESTED, channels, side, side)
@@ -110,12 +114,6 @@ def compare(module: nn.Module, run: Run, pictures: Tensor, whose: str, path: Pat
     return told
 
 
-def exported(module: nn.Module, pictures: Tensor) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad():
-        return torch.export.export(module, (pictures,), dynamic_shapes=({0: batch},))
-
-
 def write_onnx(module: nn.Module, pictures: Tensor, path: Path) -> Run:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the packages' own
@@ -123,6 +121,7 @@ def write_onnx(module: nn.Module, pictures: Tensor, path: Path) -> Run:
         program = torch.onnx.export(
             module, (pictures,), dynamo=True, input_names=["pictures"],
             output_names=["probabilities"], dynamic_shapes=({0: "batch"},), verbose=False,
+            optimize=False,  # onnxruntime does so itself, and within seconds
         )  # fmt: skip
     assert program is not None
     program.save(str(path), external_data=False)
@@ -137,7 +136,8 @@ def write_onnx(module: nn.Module, pictures: Tensor, path: Path) -> Run:
 
 
 def write_pt2(module: nn.Module, pictures: Tensor, path: Path) -> Run:
-    torch.export.save(exported(module, pictures), path)
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    torch.export.save(torch.export.export(module, (pictures,), dynamic_shapes=shapes), path)
     return torch.export.load(path).module()
 
 

@@ -59,7 +59,10 @@ def predict(checkpoint: Path, config: DictConfig, paths: Sequence[str], as_json:
         num_workers=min(core_count(), len(batches) - 1),
     )
     failures, width = [], min(60, max(map(len, paths)))
-    with tqdm(total=len(paths), unit=" pictures", delay=2, leave=False, disable=None) as bar, torch.no_grad():
+    with (
+        tqdm(total=len(paths), unit=" pictures", delay=2, leave=False, disable=None) as bar,
+        torch.no_grad(),
+    ):
         for pixels, told in loader:
             scores = net(preprocessing(pixels.to(net.device)))
             best = scores.float().softmax(1).topk(min(SHOWN, scores.shape[1]), 1)
