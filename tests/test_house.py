@@ -25,9 +25,9 @@ ARROWS = {
     "callbacks": {"data", "report"},
     "logger": set(),
     "data": {"files", "trainer"},
-    "classifier": {"optim"},
+    "classifier": {"config", "data", "optim", "trainer"},
     "config": {"data", "files", "trainer"},
-    "run": {"callbacks", "classifier", "config", "files", "optim", "report", "trainer"},
+    "run": {"callbacks", "classifier", "config", "data", "files", "optim", "report", "trainer"},
     "sweep": {"config", "files", "report", "trainer"},
     "__main__": {"config", "run", "sweep", "trainer"},
 }

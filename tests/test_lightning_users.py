@@ -333,12 +333,12 @@ def test_a_mistake_with_ones_own_parts_is_one_line_and_leaves_nothing(train, wor
     assert not Path("run/result.json").exists()
 
 
-def test_a_mistake_takes_nothing_of_ones_own_away(train):
+def test_a_run_takes_no_folder_that_holds_ones_own(train):
     Path("run/papers").mkdir(parents=True)
     Path("run/papers/thesis.txt").write_text("ten years of work")
     Path("run/notes.txt").write_text("more")
-    with pytest.raises(UserError, match="val_ac: is not among the metrics"):
-        train("model=lit_classifier", "data=per_sample", "callbacks.checkpoint.monitor=val_ac")
+    with pytest.raises(UserError, match="run_dir=run: must be a new or an empty folder"):
+        train()
     left = sorted(str(path) for path in Path("run").rglob("*"))
     assert left == ["run/notes.txt", "run/papers", "run/papers/thesis.txt"]
     assert Path("run/papers/thesis.txt").read_text() == "ten years of work"

@@ -336,7 +336,7 @@ def test_runs_that_start_in_the_same_second_get_two_directories_and_latest_the_n
     train("null")
     train("null")
     first, second = sorted(p for p in Path("outputs/lenet5-tiny").iterdir() if p.is_dir())
-    assert Path("outputs/lenet5-tiny/latest").read_text().strip() == second.name
+    assert Path("outputs/lenet5-tiny/latest.txt").read_text().strip() == second.name
     assert find_run("outputs/lenet5-tiny/latest") == second
     assert metrics(first) == metrics(second)
 

@@ -80,7 +80,15 @@ DEVICES = Rule(
 )
 STRATEGY = Rule("a name that Lightning knows, or a node with _target_", lambda x: bool(x), "auto")
 VARIED = Rule("a list of key=value", lambda x: type(x) is list and all("=" in str(y) for y in x))
+NAME = null_or(
+    Rule(
+        "a name for a folder in outputs/, without '..' and not from '/' on",
+        lambda x: type(x) in (str, int) and ".." not in str(x) and str(x)[:1] not in ("", "/"),
+        "null",
+    )
+)
 RULES = {
+    NAME: "name",
     FOLDER: "data_dir data.data_dir run_dir resume init_from sweep.dir",
     VARIED: "varied",
     CHANNELS: "model.net.channels",
@@ -89,7 +97,7 @@ RULES = {
     integer(0, 2**63 - 1): "seed",
     integer(0): "model.net.extra_convs optim.patience",
     integer(1): """
-        data.batch_size data.eval_batch_size model.net.conv1_kernel
+        data.eval_batch_size model.net.conv1_kernel
         model.net.conv1_stride model.net.hidden optim.batch_size optim.epochs sweep.cpus_per_rank
         sweep.max_jobs trainer.log_every_n_steps trainer.num_nodes trainer.accumulate_grad_batches
         optim.schedule_epochs""",
@@ -145,6 +153,7 @@ def rules(default: dict) -> dict[str, Rule]:
     found = {key: rule for rule, keys in RULES.items() for key in keys.split()}
     data = default.get("data") or {}
     found["data.train_size"] = integer(2, data.get("train_size", inf))
+    found["data.batch_size"] = integer(1, data.get("train_size", inf))
     for key, value in leaves(default):
         if key.startswith(CONSTANTS) and "sha256" in data:
             found[key] = constant(value)

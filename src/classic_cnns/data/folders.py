@@ -6,7 +6,7 @@ root/test/<class>/...                 without it val/ is the test set too, as us
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,15 +74,34 @@ def walk(folder: Path) -> Iterator[str]:
         yield from (os.path.join(place, name) for name in names if name[0] != ".")
 
 
+def suffixes() -> set[str]:
+    """Of files that are images by their names."""
+    from PIL import Image  # here, since each start of a program imports this file
+
+    return {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def pictures_in(names: Sequence[str]) -> list[str]:
+    """The files, and those in the folders that are images by their names; UserError without any."""
+    paths: list[str] = []
+    known = suffixes()
+    for name in names:
+        if os.path.isdir(name):
+            own = sorted(p for p in walk(Path(name)) if os.path.splitext(p)[1].lower() in known)
+            if not own:
+                raise UserError(f"{name}: holds no pictures; name a folder with .png or .jpg files")
+            paths += own
+        else:
+            paths.append(name)  # a file that is not there is told like one that cannot be read
+    return paths
+
+
 def files(root: str, split: str) -> tuple[list[str], list[int]]:
     """The paths of all images of a split, sorted, and their labels.
 
     Raises UserError where there is none, or for files that are no images by their names: to open
     a million files takes minutes. Those that deceive are found out when they are decoded.
     """
-    from PIL import Image  # here, since each start of a program imports this file
-
-    suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     folder, paths, labels = folder_of(root, split), [], []
     with one_line(root):
         for label, name in enumerate(classes(root)):
@@ -94,7 +113,8 @@ def files(root: str, split: str) -> tuple[list[str], list[int]]:
             f"data.root={root}: {folder.name}/ has no images; it needs "
             f"{folder.name}/<class>/<name>.jpg"
         )
-    wrong = [path for path in paths if os.path.splitext(path)[1].lower() not in suffixes]
+    known = suffixes()
+    wrong = [path for path in paths if os.path.splitext(path)[1].lower() not in known]
     if wrong:
         more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(

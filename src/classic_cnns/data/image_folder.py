@@ -17,6 +17,7 @@ from classic_cnns import UserError
 from classic_cnns.data import folders
 from classic_cnns.data.batches import Batches
 from classic_cnns.data.module import ImageData
+from classic_cnns.data.pictures import middle
 from classic_cnns.trainer.devices import core_count
 
 log = logging.getLogger(__name__)
@@ -25,17 +26,12 @@ log = logging.getLogger(__name__)
 def decode(path: str, size: int) -> np.ndarray:
     """The middle of an image whose shorter side is brought to `size`: (size, size, 3) uint8 RGB.
 
-    Section 2 of K12, rounded as torchvision's Resize and CenterCrop do. Whatever has no three
-    colours gets them, and transparency is left out.
+    Whatever has no three colours gets them, and transparency is left out.
     """
     with Image.open(path) as file:
         file.draft(None, (size, size))  # JPEGs of twice the size or more are decoded to a half
         image = file.convert("RGB")
-    short = min(image.size)
-    width, height = (int(size * side / short) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    return np.asarray(middle(image, size))
 
 
 class Files(Dataset):
@@ -108,7 +104,6 @@ class ImageFolderData(ImageData):
         super().__init__(**options)
         self.root, self.workers = root, workers
         self.files: dict[str, tuple[list[str], list[int]]] = {}
-        self.fitted = False
 
     def prepare_data(self) -> None:
         if self.files:
@@ -129,7 +124,6 @@ class ImageFolderData(ImageData):
             some = np.sort(np.random.RandomState(1998).permutation(count)[:1000])
             parts = self.loader("train", 1).read(torch.from_numpy(some).split(50))
             self.fit(torch.cat([images for images, _ in parts]))
-            self.fitted = True
 
     def facts(self) -> dict[str, object]:
         """What the run's record says of the data: how many files, and a checksum of their names."""

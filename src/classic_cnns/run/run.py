@@ -177,14 +177,11 @@ def train_and_test(
     """What `result.json` says of a run that has finished."""
     checkpoints = directory / "checkpoints"
     last = checkpoints / "last.ckpt"
-    if trainer.precision.startswith("bf16") and isinstance(module, Classifier):
-        module.net.to(memory_format=torch.channels_last)  # the layout in which it is fast
     if trainer.is_global_zero:
         write_start(config, directory, trainer, module, data)
     if config.trainer.get("compile"):  # earlier runs lack the key
         module.net.compile(backend=config.trainer.compile)
-    if trainer.precision == "64-true":
-        module.double()  # before Lightning loads a checkpoint, which it would round to float32
+    as_precision_asks(trainer, module)
     record = next(c for c in trainer.callbacks if isinstance(c, Record))
 
     with one_line_of_lightning():
@@ -210,6 +207,13 @@ def train_and_test(
         "steps": steps,
         "seconds": seconds,
     }
+
+
+def as_precision_asks(trainer: Any, module: Any) -> None:
+    if trainer.precision.startswith("bf16") and isinstance(module, Classifier):
+        module.net.to(memory_format=torch.channels_last)  # the layout in which it is fast
+    if trainer.precision == "64-true":
+        module.double()  # before Lightning loads a checkpoint, which it would round to float32
 
 
 def best_checkpoint(trainer: Any, checkpoints: Path) -> str | None:
