@@ -4,10 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
+from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import Composer, compose
+from classic_cnns.data.preprocessing import Preprocessing
+from classic_cnns.model.lenet5 import MLELoss
+from classic_cnns.run.demo import answer
 from classic_cnns.run.pictures import Trained, draw, moved, noisy
 from classic_cnns.run.run import run
+from tests.recipes import recipe
 
 
 def test_images_are_moved_by_whole_pixels_and_get_their_noise():
@@ -40,3 +46,16 @@ def test_a_run_is_drawn_with_all_its_pictures(
     assert ("kernels_C1.png" if model == "lenet5" else "kernels_conv1.png") in names
     assert ("patches.png" in names) == (model != "lenet5")
     assert names == {path.name for path in (tmp_path / "a" / "pictures").iterdir()}
+
+
+def test_the_demonstration_answers_as_the_net_does_and_shows_every_layer():
+    net = Classifier(recipe("model=lenet5").net.eval(), MLELoss(), lambda _: None)
+    net.preprocessing = Preprocessing(
+        low=-0.1, high=1.175, size=32, fit="pad", channels=1, image_size=28, classes="0123456789"
+    )
+    picture = Image.new("RGBA", (400, 400))  # a sketch: black strokes on nothing
+    ImageDraw.Draw(picture).line([(100, 100), (300, 100), (200, 320)], fill="black", width=30)
+    shares, figure = answer(net, picture)
+    assert list(shares.values()) == pytest.approx(net.probabilities(picture)[0].tolist())
+    names = [axes.get_ylabel() for axes in figure.axes]
+    assert names == ["input", "C1", "S2", "C3", "S4", "C5", "F6", "RBF"]

@@ -1,0 +1,52 @@
+"""A web page on which a trained net says what it sees, after LeCun's demonstration of 1993."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from classic_cnns.callbacks.activations import activations
+from classic_cnns.classifier import Classifier
+from classic_cnns.data.pictures import read_picture
+from classic_cnns.report import pictures
+from classic_cnns.run.trained import load_net
+
+
+def answer(net: Classifier, picture: Any) -> tuple[dict[str, float], Any]:
+    """The probability of each class for a PIL image, and what the layers make of it."""
+    prepared = net.prepared
+    pixels, _ = read_picture(picture, prepared.channels, prepared.image_size)
+    images = torch.from_numpy(np.array(pixels))[None]
+    with torch.no_grad():
+        shares = net(prepared(images.clone())).softmax(1)[0].tolist()
+    inputs = prepared.to_input(images)
+    maps = {name: output[0] for name, (_, output) in activations(net.net, inputs).items()}
+    bitmaps = net.net.output.weight if hasattr(net.net, "features") else None  # LeNet-5's
+    figure = pictures.maps(inputs[0], maps, bitmaps)  # type: ignore[arg-type]
+    return dict(zip(net.classes, shares, strict=True)), figure
+
+
+def page(checkpoint: Path, config: DictConfig) -> Any:
+    """The page, to be launched: a sketch for nets of digits, a picture for others."""
+    import gradio
+
+    net = load_net(checkpoint, config)
+    digits = net.prepared.channels == 1
+
+    def show(given: Any) -> Any:
+        picture = given["composite"] if isinstance(given, dict) else given
+        return (None, None) if picture is None else answer(net, picture)
+
+    if digits:
+        brush = gradio.Brush(default_size=24, colors=["#000000"], color_mode="fixed")
+        canvas: Any = gradio.Sketchpad(
+            type="pil", label="Draw", brush=brush, canvas_size=(400, 400)
+        )
+    else:
+        canvas = gradio.Image(type="pil", label="Drop a picture")
+    outputs = [gradio.Label(num_top_classes=5, label="Answer"), gradio.Plot(label="Layers")]
+    return gradio.Interface(
+        show, canvas, outputs, title=config.name, flagging_mode="never", analytics_enabled=False
+    )
