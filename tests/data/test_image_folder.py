@@ -20,7 +20,7 @@ from classic_cnns import UserError
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import compose
 from classic_cnns.data import folders
-from classic_cnns.data.image_folder import ImageFolderData, decode
+from classic_cnns.data.image_folder import ImageFolderData, decode, imagenet_names
 from classic_cnns.data.transforms import RandomCrop, RandomFlip
 from classic_cnns.run.run import run
 
@@ -349,6 +349,14 @@ def test_an_empty_folder_is_one_line(tmp_path):
 def test_a_run_does_not_go_on_with_other_classes(root):
     with pytest.raises(UserError, match="has 2 classes and this run was started with 3"):
         data(root, num_classes=3)
+
+
+def test_the_thousand_classes_of_imagenet_have_names():
+    folders = [f"n{number:08}" for number in range(1000)]
+    names = imagenet_names(folders)
+    assert (names[0], names[1], names[999]) == ("tench", "goldfish", "toilet tissue")
+    for others in (folders[1:], [*folders[1:], "other"]):
+        assert imagenet_names(others) == others
 
 
 # --- Whole runs -----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Data sets too large for memory: files in class folders, decoded by worker processes."""
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -113,6 +114,15 @@ class DecodedBatches(Batches):
         log.warning("%s and were left out: %s%s", text, ", ".join(names[:20]), more)
 
 
+def imagenet_names(classes: list[str]) -> list[str]:
+    """English names where the folders are the 1,000 of ImageNet, as in n01440764: tench."""
+    if len(classes) != 1000 or not all(re.fullmatch(r"n\d{8}", name) for name in classes):
+        return classes
+    from torchvision.models import AlexNet_Weights  # whose names are in the order of these ids
+
+    return AlexNet_Weights.IMAGENET1K_V1.meta["categories"]
+
+
 class ImageFolderData(ImageData):
     """Training, validation and test batches of class folders, in the layout of `folders`."""
 
@@ -137,10 +147,11 @@ class ImageFolderData(ImageData):
     def prepare_data(self) -> None:
         if self.files:
             return
-        self.class_names = folders.classes(self.root)
-        if len(self.class_names) != self.num_classes:  # as in a run that goes on
+        found = folders.classes(self.root)
+        self.class_names = imagenet_names(found)
+        if len(found) != self.num_classes:  # as in a run that goes on
             raise UserError(
-                f"data.root={self.root}: has {len(self.class_names)} classes and this run was "
+                f"data.root={self.root}: has {len(found)} classes and this run was "
                 f"started with {self.num_classes}; put the folders back, or start a new run"
             )
         base = Path(self.root).expanduser().absolute()
@@ -162,8 +173,12 @@ class ImageFolderData(ImageData):
             # Deviation: mean image and colour axes of 1,000 training images, not of all
             count = len(self.files["train"][0])
             some = np.sort(np.random.RandomState(1998).permutation(count)[:1000])
-            parts = self.loader("train", 1).read(torch.from_numpy(some).split(50))
-            self.fit(torch.cat([images for images, _ in parts]))
+            images = torch.empty(len(some), 3, self.size, self.size, dtype=torch.uint8)
+            known = 0
+            for part, _ in self.loader("train", 1).read(torch.from_numpy(some).split(50)):
+                images[known : known + len(part)] = part
+                known += len(part)
+            self.fit(images[:known].to(self.device))
             self.fitted = True
 
     def facts(self) -> dict[str, object]:

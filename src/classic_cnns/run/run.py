@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError, program
+from classic_cnns.callbacks.estimate import Estimate
 from classic_cnns.callbacks.record import Record
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged
@@ -171,7 +172,7 @@ def assemble(
     saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
     trainer = build_trainer(
         config,
-        callbacks=[*callbacks, Record(), stop],
+        callbacks=[*callbacks, Record(), Estimate(config.get("estimate", False)), stop],
         logger=loggers or False,
         default_root_dir=str(directory),
         enable_checkpointing=saves,
@@ -318,11 +319,12 @@ def final_table(result: dict) -> str:
             lines.append(f"{title:12}{''.join(cells)}")
     else:
         lines += ["", *(f"{name:24}{value:12.5g}" for name, value in sorted(metrics.items()))]
-    speed = metrics.get("speed/images_per_second")
+    speed, wait = metrics.get("speed/images_per_second"), metrics.get("speed/data_wait")
     epochs = f"{result['epochs']} epoch{'s' * (result['epochs'] != 1)}"
     parts = [
         f"{epochs} in {result['seconds']:.1f} s",
         *([f"{speed:,.0f} images/s"] if speed else []),
+        *([f"{wait:.1%} of it waiting for data (data_wait)"] if wait is not None else []),
     ]
     lines.append(", ".join([*parts, result["directory"]]))
     return "\n".join(lines)
