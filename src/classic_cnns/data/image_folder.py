@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,22 @@ class Files(Dataset):
         return pixels, torch.tensor(there, dtype=torch.int64), missing
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Beside workers on all cores, each of several threads would wait for those that have none."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class DecodedBatches(Batches):
     """Batches of files, each one decoded as a whole by one of `workers` processes."""
 
     at_once = 1
+    sharing_cores = staticmethod(one_thread)
 
     def __init__(self, files: Files | Prepared, *args: Any, workers: int, **options: Any) -> None:
         super().__init__(files, *args, **options)
