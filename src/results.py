@@ -5,16 +5,13 @@ python src/results.py outputs/sweep/2026-11-22_10-15-03-123456
 python src/results.py outputs/lenet5-mnist/* --to outputs/results
 """
 
-import argparse
 from pathlib import Path
 
-from classic_cnns.config.command_line import fail, one_line_errors
+from classic_cnns.config.command_line import Command, one_line_errors
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Command(__doc__, run=False)
     parser.add_argument(
         "directories", nargs="+", metavar="DIRECTORY",
         help="of a run or a sweep, or any folder that has some below it",
@@ -23,13 +20,12 @@ def main() -> None:
         "--to", type=Path, help="where results.csv, results.md and curves.png go; without it to "
         "the directory itself if it is one alone, else to outputs/results",
     )  # fmt: skip
-    parser.error = lambda line: fail(f"{line}; see --help")  # type: ignore
     given = parser.parse_args()
     with one_line_errors():
         from classic_cnns.config.stored import resolve_latest
         from classic_cnns.report.results import read
 
-        directories = [resolve_latest(Path(name)) for name in given.directories]
+        directories = [resolve_latest(name) for name in given.directories]
         alone = len(set(directories)) == 1
         folder = given.to or (directories[0] if alone else Path("outputs/results"))
         table = read(directories)

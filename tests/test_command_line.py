@@ -203,7 +203,7 @@ MISTAKES = {
     "hydra/launcher=basic": ["hydra/launcher=basic", "no effect"],
     "+trainer.use_distributed_sampler=false": ["use_distributed_sampler", "in any case"],
     "model=simple_cnn +trainer.sync_batchnorm=true": ["sync_batchnorm", "try model.net.norm=torch"],
-    "--config-path=/tmp": ["--config-path=/tmp", "--help"],
+    "--config-path=/tmp": ["--config-path=/tmp", "--config-dir"],
     # groups, keys and the form of the line
     "model=lenet": ["model=lenet", "did you mean model=lenet5"],
     "optim=adam": ["optim=adam", "optim is one of", "lenet5"],

@@ -92,7 +92,7 @@ def test_lenet5_learns_real_mnist_in_one_epoch(tmp_path):
     printed = process.communicate(timeout=300)[0]
     assert process.returncode == 0, printed
     runs = tmp_path / "outputs" / "lenet5-mnist"
-    directory = runs / (runs / "latest").read_text().strip()
+    directory = runs / (runs / "latest.txt").read_text().strip()
     result = json.loads((directory / "result.json").read_text())
     assert result["metrics"]["error/test"] < 0.04  # a full run ends below 0.01
     assert str(directory.relative_to(tmp_path)) in printed

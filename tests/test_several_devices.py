@@ -175,7 +175,7 @@ def test_two_processes_give_the_numbers_of_one(train, beside, tmp_path):
     # One directory, one event file, one voice.
     runs = tmp_path / "outputs" / "lenet5-tiny"
     (two,) = [path for path in runs.iterdir() if path.is_dir()]
-    assert (runs / "latest").read_text() == f"{two.name}\n"
+    assert (runs / "latest.txt").read_text() == f"{two.name}\n"
     assert len(list((two / "tensorboard").iterdir())) == 1
     assert re.findall(r"^epoch +(\d)/3", out, re.M) == ["1", "2", "3"]
     assert json.loads((two / "provenance.json").read_text())[0]["device"] == "2 x cpu"

@@ -5,6 +5,7 @@
     config = compose("model=lenet5", "data=mnist", "trainer.max_epochs=2")
     module, data = build(config)       # a LightningModule and a LightningDataModule
     result = train(config)             # what result.json holds
+    net = load(result["directory"])    # in eval mode, with preprocess(), predict() and classes
 
 Only what is used is imported: `compose` needs no torch.
 """
@@ -14,11 +15,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["UserError", "build", "compose", "train"]
+__all__ = ["UserError", "build", "compose", "load", "train"]
 
 PUBLIC = {
     "compose": "classic_cnns.config.compose",
     "build": "classic_cnns.run.build",
+    "load": "classic_cnns.run.trained",
     "train": "classic_cnns.run.run",
 }
 

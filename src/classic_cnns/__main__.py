@@ -19,7 +19,7 @@ def main() -> None:
         given = command_line.parse(sys.argv[1:])
         if given.shell_completion:
             return complete()
-        composer = Composer(given.config_dir, given.config_name)
+        composer = Composer(given.config_dir, given.config_name, given.trust)
         if given.help:
             lines = [f"{name}: {', '.join(found)}" for name, found in composer.groups.items()]
             print(command_line.HELP.format(program=program(), groups="\n".join(lines)))

@@ -1,7 +1,7 @@
 """The LightningModule of this project's nets: a net, its loss, its optimizer, and its metrics."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import ceil, inf, isfinite, log
 from typing import Any
@@ -9,11 +9,19 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
+from typing_extensions import Self
 
+from classic_cnns import UserError
+from classic_cnns.config.stored import checked
+from classic_cnns.data.pictures import read_picture
+from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
+from classic_cnns.trainer.checkpoint_io import read_checkpoint
 
 # 64 bits hold any sum of mean losses exactly, whatever its order: ranks and resumed runs get the
 # loss of one undisturbed process to the last bit. Apple's GPUs lack them.
@@ -61,7 +69,8 @@ class SplitMetrics(nn.Module):
 
     def add(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
         """The mean loss () of a batch, its scores (B, classes) and labels (B,)."""
-        self.steps.append((loss.detach(), scores.detach(), labels))
+        # A copy, since a net that was recorded as a CUDA graph writes its scores in one place.
+        self.steps.append((loss.detach(), scores.detach().clone(), labels))
 
     def count(self) -> None:
         if not self.steps:
@@ -139,6 +148,7 @@ class Classifier(pl.LightningModule):
         self.rank, self.ranks = 0, 1  # of those that share the data
         self.loaded_sums: dict[str, Any] = {}  # of an epoch that goes on
         self.validated = False  # in this epoch
+        self.preprocessing: Preprocessing | None = None  # once it is loaded to be used
         self.images = 0  # of this epoch, on this rank, since its last start
         self.waited, self.asked = (
             0.0,
@@ -152,7 +162,71 @@ class Classifier(pl.LightningModule):
         return [f"{name}/{split}" for split in ("train", "val") for name in names]
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)
+        """Images (B, C, H, W), or patches of them (B, V, C, H, W), to scores (B, classes)."""
+        return self.net(images) if images.dim() == 4 else self.vote(images)
+
+    # --- Use -------------------------------------------------------------------------------------
+
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, map_location: Any = "cpu", *, trust: Sequence[str] = (),
+        config: Any = None, strict: bool = True, **parts: Any,
+    ) -> Self:  # fmt: skip
+        """The module of a checkpoint, in eval mode, as its hyperparameters describe it.
+
+        These are the config of its run, in whose place `config` is taken; `parts` are arguments of
+        this class. Code that they name is of this project, of torch, of Lightning, or of a package
+        in `trust`. Raises UserError for what is no such checkpoint.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        if config is None:
+            config = checked(checkpoint.get("hyper_parameters"), checkpoint_path, trust)
+        try:
+            given: dict[str, Any] = {
+                name: instantiate(config.model[name]) for name in ("net", "loss")
+            }
+            given |= {name: instantiate(config.optim[name]) for name in ("optimizer", "scheduler")}
+            module = cls(**given | {"seed": config.seed} | parts)
+            module.load_state_dict(checkpoint["state_dict"], strict)
+            if stored := checkpoint.get("preprocessing"):
+                mean = stored["mean"] if stored["mean"] is None else stored["mean"].clone()
+                module.preprocessing = Preprocessing(**stored | {"mean": mean})
+        except Exception as error:  # a file from elsewhere holds anything
+            line = " ".join(str(error.__cause__ or error).split())[:300]
+            raise UserError(f"{checkpoint_path}: cannot be made into a net: {line}") from error
+        module.save_hyperparameters(OmegaConf.to_container(config), logger=False)
+        return module.to(next(iter(checkpoint["state_dict"].values())).device).eval()
+
+    @property
+    def classes(self) -> list[str]:
+        """What the scores are of."""
+        return self.prepared.classes
+
+    @property
+    def prepared(self) -> Preprocessing:
+        if self.preprocessing is None:
+            raise UserError("this net was trained on data of which no preprocessing is known")
+        return self.preprocessing
+
+    def preprocess(self, pictures: Any) -> Tensor:
+        """Pictures as the net takes them, float32 (N, C, H, W), or patches (N, V, C, H, W).
+
+        `pictures` is one or a list: paths, PIL images, uint8 arrays (H, W) or (H, W, C), tensors
+        (C, H, W); of any size. Raises UserError for what is no picture.
+        """
+        side, channels = self.prepared.image_size, self.prepared.channels
+        several = pictures if isinstance(pictures, (list, tuple)) else [pictures]
+        pixels = [read_picture(picture, channels, side)[0] for picture in several]
+        return self.prepared(torch.from_numpy(np.stack(pixels)).to(self.device))
+
+    @torch.no_grad()
+    def probabilities(self, pictures: Any) -> Tensor:
+        """Of each class for each picture: (N, classes)."""
+        return self(self.preprocess(pictures)).float().softmax(1)
+
+    def predict(self, pictures: Any) -> list[str]:
+        """The likeliest class of each picture."""
+        return [self.classes[number] for number in self.probabilities(pictures).argmax(1).tolist()]
 
     # --- Optimization ----------------------------------------------------------------------------
 
@@ -298,7 +372,7 @@ class Classifier(pl.LightningModule):
         """The answers (B,), after they were added to the metrics of a split."""
         if not len(labels):
             return labels
-        scores = self.net(images) if images.dim() == 4 else self.vote(images)
+        scores = self(images)
         metrics.add(self.loss(scores, labels), scores, labels)
         return scores.argmax(1)
 
@@ -328,6 +402,9 @@ class Classifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["train_sums"] = self.train_metrics.sums()
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "preprocessing"):
+            checkpoint["preprocessing"] = data.preprocessing.stored()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.loaded_sums = checkpoint.get("train_sums", {})

@@ -33,6 +33,7 @@ Flags:
   -cd, --config-dir DIR    look for configs, and for modules of your own, in DIR too
   --estimate               say after 50 steps how long a run takes, and leave nothing
   -cn, --config-name NAME  the primary config, in place of train
+  --trust PACKAGE          let an earlier run's config name code of PACKAGE
   -c, --cfg job            print the config and end; --resolve resolves its interpolations
   -sc, --shell-completion  install=bash prints what completes these words in a shell
 
@@ -52,6 +53,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--estimate", action="store_true")
         self.add_argument("--resolve", action="store_true")
         self.add_argument("--config-dir", "-cd", action="append", default=[])
+        self.add_argument("--trust", action="append", default=[])
         self.add_argument("--config-name", "-cn", default="train")
         self.add_argument("--shell-completion", "-sc", action="store_true")
 
@@ -61,6 +63,9 @@ class Parser(argparse.ArgumentParser):
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The flags, and in `words` the overrides; raises UserError for an unknown flag."""
+    path = next((word for word in arguments if word.startswith(("--config-path", "-cp"))), None)
+    if path:
+        raise UserError(f"{path}: the configs lie in conf/; --config-dir <folder> adds your own")
     given = Parser().parse_intermixed_args(arguments)
     if given.multirun and given.cfg:
         raise UserError("--cfg: prints one config and --multirun has many; leave one of them out")
@@ -74,7 +79,33 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def flags(given: argparse.Namespace) -> list[str]:
     """The flags that each job of a sweep has to repeat."""
     name = ["--config-name", given.config_name] if given.config_name != "train" else []
-    return [*name, *(word for folder in given.config_dir for word in ("--config-dir", folder))]
+    pairs = [("--config-dir", folder) for folder in given.config_dir]
+    pairs += [("--trust", package) for package in given.trust]
+    return [*name, *(word for pair in pairs for word in pair)]
+
+
+class Command(argparse.ArgumentParser):
+    """The words of a command on what was trained; `description` ends with examples."""
+
+    def __init__(self, description: str | None, run: bool = True) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if run:
+            self.add_argument("run", help="directory of a run, a checkpoint, or outputs/.../latest")
+            self.add_argument(
+                "--trust", action="append", default=[], metavar="PACKAGE",
+                help="let the run's config name code of PACKAGE",
+            )  # fmt: skip
+            self.add_argument(
+                "--config-dir", "-cd", action="append", default=[], metavar="DIR",
+                help="look for configs, and for modules of your own, in DIR too",
+            )  # fmt: skip
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}; see --help")
 
 
 @contextmanager

@@ -40,20 +40,26 @@ OmegaConf.register_new_resolver(
 )
 
 
-def compose(*words: str, config_dirs: Sequence[str] = ()) -> DictConfig:
+def compose(*words: str, config_dirs: Sequence[str] = (), trust: Sequence[str] = ()) -> DictConfig:
     """The checked config of the command `train.py <words>`; raises UserError for a mistake.
 
-    `config_dirs` are folders with configs and modules of your own, as `--config-dir` names them.
+    `config_dirs` are folders with configs and modules of your own, as `--config-dir` names them,
+    `trust` packages whose code an earlier run may name, as `--trust` does.
     """
-    return Composer(config_dirs).compose(words)
+    return Composer(config_dirs, trusted=trust).compose(words)
 
 
 class Composer:
     """Composes configs from this project's conf/ and from `config_dirs`, which come first."""
 
-    def __init__(self, config_dirs: Sequence[str] = (), config_name: str = "train") -> None:
+    def __init__(
+        self,
+        config_dirs: Sequence[str] = (),
+        config_name: str = "train",
+        trusted: Sequence[str] = (),
+    ) -> None:
         self.config_dirs = [str(Path(folder).expanduser().absolute()) for folder in config_dirs]
-        self.config_name = config_name
+        self.config_name, self.trusted = config_name, trusted
         places = [*map(Path, self.config_dirs), CONF]
         for place in places:
             if not place.is_dir():
@@ -68,7 +74,9 @@ class Composer:
         self.groups = {name: sorted(groups[name]) for name in sorted(groups)}
         self.composed: dict[tuple[str, ...], DictConfig] = {}  # by the choices of groups
         self.examples: dict[tuple[str, ...], dict[str, Any]] = {}  # what their files hold
-        add_to_path(self.config_dirs)
+        # Where `_target_` finds modules beside the user's configs, and in the working directory.
+        self.folders = [str(p) for f in self.config_dirs for p in (f, *groups_in(f))]
+        add_to_path([*self.folders, os.getcwd()])
 
     def compose(self, words: Sequence[str], resolve: bool = True) -> DictConfig:
         """The config of one run, checked; with `resume` the earlier run's on the devices named.
@@ -96,10 +104,70 @@ class Composer:
             stored.find_checkpoint(resolved.init_from)
         if config.resume is None:
             return resolved if resolve else config
-        own = stored.resumed(resolved, words)
-        add_to_path(own.config_dirs)
-        check_devices(plain(own))
+        own = stored.resumed(resolved, words, self.trusted, self.folders)
+        if self.trusted:
+            self.add_folders(own.config_dirs)
+        with stored.of_a_run(config.resume):
+            check_devices(plain(own))
         return own
+
+    def of_run(self, path: Any, words: Sequence[str] = ()) -> tuple[Path, DictConfig]:
+        """The checkpoint of a run, and the run's config with other data and devices as `words` say.
+
+        `path` names a run, which has its config beside its checkpoints, a checkpoint, which holds
+        it, or `.../latest`. Raises UserError where there is none, or for words of other kinds.
+        """
+        checkpoint = stored.find_checkpoint(path, "")
+        beside = checkpoint.absolute().parents[1]
+        if (beside / "config.yaml").is_file():
+            config = stored.read_config(beside, self.trusted, self.folders)
+        else:
+            from classic_cnns.trainer.checkpoint_io import read_checkpoint  # imports torch
+
+            values = read_checkpoint(checkpoint).get("hyper_parameters")
+            config = stored.checked(values, checkpoint, self.trusted, self.folders)
+        with stored.of_a_run(path):
+            config = stored.updated(config, self.read_files(()))
+            if self.trusted:
+                self.add_folders(config.config_dirs)
+            config.run_dir = config.init_from = None
+            config.init_skip = []
+            return checkpoint, self.changed(config, words) if words else config
+
+    def changed(self, config: DictConfig, words: Sequence[str]) -> DictConfig:
+        """The config of a run on other data or devices; UserError for what is part of its net."""
+        overrides = parse(words)
+        for override in overrides:
+            key = override.get_key_element().lstrip("+~")
+            of_net = key.startswith(("data.input", "data.num_classes", "data.channels"))
+            if key.partition(".")[0] not in ("data", "data_dir", "trainer") or of_net:
+                raise UserError(
+                    f"{override.input_line}: the run is over; data, data_dir and trainer can be "
+                    "others, and their keys but for data.input"
+                )
+        choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
+        today, earlier = self.read_files(choices), deepcopy(config)
+        for choice in choices:
+            config[choice.partition("=")[0]] = today[choice.partition("=")[0]]
+        default = deepcopy(config)
+        for override in overrides:
+            if not self.is_choice(override):
+                self.set_value(config, default, override)
+                if override.key_or_group == "data_dir" and "data_dir" in config.data:
+                    config.data.data_dir = config.data_dir
+        config = check(config, examples(default), words)
+        for key, what in (("channels", "channels"), ("num_classes", "classes")):
+            has, takes = config.data.get(key), earlier.data.get(key)
+            if None not in (has, takes) and has != takes:
+                raise UserError(
+                    f"{' '.join(words)}: these data have {has} {what} and the run's net is for "
+                    f"{takes}; try other data"
+                )
+        return config
+
+    def add_folders(self, folders: Sequence[str]) -> None:
+        """Let `_target_` find modules in folders with configs."""
+        add_to_path([str(p) for folder in folders for p in (folder, *groups_in(folder))])
 
     def is_choice(self, override: Override) -> bool:
         key = override.get_key_element().lstrip("+~")
@@ -214,6 +282,8 @@ def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> Di
     check_values(plain(config), known, copies)
     for key in ("data_dir", "run_dir", "sweep.dir"):
         check_folder(key, OmegaConf.select(config, key))
+    if config.run_dir is not None:
+        stored.check_new(Path(str(config.run_dir)))
     return config
 
 
@@ -293,10 +363,8 @@ def unknown_key(key: str, known: dict[str, Any]) -> str:
     return f"there is no key '{key}'; {hint}"
 
 
-def add_to_path(config_dirs: Sequence[str]) -> None:
-    """Let `_target_` name modules beside the user's configs, and in the working directory."""
-    own = [str(path) for folder in config_dirs for path in (folder, *groups_in(folder))]
-    sys.path += [folder for folder in (*own, os.getcwd()) if folder not in sys.path]
+def add_to_path(folders: Sequence[str]) -> None:
+    sys.path += [folder for folder in folders if folder not in sys.path]
 
 
 def groups_in(folder: str) -> list[Path]:

@@ -80,7 +80,15 @@ DEVICES = Rule(
 )
 STRATEGY = Rule("a name that Lightning knows, or a node with _target_", lambda x: bool(x), "auto")
 VARIED = Rule("a list of key=value", lambda x: type(x) is list and all("=" in str(y) for y in x))
+NAME = null_or(
+    Rule(
+        "a name for a folder in outputs/, without '..' and not from '/' on",
+        lambda x: type(x) in (str, int) and ".." not in str(x) and str(x)[:1] not in ("", "/"),
+        "null",
+    )
+)
 RULES = {
+    NAME: "name",
     FOLDER: "data_dir data.data_dir run_dir resume init_from sweep.dir",
     VARIED: "varied",
     CHANNELS: "model.net.channels",
@@ -89,7 +97,7 @@ RULES = {
     integer(0, 2**63 - 1): "seed",
     integer(0): "model.net.extra_convs optim.patience",
     integer(1): """
-        data.batch_size data.eval_batch_size model.net.conv1_kernel
+        data.eval_batch_size model.net.conv1_kernel
         model.net.conv1_stride model.net.hidden optim.batch_size optim.epochs sweep.cpus_per_rank
         sweep.max_jobs trainer.log_every_n_steps trainer.num_nodes trainer.accumulate_grad_batches
         optim.schedule_epochs""",
@@ -109,17 +117,20 @@ RULES = {
     null_or(same_kind({})): "optim.scheduler sweep.search sweep.search.pruner "
     "sweep.search.sampler",
     one_of("pad", "crop", "resize"): "model.input.fit",
+    one_of("trainable", "average", "max"): "model.net.subsampling",
     one_of("auto", "cpu", "gpu", "cuda", "mps"): "trainer.accelerator",
     one_of("auto", "32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"):
         "trainer.precision",
     one_of(True, False, "warn"): "trainer.deterministic",
+    null_or(one_of("cudagraphs", "inductor")): "trainer.compile",
     one_of("minimize", "maximize"): "sweep.direction",
 }  # fmt: skip
 # Words of model.net, each of which may stand in the place of another one of its row.
 WORDS = (
-    ("relu", "tanh"),
+    ("relu", "tanh", "sigmoid"),
     ("none", "batch", "torch"),
     ("table", "full"),
+    ("fixed", "learned"),
     ("average", "max"),
     ("overlapping", "non_overlapping"),
 )
@@ -144,6 +155,7 @@ def rules(default: dict) -> dict[str, Rule]:
     found = {key: rule for rule, keys in RULES.items() for key in keys.split()}
     data = default.get("data") or {}
     found["data.train_size"] = integer(2, data.get("train_size", inf))
+    found["data.batch_size"] = integer(1, data.get("train_size", inf))
     for key, value in leaves(default):
         if key.startswith(CONSTANTS) and "sha256" in data:
             found[key] = constant(value)
@@ -200,6 +212,17 @@ def check_init(config: dict) -> None:
 def check_trainer(config: dict) -> None:
     """Raise UserError for what Lightning's Trainer takes but these data or nets would ignore."""
     trainer, net = config["trainer"], config["model"].get("net") or {}
+    compile = trainer.get("compile")
+    if compile and not net:
+        raise UserError(
+            f"trainer.compile={compile}: is for the nets of model.net; call torch.compile in a "
+            "LightningModule of your own"
+        )
+    if compile and "TwoTowers" in str(trainer["strategy"]):
+        raise UserError(
+            f"trainer.compile={compile}: a net that is cut in two towers is not compiled; "
+            "try trainer.compile=null"
+        )
     if trainer.get("use_distributed_sampler") is False and "augmentations" in config["data"]:
         raise UserError(
             "+trainer.use_distributed_sampler=false: the batches of this data set are shared by "

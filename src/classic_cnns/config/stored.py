@@ -3,13 +3,16 @@
 Nothing here imports torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from classic_cnns import UserError
+from classic_cnns.config.trust import check_stored
 
 OUTPUTS = Path("outputs")
 # Keys of trainer that may differ when a run goes on: where it runs, and how long.
@@ -17,52 +20,114 @@ PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
 LONGER = ("max_epochs",)
 
 
-def resolve_latest(path: Path) -> Path:
-    """The directory that `path` is, or that the file `latest` names."""
-    if path.is_file() and path.name == "latest":
-        return path.with_name(path.read_text().strip())
+def resolve_latest(path: Any) -> Path:
+    """The path, in which `latest` stands for the newest run that `latest.txt` beside it names."""
+    path = Path(str(path))
+    for part in (path, *path.parents):
+        if part.name != "latest" or part.is_dir():
+            continue
+        note = part if part.is_file() else part.with_name("latest.txt")  # `latest` until 0.1
+        if note.is_file():
+            name = note.read_text(errors="replace").strip()
+            if Path(name).name != name:
+                raise UserError(f"{note}: names no run beside it; write the name of one into it")
+            return part.with_name(name) / path.relative_to(part)
     return path
 
 
-def find_run(path: Any, key: str = "resume") -> Path:
+def find_run(path: Any, key: str = "resume=") -> Path:
     """The directory of an earlier run, also by way of `latest`; UserError where there is none."""
-    directory = resolve_latest(Path(str(path)))
+    directory = resolve_latest(path)
     if not (directory / "config.yaml").is_file():
-        runs = sorted(OUTPUTS.glob("*/latest"))
-        hint = f"try {key}={runs[0]}" if runs else "no run has been started here yet"
-        raise UserError(f"{key}={path}: no run is there (it would have a config.yaml); {hint}")
+        notes = sorted(OUTPUTS.glob("*/latest.txt"))
+        hint = f"try {key}{notes[0].with_name('latest')}" if notes else "no run is in outputs/ yet"
+        raise UserError(f"{key}{path}: no run is there (it would have a config.yaml); {hint}")
     return directory
 
 
-def find_checkpoint(path: Any) -> Path:
-    """The checkpoint that `init_from` names: a file, or the best one of a run."""
-    named = resolve_latest(Path(str(path)))
+def find_checkpoint(path: Any, key: str = "init_from=") -> Path:
+    """The checkpoint that `path` names: a file, or the best one of a run."""
+    named = resolve_latest(path)
     if named.is_file():
         return named
-    folder = find_run(path, "init_from") / "checkpoints"
+    folder = find_run(path, key) / "checkpoints"
     for name in ("best.ckpt", "last.ckpt"):
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"init_from={path}: that run has written no checkpoint yet; try another one")
+    raise UserError(f"{key}{path}: that run has written no checkpoint yet; try another one")
 
 
-def read_config(directory: Path) -> DictConfig:
-    """The config of a run, resolved; UserError where the file cannot be read."""
+def kept(config: DictConfig) -> dict[str, Any]:
+    """What a run keeps of its config, resolved: all that another start of it needs."""
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    return {key: value for key, value in values.items() if key != "sweep"} | {"resume": None}
+
+
+def check_new(directory: Path) -> None:
+    """Raise UserError where a run cannot have the directory for itself."""
+    if not directory.is_dir():
+        return
+    if (directory / "config.yaml").exists():
+        raise UserError(
+            f"run_dir={directory}: holds a run already; try resume={directory} to go on with "
+            "it, or another run_dir"
+        )
+    if {path.name for path in directory.iterdir()} - {"output.log", ".lock"}:  # of a sweep
+        raise UserError(
+            f"run_dir={directory}: must be a new or an empty folder and holds other things; "
+            f"try run_dir={directory / 'run'}"
+        )
+
+
+def read_config(
+    directory: Path, trusted: Sequence[str] = (), folders: Sequence[str] = ()
+) -> DictConfig:
+    """The config of a run; UserError where the file cannot be read or names unknown code."""
     path = directory / "config.yaml"
     try:
-        config = OmegaConf.load(path)
-        OmegaConf.resolve(config)
-        assert isinstance(config, DictConfig) and "model" in config and "trainer" in config
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # a file from elsewhere holds anything
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: is no config of a run ({line}); try another run") from error
-    return config
+    return checked(values, path, trusted, folders)
 
 
-def resumed(config: DictConfig, words: Sequence[str]) -> DictConfig:
+def checked(
+    values: Any, place: Any, trusted: Sequence[str] = (), folders: Sequence[str] = ()
+) -> DictConfig:
+    """A stored config, of which nothing has been looked up or imported; `place` is its file."""
+    groups = ("model", "data", "optim", "trainer")
+    if not isinstance(values, dict) or any(type(values.get(name)) is not dict for name in groups):
+        raise UserError(f"{place}: is no config of a run (it lacks groups); try another run")
+    values = {name: value for name, value in values.items() if name != "sweep"}  # none is of a run
+    check_stored(values, place, trusted, folders)
+    return OmegaConf.create(values)
+
+
+@contextmanager
+def of_a_run(place: Any) -> Iterator[None]:
+    """Tell in one line where a stored config has values that no run of ours would write."""
+    try:
+        yield
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        OmegaConfBaseException,
+        TypeError,
+        ValueError,
+    ) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{place}: has no config that a run would write ({line})") from error
+
+
+def resumed(
+    config: DictConfig, words: Sequence[str], trusted: Sequence[str], folders: Sequence[str]
+) -> DictConfig:
     """The config of the run `config.resume`, on the devices and up to the epoch that words name.
 
-    `config` is composed from those words, as if for a new run. Raises UserError for other words.
+    `config` is composed from those words, as if for a new run; `trusted` and `folders` are as in
+    `check_stored`. Raises UserError for other words.
     """
     named = {word.lstrip("+").partition("=")[0]: word for word in words}
     free = {"resume", "trainer", *(f"trainer.{key}" for key in (*PLACEMENT, *LONGER))}
@@ -72,7 +137,7 @@ def resumed(config: DictConfig, words: Sequence[str]) -> DictConfig:
                 f"{word}: an earlier run goes on with its own config; try resume={config.resume} "
                 "alone, or a new run without resume"
             )
-    own = updated(read_config(find_run(config.resume)), config)
+    own = updated(read_config(find_run(config.resume), trusted, folders), config)
     for key in (*PLACEMENT, *LONGER):
         if f"trainer.{key}" in named or (key in PLACEMENT and "trainer" in named):
             own.trainer[key] = config.trainer[key]

@@ -88,6 +88,28 @@ def walk(folder: Path, seen: dict[str, int]) -> Iterator[str]:
         yield from (os.path.join(place, name) for name in names if name[0] != ".")
 
 
+def suffixes() -> set[str]:
+    """Of files that are images by their names."""
+    from PIL import Image  # here, since each start of a program imports this file
+
+    return {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def pictures_in(names: Sequence[str]) -> list[str]:
+    """The files, and those in the folders that are images by their names; UserError without any."""
+    paths: list[str] = []
+    known = suffixes()
+    for name in names:
+        if os.path.isdir(name):
+            own = sorted(p for p in walk(Path(name), {}) if os.path.splitext(p)[1].lower() in known)
+            if not own:
+                raise UserError(f"{name}: holds no pictures; name a folder with .png or .jpg files")
+            paths += own
+        else:
+            paths.append(name)  # a file that is not there is told like one that cannot be read
+    return paths
+
+
 class Paths(Sequence[str]):
     """Paths of files as one array of bytes: a million of them as texts would take 200 MB."""
 
@@ -124,9 +146,7 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
     takes minutes. Those that deceive are found out when they are decoded.
     """
     import numpy as np
-    from PIL import Image
 
-    suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     folder, names, counts = folder_of(root, split), [], []
     base = str(folder.parent)
     with one_line(root):
@@ -144,7 +164,8 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
             f"data.root={root}: {folder.name}/ has no images; it needs "
             f"{folder.name}/<class>/<name>.jpg"
         )
-    wrong = [name for name in names if os.path.splitext(name)[1].lower() not in suffixes]
+    known = suffixes()
+    wrong = [name for name in names if os.path.splitext(name)[1].lower() not in known]
     if wrong:
         more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         first = ", ".join(os.path.join(base, name) for name in wrong[:5])

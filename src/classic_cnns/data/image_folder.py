@@ -19,6 +19,7 @@ from classic_cnns.data import folders
 from classic_cnns.data.batches import Batches
 from classic_cnns.data.fetch import cache_directory
 from classic_cnns.data.module import ImageData
+from classic_cnns.data.pictures import middle
 from classic_cnns.data.store import Prepared, prepare
 from classic_cnns.trainer.devices import core_count
 
@@ -28,17 +29,12 @@ log = logging.getLogger(__name__)
 def decode(path: str, size: int) -> np.ndarray:
     """The middle of an image whose shorter side is brought to `size`: (size, size, 3) uint8 RGB.
 
-    Section 2 of K12, rounded as torchvision's Resize and CenterCrop do. Whatever has no three
-    colours gets them, and transparency is left out.
+    Whatever has no three colours gets them, and transparency is left out.
     """
     with Image.open(path) as file:
         file.draft(None, (size, size))  # JPEGs of twice the size or more are decoded to a half
         image = rgb(file)
-    short = min(image.size)
-    width, height = (int(size * side / short) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    return np.asarray(middle(image, size))
 
 
 def rgb(file: Image.Image) -> Image.Image:
@@ -155,7 +151,6 @@ class ImageFolderData(ImageData):
         self.prepared: dict[str, Prepared] | None = None
         self.root, self.workers, self.data_dir = root, workers, data_dir
         self.files: folders.Index = {}
-        self.fitted = False
 
     def prepare_data(self) -> None:
         if self.files:
@@ -192,7 +187,6 @@ class ImageFolderData(ImageData):
                 images[known : known + len(part)] = part
                 known += len(part)
             self.fit(images[:known].to(self.device))
-            self.fitted = True
 
     def facts(self) -> dict[str, object]:
         """What the run's record says of the data: how many files, and a checksum of their names."""

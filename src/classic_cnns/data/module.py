@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from classic_cnns.data.batches import Batches
-from classic_cnns.data.transforms import crop_to, pad_to, patches_of, resize_to, scale
-
-FITS = {"pad": pad_to, "crop": crop_to, "resize": resize_to}
+from classic_cnns.data.preprocessing import Preprocessing
 
 
 class ImageData(pl.LightningDataModule):
@@ -20,8 +18,6 @@ class ImageData(pl.LightningDataModule):
     an augmentation has cropped. With `test_patches` "nine" or "ten" the images of the test come as
     that many patches each, float32 (B, V, C, H, W).
     """
-
-    class_names: Sequence[str]
 
     def __init__(
         self,
@@ -41,8 +37,15 @@ class ImageData(pl.LightningDataModule):
         self.dataset, self.channels, self.size = dataset, channels, size
         self.num_classes, self.input, self.seed = num_classes, dict(input), seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.augment, self.test_patches = augmentations[augment], test_patches
-        self.mean: Tensor | None = None
+        self.augment = augmentations[augment]
+        self.preprocessing = Preprocessing(
+            **{key: input[key] for key in ("low", "high", "size", "fit")},
+            channels=channels,
+            image_size=size,
+            classes=[str(number) for number in range(num_classes)],
+            test_patches=test_patches,
+        )
+        self.fitted = False  # to the training images, or to those of an earlier run
         self.train_batches: Batches | None = None
         self.resumed: dict[str, Any] = {}  # the state of a pass that goes on
 
@@ -59,26 +62,32 @@ class ImageData(pl.LightningDataModule):
             parts = images.split(max(1, 2**25 // images[0].numel()))
             total = torch.stack([part.sum(0, dtype=torch.int32) for part in parts]).sum(0)
             mean = total.int() / len(images)
-            self.mean = self.to_input(mean[None])[0]  # before there is a mean to subtract
+            self.preprocessing.mean = None  # else it would be subtracted from itself
+            self.preprocessing.mean = self.to_input(mean[None])[0]
+        self.fitted = True
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        return self.preprocessing.classes
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str]) -> None:
+        self.preprocessing.classes = list(names)
+
+    @property
+    def mean(self) -> Tensor | None:
+        """Of the training images, as it is subtracted: (C, H, W)."""
+        return self.preprocessing.mean
 
     def to_input(self, images: Tensor) -> Tensor:
-        size, fit = self.input["size"], FITS[self.input["fit"]]
-        if images.shape[2:] == (size, size):
-            images = self.scaled(images)
-        elif fit is resize_to:  # linear, so the values are scaled while there are few pixels
-            images = resize_to(self.scaled(images), size)
-        else:
-            images = self.scaled(fit(images, size))
-        return images if self.mean is None else images.sub_(self.mean)
-
-    def scaled(self, images: Tensor) -> Tensor:
-        return scale(images, self.input["low"], self.input["high"])
+        return self.preprocessing.to_input(images)
 
     def batches(self, split: str, batch_size: int, **options: Any) -> Batches:
         """The images of "train", "val" or "test"; `options` are those of `Batches`."""
         raise NotImplementedError
 
     def loader(self, split: str, batch_size: int, **options: Any) -> Batches:
+        self.preprocessing.to(self.device)
         ranks = self.trainer and self.trainer.distributed_sampler_kwargs
         if ranks:  # those that share the data, as Lightning's strategy has it
             options |= {"rank": ranks["rank"], "world_size": ranks["num_replicas"]}
@@ -113,14 +122,7 @@ class ImageData(pl.LightningDataModule):
         return self.loader("val", self.eval_batch_size)
 
     def test_dataloader(self) -> Batches:
-        if self.test_patches == "centre":
-            return self.loader("test", self.eval_batch_size)
-
-        def patches_to_input(images: Tensor) -> Tensor:
-            patches = patches_of(images, self.input["size"], self.test_patches)
-            return self.to_input(patches.flatten(0, 1)).view_as(patches)
-
-        return self.loader("test", self.eval_batch_size, to_input=patches_to_input)
+        return self.loader("test", self.eval_batch_size, to_input=self.preprocessing)
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         return batch  # already there

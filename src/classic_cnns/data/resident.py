@@ -43,7 +43,7 @@ class ResidentData(ImageData):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.class_names = class_names or [str(number) for number in range(self.num_classes)]
+        self.class_names = class_names or self.class_names
         self.sums, self.data_dir = dict(sha256), data_dir
         held_out = min(train_size // 10, 5000) if val_size is None else val_size
         self.train_indices, self.val_indices = split_indices(train_size, max(1, held_out))
@@ -70,8 +70,9 @@ class ResidentData(ImageData):
             "%s: %s images to train on, %s held out for validation",
             self.dataset, f"{len(self.train_indices):,}", f"{len(self.val_indices):,}",
         )  # fmt: skip
-        training = torch.from_numpy(self.train_indices).to(self.device)  # not the held-out ones
-        self.fit(self.resident["train_images"].index_select(0, training))
+        if not self.fitted:
+            training = torch.from_numpy(self.train_indices).to(self.device)  # not the held-out ones
+            self.fit(self.resident["train_images"].index_select(0, training))
 
     def facts(self) -> dict[str, object]:
         """What the run's record says of the data: the checksums and the split."""

@@ -10,12 +10,15 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 
-def show_log() -> None:
-    """Our own messages on the terminal, from ranks above 0 and Lightning only warnings."""
+def show_log(quiet: bool = False) -> None:
+    """Our own messages on the terminal, from ranks above 0 and Lightning only warnings.
+
+    With `quiet` only warnings, on stderr.
+    """
     root, above_0 = logging.getLogger("classic_cnns"), rank_zero_only.rank != 0  # type: ignore
-    root.setLevel(logging.WARNING if above_0 else logging.INFO)
+    root.setLevel(logging.WARNING if above_0 or quiet else logging.INFO)
     if not root.handlers:
-        root.addHandler(logging.StreamHandler(sys.stderr if above_0 else sys.stdout))
+        root.addHandler(logging.StreamHandler(sys.stderr if above_0 or quiet else sys.stdout))
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("hydra").setLevel(logging.CRITICAL)  # its errors become lines of ours

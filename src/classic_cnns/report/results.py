@@ -193,8 +193,20 @@ def assignments(words: Sequence[str]) -> dict[str, str]:
 
 def read_record(directory: Path) -> dict[str, Any]:
     """What a sweep has written down of itself."""
-    record: Any = OmegaConf.to_container(OmegaConf.load(directory / "sweep.yaml"))
+    record = plain_yaml(directory / "sweep.yaml")
+    if not {"program", "varied", "jobs"} <= record.keys():
+        raise UserError(f"{directory / 'sweep.yaml'}: is no record of a sweep; try another folder")
     return {"metric": "error/val", "direction": "minimize"} | record
+
+
+def plain_yaml(path: Path) -> dict[str, Any]:
+    """What a file says, of which nothing is looked up; UserError where that is no mapping."""
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        return values | {}
+    except Exception as error:  # a file from elsewhere holds anything
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cannot be read ({line}); try another folder") from error
 
 
 def sweep_rows(directory: Path, record: dict[str, Any], prefix: str = "") -> list[Row]:
@@ -214,7 +226,7 @@ def run_row(directory: Path) -> Row:
 
 def make_row(name: str, parameters: dict[str, str], directory: Path, command: str) -> Row:
     if (directory / "config.yaml").exists():
-        config: Any = OmegaConf.load(directory / "config.yaml")
+        config: Any = plain_yaml(directory / "config.yaml")
         parameters = {"name": config.get("name"), **parameters}
     result = read_result(directory)
     state = result.get("status", "unfinished" if directory.exists() else "waiting")

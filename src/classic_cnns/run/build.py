@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from classic_cnns import UserError
 from classic_cnns.classifier import Classifier
-from classic_cnns.config.stored import find_checkpoint
+from classic_cnns.config.stored import find_checkpoint, kept
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
 from classic_cnns.report import summary
 from classic_cnns.trainer import devices, precision
@@ -102,7 +102,7 @@ def build_classifier(config: DictConfig, data: pl.LightningDataModule) -> Classi
                     "try optim.schedule_epochs=10, or optim.scheduler=null"
                 )
     top5 = config.top5_error
-    return Classifier(
+    module = Classifier(
         net,
         loss,
         optimizer,
@@ -112,6 +112,9 @@ def build_classifier(config: DictConfig, data: pl.LightningDataModule) -> Classi
         top5=classes > 10 if top5 is None else top5,
         schedule_epochs=config.optim.schedule_epochs,
     )
+    # They make the checkpoints complete; loggers get them from the run.
+    module.save_hyperparameters(kept(config), logger=False)
+    return module
 
 
 def example(config: DictConfig, data: pl.LightningDataModule) -> torch.Tensor:
@@ -204,6 +207,7 @@ def build_trainer(config: DictConfig, **given: Any) -> pl.Trainer:
     node: dict[str, Any] = dict(config.trainer)  # type: ignore[arg-type]
     if node["strategy"] == "auto" and several:
         node["strategy"] = {"_target_": "classic_cnns.trainer.ddp.DDP"}
+    node.pop("compile", None)  # which is for the net
     node["precision"] = precision.choose(node["precision"], node["accelerator"])
     with one_line("trainer"):
         plugins = [instantiate(plugin) for plugin in node.pop("plugins", None) or []]

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError
-from classic_cnns.config.stored import OUTPUTS
+from classic_cnns.config.stored import OUTPUTS, check_new, kept
 from classic_cnns.files import read_json, replacing, write_json
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
@@ -21,35 +21,41 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "
 def create(config: DictConfig) -> Path:
     """A new directory with `config.yaml`: `run_dir`, or outputs/<name>/<date>_<time>.
 
-    The file `latest` beside the second one holds its name, and stands for it in `resume=`.
+    The file `latest.txt` beside the second one holds its name; `latest` stands for it on command
+    lines.
     """
     if config.run_dir:
         directory = Path(str(config.run_dir))  # run_dir=5 is read as a number
-        if (directory / "config.yaml").exists():
-            raise UserError(
-                f"run_dir={directory}: holds a run already; try resume={directory} to go on with "
-                "it, or another run_dir"
-            )
-        directory.mkdir(parents=True, exist_ok=True)
+        check_new(directory)
     else:
-        directory = unique(OUTPUTS / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    write_config(directory, config)
+        directory = OUTPUTS / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    try:
+        if config.run_dir:
+            directory.mkdir(parents=True, exist_ok=True)
+        else:
+            directory = unique(directory)
+        write_config(directory, config)
+    except OSError as error:
+        raise UserError(
+            f"run_dir={directory}: cannot be made: {error.strerror}; try run_dir=<another folder>"
+        ) from error
     return directory
 
 
 def write_config(directory: Path, config: DictConfig) -> None:
     """`config.yaml`, resolved: all that another start of the run needs."""
-    own = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])  # type: ignore
-    own.resume = None
     with replacing(directory / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(own, resolve=True).encode())
+        file.write(OmegaConf.to_yaml(OmegaConf.create(kept(config))).encode())
 
 
 def name_latest(directory: Path) -> None:
-    """Let the file `latest` beside the directory name it."""
+    """Let the file `latest.txt` beside the directory name it."""
     # Not a symbolic link, which TensorBoard would follow, and show the run twice.
-    with replacing(directory.with_name("latest")) as file:
+    with replacing(directory.with_name("latest.txt")) as file:
         file.write(f"{directory.name}\n".encode())
+    old = directory.with_name("latest")  # of 0.1
+    if old.is_file():
+        old.unlink()
 
 
 def unique(wanted: Path) -> Path:

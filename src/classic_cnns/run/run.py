@@ -187,12 +187,11 @@ def train_and_test(
 ) -> dict[str, Any]:
     """What `result.json` says of a run that has finished; it goes on from `last`, if there is."""
     checkpoints = directory / "checkpoints"
-    if trainer.precision.startswith("bf16") and isinstance(module, Classifier):
-        module.net.to(memory_format=torch.channels_last)  # the layout in which it is fast
     if trainer.is_global_zero:
         write_start(config, directory, trainer, module, data)
-    if trainer.precision == "64-true":
-        module.double()  # before Lightning loads a checkpoint, which it would round to float32
+    if config.trainer.get("compile"):  # earlier runs lack the key
+        module.net.compile(backend=config.trainer.compile)
+    as_precision_asks(trainer, module)
     record = next(c for c in trainer.callbacks if isinstance(c, Record))
 
     with one_line_of_lightning():
@@ -218,6 +217,13 @@ def train_and_test(
         "steps": steps,
         "seconds": seconds,
     }
+
+
+def as_precision_asks(trainer: Any, module: Any) -> None:
+    if trainer.precision.startswith("bf16") and isinstance(module, Classifier):
+        module.net.to(memory_format=torch.channels_last)  # the layout in which it is fast
+    if trainer.precision == "64-true":
+        module.double()  # before Lightning loads a checkpoint, which it would round to float32
 
 
 def best_checkpoint(trainer: Any, checkpoints: Path) -> str | None:
@@ -270,6 +276,11 @@ def one_line_of_lightning() -> Iterator[None]:
         line = " ".join(str(error).split())
         if "Early stopping conditioned on metric" in line:
             raise UserError(f"callbacks: {line}") from error
+        if "does not have a deterministic implementation" in line:
+            raise UserError(f"trainer.deterministic=true: {line.partition(',')[0]}") from error
+        if type(error).__name__ in ("BackendCompilerFailed", "InductorError"):
+            why = line.partition(" Set TORCH")[0][:200]
+            raise UserError(f"trainer.compile: {why}; try trainer.compile=null") from error
         raise
 
 

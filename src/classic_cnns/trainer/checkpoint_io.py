@@ -43,14 +43,15 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
             damaged = file.testzip()
         assert damaged is None
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
-        assert isinstance(checkpoint, dict) and "state_dict" in checkpoint
-    except (FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:  # damaged bytes raise anything
-        raise UserError(
-            f"{path}: is cut off, damaged or no checkpoint of plain tensors; try another one"
-        ) from error
-    return updated(checkpoint)
+        state = checkpoint["state_dict"]
+        assert all(isinstance(name, str) and torch.is_tensor(x) for name, x in state.items())
+        return updated(checkpoint)
+    except Exception as error:  # bytes from elsewhere raise anything
+        missing = isinstance(error, FileNotFoundError)
+        reason = "is not there" if missing else (
+            "is cut off, damaged or no checkpoint of plain tensors; try another one"
+        )  # fmt: skip
+        raise UserError(f"{path}: {reason}") from error
 
 
 def first_whole(paths: Iterable[Path]) -> Path | None:

@@ -1,0 +1,124 @@
+"""The metrics of a checkpoint, as its run measured them, and those of each class."""
+
+import json
+import warnings
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
+from torchmetrics.classification import MulticlassStatScores
+from tqdm import tqdm
+
+from classic_cnns import UserError
+from classic_cnns.report.log import show_log
+from classic_cnns.report.markdown import aligned
+from classic_cnns.report.results import shown_value
+from classic_cnns.run.build import build, build_trainer, one_line
+from classic_cnns.run.run import as_precision_asks, one_line_of_lightning
+from classic_cnns.trainer.checkpoint_io import read_checkpoint
+from classic_cnns.trainer.memory import keep_freed_memory
+
+
+@dataclass
+class Evaluation:
+    """`metrics` have the run's names; `classes` count images, and are empty for other modules."""
+
+    checkpoint: str
+    data: str
+    split: str
+    metrics: dict[str, float]
+    classes: dict[str, dict[str, Any]]
+
+    def json(self) -> str:
+        return json.dumps(vars(self))
+
+    def table(self) -> str:
+        lines = [f"{self.checkpoint} on {self.data}, {self.split}", ""]
+        lines += [f"{name:24}{shown_value(name, x):>10}" for name, x in self.metrics.items()]
+        if self.classes:
+            cells = [["class", "images", "precision", "recall"]]
+            for name, row in self.classes.items():
+                rates = [row["precision"], row["recall"]]
+                shown = ["-" if rate is None else f"{rate:.2%}" for rate in rates]
+                cells.append([name, f"{row['images']:,}", *shown])
+            lines += ["", aligned(cells)]
+        return "\n".join(lines)
+
+
+class Classes(Callback):
+    """Counts for each class, over all ranks, the answers that a `Classifier` gives."""
+
+    def __init__(self) -> None:
+        self.scores: MulticlassStatScores | None = None
+        self.bar: tqdm | None = None
+
+    def start(self, trainer: Any, pl_module: Any) -> None:
+        if classes := getattr(pl_module, "num_classes", None):
+            scores = MulticlassStatScores(classes, average=None, validate_args=False)
+            scores.process_group = getattr(trainer.strategy, "data_group", None)
+            self.scores = scores.to(pl_module.device)
+        self.bar = tqdm(
+            unit=" batches", delay=2, leave=False, disable=None if trainer.is_global_zero else True
+        )
+
+    def add(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        self.bar.update()  # type: ignore[union-attr]
+        if self.scores is not None and outputs is not None and len(outputs):
+            self.scores.update(outputs, batch[1])
+
+    def end(self, trainer: Any, pl_module: Any) -> None:
+        self.bar.close()  # type: ignore[union-attr]
+        self.counts = [] if self.scores is None else self.scores.compute().tolist()
+
+    on_test_start = on_validation_start = start
+    on_test_batch_end = on_validation_batch_end = add
+    on_test_end = on_validation_end = end
+
+
+def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | None:
+    """Measure a checkpoint on the `split`, test or val, of the config's data.
+
+    With several ranks each of them calls this, and all but rank 0 get None. Raises UserError where
+    net, checkpoint and data do not fit.
+    """
+    show_log(quiet=True)
+    keep_freed_memory()
+    module, data = build(config)
+    stored = read_checkpoint(checkpoint).get("preprocessing")
+    if stored and hasattr(data, "preprocessing"):  # the mean image is that of its own training set
+        data.preprocessing.mean, data.fitted = stored["mean"], True
+    classes = Classes()
+    trainer: pl.Trainer = build_trainer(
+        config,
+        callbacks=[classes],
+        logger=False,
+        enable_checkpointing=False,
+        **{"enable_progress_bar": False} if "enable_progress_bar" not in config.trainer else {},
+    )
+    as_precision_asks(trainer, module)
+    measure = trainer.test if split == "test" else trainer.validate
+    with one_line_of_lightning(), one_line(str(checkpoint)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # no callbacks
+        warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 with torch 2.15
+        data.prepare_data()
+        measure(module, data, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
+    if not trainer.is_global_zero:
+        return None
+    metrics = {name: x.item() for name, x in trainer.callback_metrics.items()}
+    if not all(map(isfinite, metrics.values())):
+        raise UserError(f"{checkpoint}: its metrics are no numbers; try another one")
+    names = getattr(data, "class_names", None) or [str(n) for n in range(len(classes.counts))]
+    rows = {
+        name: {
+            "images": tp + fn,
+            "precision": tp / (tp + fp) if tp + fp else None,
+            "recall": tp / (tp + fn) if tp + fn else None,
+        }
+        for name, (tp, fp, _, fn, _) in zip(names, classes.counts, strict=False)
+    }
+    name = config.data.get("dataset", type(data).__name__)
+    return Evaluation(str(checkpoint), name, split, metrics, rows)

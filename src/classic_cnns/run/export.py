@@ -1,0 +1,155 @@
+"""A trained net as a file that runs without this project, compared with torch before it is kept."""
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from classic_cnns import UserError
+from classic_cnns.classifier import Classifier
+from classic_cnns.report.log import show_log
+from classic_cnns.run.build import build_data
+from classic_cnns.run.trained import load_net
+
+TESTED = 1000  # pictures at most
+NEAR = 1e-4  # the largest difference of a probability
+NEEDS = {
+    ".onnx": ("onnx", "onnxscript", "onnxruntime"),
+    ".pt2": (),
+    ".safetensors": ("safetensors",),
+}
+Run = Callable[[Tensor], Tensor]  # pictures (N, C, H, W) uint8 to probabilities (N, classes)
+
+
+class Exported(nn.Module):
+    """Pictures (N, C, H, W) uint8 of the data set's size to probabilities (N, classes)."""
+
+    def __init__(self, net: Classifier) -> None:
+        super().__init__()
+        self.net, self.preprocessing = net.net, net.prepared
+
+    def forward(self, images: Tensor) -> Tensor:
+        inputs = self.preprocessing(images)  # (N, C, H, W), or patches (N, V, C, H, W)
+        shares = self.net(inputs.flatten(0, -4)).softmax(1)
+        return shares if inputs.dim() == 4 else shares.unflatten(0, inputs.shape[:2]).mean(1)
+
+
+def check_path(path: Path) -> None:
+    if path.suffix not in NEEDS:
+        raise UserError(f"--to={path}: must end with one of {', '.join(NEEDS)}")
+    missing = [name for name in NEEDS[path.suffix] if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--to={path}: needs {', '.join(missing)}; try pip install 'classic_cnns[export]'"
+        )
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--to={path}: there is no folder {path.parent}; make it first")
+
+
+def export(checkpoint: Path, config: DictConfig, path: Path) -> str:
+    """Write `path`, and say how it compares with torch; it is there only if they agree.
+
+    Raises UserError where a package is missing, or the file answers differently.
+    """
+    check_path(path)
+    show_log(quiet=True)
+    net = load_net(checkpoint, config)
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        if path.suffix == ".safetensors":
+            write_weights(net, beside)
+            told = f"{len(net.net.state_dict())} tensors, the same bits as in {checkpoint}"
+        else:
+            module = Exported(net).eval().requires_grad_(False)
+            pictures, whose = test_pictures(config, net)
+            write = write_onnx if path.suffix == ".onnx" else write_pt2
+            told = compare(module, write(module, pictures[:2], beside), pictures, whose, path)
+        os.replace(beside, path)
+    except OSError as error:
+        raise UserError(f"--to={path}: {error.strerror}; try another place") from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return f"{path}: {told}"
+
+
+def test_pictures(config: DictConfig, net: Classifier) -> tuple[Tensor, str]:
+    """Pictures of the test set, or random ones where it cannot be had."""
+    try:
+        data: Any = build_data(config)
+        data.preprocessing, data.fitted = net.prepared, True
+        data.prepare_data()
+        data.setup("test")
+        loader = data.loader("test", TESTED, to_input=lambda images: images)
+        return next(iter(loader))[0], "test images"
+    except UserError as error:
+        logging.getLogger(__name__).warning(
+            "random pictures take the place of the test set: %s", error
+        )
+        side, channels = net.prepared.image_size, net.prepared.channels
+        random = torch.Generator().manual_seed(0)
+        shape = (TESTED, channels, side, side)
+        return torch.randint(256, shape, dtype=torch.uint8, generator=random), "random pictures"
+
+
+@torch.no_grad()
+def compare(module: nn.Module, run: Run, pictures: Tensor, whose: str, path: Path) -> str:
+    """How near the file's probabilities are to torch's; UserError where they are not."""
+    parts = [*pictures[:1].split(1), *pictures[1:].split(100)]  # one alone, too
+    ours, theirs = (torch.cat([answer(part) for part in parts]) for answer in (module, run))
+    largest = (ours - theirs).abs().max().item()
+    same = (ours.argmax(1) == theirs.argmax(1)).sum().item()
+    told = f"{same:,} of {len(pictures):,} {whose} get torch's answer, probabilities differ by "
+    told += f"{largest:.1e} at most"
+    if not largest <= NEAR or same < len(pictures):
+        raise UserError(f"--to={path}: {told}, which is too much; nothing was written")
+    return told
+
+
+def write_onnx(module: nn.Module, pictures: Tensor, path: Path) -> Run:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the packages' own
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            module, (pictures,), dynamo=True, input_names=["pictures"],
+            output_names=["probabilities"], dynamic_shapes=({0: "batch"},), verbose=False,
+            optimize=False,  # onnxruntime does so itself, and within seconds
+        )  # fmt: skip
+    assert program is not None
+    program.save(str(path), external_data=False)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(part: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"pictures": part.numpy()})[0])
+
+    return run
+
+
+def write_pt2(module: nn.Module, pictures: Tensor, path: Path) -> Run:
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    torch.export.save(torch.export.export(module, (pictures,), dynamic_shapes=shapes), path)
+    return torch.export.load(path).module()
+
+
+def write_weights(net: Classifier, path: Path) -> None:
+    """The net's own state, in the metadata how pictures get to it; the mean image is a tensor."""
+    from safetensors.torch import load_file, save_file
+
+    stored = net.prepared.stored()
+    weights = {name: x.contiguous().clone() for name, x in net.net.state_dict().items()}
+    mean = stored.pop("mean")
+    extra = {} if mean is None else {"preprocessing.mean": mean}
+    metadata = {"preprocessing": json.dumps(stored), "net": json.dumps(net.hparams.model["net"])}
+    save_file(weights | extra, path, metadata)
+    found = load_file(path)
+    assert all(np.array_equal(found[name], x, equal_nan=True) for name, x in weights.items())

@@ -1,0 +1,95 @@
+"""What pictures show, by a trained net: decoded by several processes, judged in batches."""
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from classic_cnns import UserError
+from classic_cnns.data.pictures import read_picture
+from classic_cnns.run.trained import load_net
+from classic_cnns.trainer.devices import core_count
+
+AT_ONCE = 100  # files of a batch; from as many on, processes decode them
+SHOWN = 5  # classes
+
+
+class Pictures(Dataset):
+    """Of a list of numbers: the pictures that can be read, uint8 (n, C, S, S), and what of each."""
+
+    def __init__(self, paths: Sequence[str], channels: int, side: int) -> None:
+        self.paths, self.form = paths, (channels, side)
+
+    def __getitem__(
+        self, numbers: Sequence[int]
+    ) -> tuple[torch.Tensor, list[tuple[int, bool, str]]]:
+        pixels, told = [], []
+        for number in numbers:
+            try:
+                image, inverted = read_picture(self.paths[number], *self.form)
+                pixels.append(image)
+                told.append((number, inverted, ""))
+            except UserError as error:
+                told.append((number, False, str(error)))
+        shape = (0, self.form[0], self.form[1], self.form[1])
+        return torch.from_numpy(np.stack(pixels) if pixels else np.empty(shape, np.uint8)), told
+
+
+def predict(checkpoint: Path, config: DictConfig, paths: Sequence[str], as_json: bool) -> int:
+    """Print the likeliest classes of each picture; 1 where one could not be read, else 0."""
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused all the same
+    net = load_net(checkpoint, config)
+    preprocessing = net.prepared
+    if torch.cuda.is_available() and config.trainer.accelerator != "cpu":
+        net.cuda()
+    numbers = range(len(paths))
+    batches = [numbers[start : start + AT_ONCE] for start in numbers[::AT_ONCE]]
+    loader: DataLoader = DataLoader(
+        Pictures(paths, preprocessing.channels, preprocessing.image_size),
+        batch_size=None,
+        sampler=batches,  # type: ignore[arg-type]
+        num_workers=min(core_count(), len(batches) - 1),
+    )
+    failures, width = [], min(60, max(map(len, paths)))
+    with (
+        tqdm(total=len(paths), unit=" pictures", delay=2, leave=False, disable=None) as bar,
+        torch.no_grad(),
+    ):
+        for pixels, told in loader:
+            scores = net(preprocessing(pixels.to(net.device)))
+            best = scores.float().softmax(1).topk(min(SHOWN, scores.shape[1]), 1)
+            rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            for number, inverted, failure in told:
+                path = paths[number]
+                if failure:
+                    failures.append(failure)
+                    line = {"file": path, "error": failure}
+                else:
+                    named = [
+                        (net.classes[index], share)
+                        for share, index in zip(*next(rows), strict=True)
+                    ]
+                    line = (
+                        {"file": path, "inverted": inverted}
+                        if preprocessing.channels == 1
+                        else {"file": path}
+                    )
+                    line["classes"] = [{"class": name, "probability": p} for name, p in named]
+                if as_json:
+                    print(json.dumps(line))
+                elif not failure:
+                    answers = "  ".join(f"{name} {share:6.1%}" for name, share in named)
+                    note = "  (dark on light: inverted)" if inverted else ""
+                    print(f"{path:{width}}  {answers}{note}")
+            bar.update(len(told))
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return int(bool(failures))

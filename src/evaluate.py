@@ -1,0 +1,49 @@
+"""Measure a trained net again: on the same data, on other data, or on other devices.
+
+python src/evaluate.py outputs/lenet5-mnist/latest
+python src/evaluate.py outputs/lenet5-mnist/latest split=val --json
+python src/evaluate.py outputs/lenet5-mnist/latest data=fashion_mnist
+python src/evaluate.py best.ckpt data.test_patches=ten trainer=ddp trainer.devices=2
+"""
+
+from classic_cnns import UserError
+from classic_cnns.config.command_line import Command, one_line_errors
+from classic_cnns.config.compose import Composer
+from classic_cnns.trainer import devices
+from classic_cnns.trainer.launch import in_rank, launch
+
+
+def main() -> None:
+    parser = Command(__doc__)
+    parser.add_argument(
+        "words", nargs="*", metavar="key=value",
+        help="split=val or split=test; data=, data_dir= and trainer=, and keys of theirs",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="one line of JSON in place of tables")
+    given = parser.parse_intermixed_args()
+    with one_line_errors():
+        split = "test"
+        for word in [word for word in given.words if word.startswith("split=")]:
+            given.words.remove(word)
+            split = word.removeprefix("split=")
+            if split not in ("val", "test"):
+                raise UserError(f"{word}: must be one of val, test; try split=test")
+        devices.share_cores()
+        checkpoint, config = Composer(given.config_dir, trusted=given.trust).of_run(
+            given.run, given.words
+        )
+        count = devices.count(config.trainer.devices)
+        if count > 1 and devices.started_outside() is None:
+            return launch(count)
+
+        def task() -> None:
+            from classic_cnns.run.evaluate import evaluate
+
+            if found := evaluate(checkpoint, config, split):
+                print(found.json() if given.json else found.table())
+
+        in_rank(task)
+
+
+if __name__ == "__main__":
+    main()

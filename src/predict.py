@@ -1,0 +1,31 @@
+"""Name what pictures show: the five likeliest classes of each, with their probabilities.
+
+python src/predict.py outputs/lenet5-mnist/latest digit.png
+python src/predict.py outputs/convnet_cifar10-cifar10/latest photos/ *.jpg --json
+python src/predict.py best.ckpt scans/ --trust my_package
+"""
+
+import sys
+
+from classic_cnns.config.command_line import Command, one_line_errors
+from classic_cnns.config.compose import Composer
+from classic_cnns.data.folders import pictures_in
+from classic_cnns.trainer.devices import share_cores
+
+
+def main() -> None:
+    parser = Command(__doc__)
+    parser.add_argument("pictures", nargs="+", help="files, and folders of any depth")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each file")
+    given = parser.parse_args()
+    with one_line_errors():
+        share_cores()
+        checkpoint, config = Composer(given.config_dir, trusted=given.trust).of_run(given.run)
+        paths = pictures_in(given.pictures)
+        from classic_cnns.run.predict import predict  # here, since importing torch takes seconds
+
+        sys.exit(predict(checkpoint, config, paths, given.json))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,357 @@
+"""A trained net, used: what it answers, against counting by hand and the run's own result."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image, ImageDraw
+
+import classic_cnns
+from classic_cnns import UserError, compose, train
+from classic_cnns.classifier import Classifier
+from classic_cnns.config.compose import Composer
+from classic_cnns.run.evaluate import evaluate
+from classic_cnns.run.predict import predict
+from tests import golden
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Holds tiny data sets, and two runs that were trained on them."""
+    folder = tmp_path_factory.mktemp("use")
+    golden.make_data(folder)
+    crop = "model.input={size: 24, fit: crop, low: 0, high: 255, subtract_mean: true}"
+    words = {
+        "lenet5": golden.words("lenet5", folder),
+        "nine": [*golden.words("convnet_cifar10", folder), crop, "data.test_patches=nine"],
+    }
+    for name, own in words.items():
+        own += [f"run_dir={folder / name}", "logger=null", "trainer.precision=32-true"]
+        train(compose(*own, config_dirs=[str(folder / "conf")]))
+    return folder
+
+
+def result(run: Path) -> dict[str, float]:
+    return json.loads((run / "result.json").read_text())["metrics"]
+
+
+def arrays(folder: Path, run: str) -> tuple[np.ndarray, np.ndarray]:
+    """Test images (N, H, W) or (N, H, W, C) and labels, from the files that `make_data` wrote."""
+    place = folder / {"lenet5": "mnist", "nine": "cifar10"}[run]
+    images = np.load(place / "test_images.npy")
+    return images.transpose(0, 2, 3, 1) if images.ndim == 4 else images, np.load(
+        place / "test_labels.npy"
+    )
+
+
+# --- From Python ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lenet5", "nine"])
+def test_a_checkpoint_alone_answers_as_its_run_did(folder, name, tmp_path):
+    shutil.copy(folder / name / "checkpoints" / "best.ckpt", tmp_path / "mine.ckpt")
+    images, labels = arrays(folder, name)
+    for net in (
+        classic_cnns.load(tmp_path / "mine.ckpt"),
+        Classifier.load_from_checkpoint(tmp_path / "mine.ckpt"),
+    ):
+        assert not net.training and isinstance(net, torch.nn.Module)
+        wrong = sum(
+            answer != net.classes[label]
+            for answer, label in zip(net.predict(list(images)), labels, strict=True)
+        )
+        assert wrong / len(labels) == result(folder / name)["error/test"]
+    assert net.hparams.optim["lr"] == json.loads(json.dumps(net.hparams.optim))["lr"]
+
+
+def test_the_mean_image_in_a_checkpoint_is_that_of_the_training_images(folder):
+    stored = torch.load(folder / "nine" / "checkpoints" / "last.ckpt", weights_only=True)
+    indices = np.random.RandomState(1998).permutation(golden.TRAIN + golden.VAL)[golden.VAL :]
+    images = np.load(folder / "cifar10" / "train_images.npy")[indices]
+    wanted = images.mean(0)[:, 4:28, 4:28]
+    mean = stored["preprocessing"].pop("mean")
+    np.testing.assert_allclose(mean.numpy(), wanted, atol=1e-3)
+    names = OmegaConf.load(ROOT / "conf" / "data" / "cifar10.yaml").class_names
+    assert stored["preprocessing"] == {
+        "low": 0, "high": 255, "size": 24, "fit": "crop", "channels": 3, "image_size": 32,
+        "classes": list(names), "test_patches": "nine",
+    }  # fmt: skip
+
+
+def test_latest_stands_for_the_newest_run_in_every_path(folder, tmp_path):
+    (tmp_path / "latest.txt").write_text("lenet5\n")
+    shutil.copytree(folder / "lenet5", tmp_path / "lenet5")
+    state = classic_cnns.load(folder / "lenet5").state_dict()
+    for name in ("latest", "latest/checkpoints/best.ckpt"):
+        found = classic_cnns.load(tmp_path / name).state_dict()
+        assert all(torch.equal(found[key], x) for key, x in state.items())
+    (tmp_path / "latest.txt").rename(tmp_path / "latest")  # as version 0.1 wrote it
+    assert classic_cnns.load(tmp_path / "latest").classes == [str(n) for n in range(10)]
+    (tmp_path / "latest").write_text("../lenet5")
+    with pytest.raises(UserError, match="names no run beside it"):
+        classic_cnns.load(tmp_path / "latest")
+
+
+def test_a_run_of_version_0_1_is_loaded_too(folder, tmp_path):
+    shutil.copytree(ROOT / "tests" / "fixtures" / "run_0_1", tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("DATA_DIR", str(folder)))
+    net = classic_cnns.load(tmp_path / "run")
+    images = np.load(folder / "cifar10" / "train_images.npy")
+    indices = np.random.RandomState(1998).permutation(golden.TRAIN + golden.VAL)[golden.VAL :]
+    wanted = images[indices].mean(0) * 4 / 255 - 2
+    np.testing.assert_allclose(net.prepared.mean.numpy(), wanted, atol=1e-3)
+    assert net.predict(torch.from_numpy(images[0]))[0] in net.classes
+
+
+# --- Pictures -------------------------------------------------------------------------------------
+
+
+def digit(size: tuple[int, int] = (28, 28)) -> Image.Image:
+    """A bright seven on a dark ground."""
+    image = Image.new("L", size)
+    x, y = (side / 28 for side in size)
+    line = [(8 * x, 7 * y), (19 * x, 7 * y), (12 * x, 22 * y)]
+    ImageDraw.Draw(image).line(line, fill=255, width=round(3 * x))
+    return image
+
+
+def turned(image: Image.Image, path: Path) -> Path:
+    """As a camera held on its side writes it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    return path
+
+
+def clear(image: Image.Image) -> Image.Image:
+    """Black ink on a transparent ground."""
+    picture = Image.new("RGBA", image.size, (0, 0, 0, 0))
+    picture.putalpha(image)
+    return picture
+
+
+SAME = {
+    "path": lambda i, place: (i.save(place / "a.png"), place / "a.png")[1],
+    "text": lambda i, place: (i.save(place / "a.bmp"), str(place / "a.bmp"))[1],
+    "array": lambda i, place: np.asarray(i),
+    "tensor": lambda i, place: torch.from_numpy(np.array(i))[None],
+    "colour array": lambda i, place: np.asarray(i.convert("RGB")),
+    "palette": lambda i, place: i.convert("P"),
+    "16 bits": lambda i, place: Image.fromarray(np.asarray(i).astype(np.uint16) * 257),
+    "32 bits": lambda i, place: Image.fromarray(np.asarray(i).astype(np.int32) * 257),
+    "float": lambda i, place: Image.fromarray(np.asarray(i).astype(np.float32) / 255),
+    "cmyk": lambda i, place: i.convert("RGB").convert("CMYK"),
+    "turned": lambda i, place: turned(i, place / "turned.png"),
+    "dark on light": lambda i, place: Image.eval(i, lambda value: 255 - value),
+    "ink on nothing": lambda i, place: clear(i),
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_a_picture_of_any_kind_is_the_same_picture(folder, kind, tmp_path):
+    net = classic_cnns.load(folder / "lenet5")
+    wanted = np.full((1, 1, 32, 32), -0.1, np.float32)
+    wanted[0, 0, 2:30, 2:30] = np.asarray(digit()) / 255 * 1.275 - 0.1
+    found = net.preprocess(SAME[kind](digit(), tmp_path)).numpy()
+    np.testing.assert_allclose(found, wanted, atol=0.006)  # a step of 255
+
+
+def test_a_large_or_wide_picture_is_shrunk_and_not_stretched(folder):
+    net = classic_cnns.load(folder / "lenet5")
+    (small,) = net.preprocess(digit())[:, 0].numpy()
+    (large,) = net.preprocess(digit((280, 280)))[:, 0].numpy()
+    assert np.abs(small - large).mean() < 0.05
+    wide = Image.new("L", (560, 280))
+    wide.paste(digit((280, 280)), (140, 0))
+    rows, columns = np.nonzero(net.preprocess(wide)[0, 0].numpy() > 0.5)
+    assert 6 <= np.ptp(rows) <= 9 and 4 <= np.ptp(columns) <= 7  # half of 15 and 11
+
+
+def test_colour_pictures_are_cut_as_torchvision_does(folder):
+    from torchvision.transforms import functional as vision
+
+    net = classic_cnns.load(folder / "nine")
+    pixels = np.random.RandomState(1).randint(256, size=(40, 70, 3)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    wanted = np.asarray(vision.center_crop(vision.resize(image, 32), [32, 32])).astype(float)
+    found = net.preprocess(image)  # (1, 9, 3, 24, 24)
+    centre = wanted[4:28, 4:28].transpose(2, 0, 1) - net.prepared.mean.numpy()
+    np.testing.assert_allclose(found[0, 4].numpy(), centre, atol=1e-3)
+
+
+# --- evaluate.py ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lenet5", "nine"])
+def test_it_measures_to_the_last_bit_what_the_run_measured(folder, name):
+    for split in ("test", "val"):
+        found = evaluate(*Composer().of_run(folder / name), split)
+        wanted = {k: x for k, x in result(folder / name).items() if k.endswith(f"/{split}")}
+        assert found.metrics == wanted and len(wanted) == 3
+
+
+def test_it_counts_precision_and_recall_of_each_class(folder):
+    net, (images, labels) = classic_cnns.load(folder / "lenet5"), arrays(folder, "lenet5")
+    answers = np.array([int(answer) for answer in net.predict(list(images))])
+    found = evaluate(*Composer().of_run(folder / "lenet5"), "test")
+    for label in range(10):
+        right = ((answers == label) & (labels == label)).sum()
+        given, there = (answers == label).sum(), (labels == label).sum()
+        assert found.classes[str(label)] == {
+            "images": there,
+            "precision": right / given if given else None,
+            "recall": right / there if there else None,
+        }
+    assert json.loads(found.json())["metrics"] == found.metrics
+
+
+def test_other_patches_are_measured_as_a_run_with_them_would(folder):
+    found = evaluate(*Composer().of_run(folder / "nine", ["data.test_patches=centre"]), "test")
+    net, (images, labels) = classic_cnns.load(folder / "nine"), arrays(folder, "nine")
+    net.preprocessing.test_patches = "centre"
+    answers = net.predict(list(images))
+    wrong = sum(a != net.classes[label] for a, label in zip(answers, labels, strict=True))
+    assert found.metrics["error/test"] == wrong / len(labels)
+
+
+def test_other_data_get_the_mean_image_of_the_training(folder, tmp_path):
+    """The same test set, as part of another data set whose training images are black."""
+    shutil.copytree(folder / "cifar10", tmp_path / "cifar10")
+    images = np.load(tmp_path / "cifar10" / "train_images.npy") * 0
+    np.save(tmp_path / "cifar10" / "train_images.npy", images)
+    from hashlib import sha256
+
+    dark = {"defaults": ["tiny_cifar10"], "sha256": {"train_images": sha256(images).hexdigest()}}
+    (folder / "other" / "data").mkdir(parents=True)
+    OmegaConf.save(dark, folder / "other" / "data" / "dark.yaml")
+    composer = Composer([str(folder / "other"), str(folder / "conf")])
+    words = ["data=dark", f"data_dir={tmp_path}", "data.test_patches=nine"]
+    words += ["data.eval_batch_size=16"]
+    found = evaluate(*composer.of_run(folder / "nine", words), "test")
+    wanted = result(folder / "nine")
+    assert found.metrics == {name: wanted[name] for name in found.metrics}
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(folder):
+    command = [sys.executable, ROOT / "src" / "evaluate.py", folder / "lenet5", "--json"]
+    done = subprocess.run(
+        [*command, "trainer=ddp", "trainer.accelerator=cpu"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["metrics"]
+    assert found == {name: result(folder / "lenet5")[name] for name in found}
+
+
+# --- predict.py -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(folder) -> Path:
+    place = folder / "pictures"
+    place.mkdir()
+    for number, image in enumerate(arrays(folder, "lenet5")[0]):
+        Image.fromarray(image).save(place / f"{number:02}.png")
+    return place
+
+
+def test_pictures_get_the_answers_of_the_test_also_by_several_processes(
+    folder, pictures, capsys, monkeypatch
+):
+    monkeypatch.setattr("classic_cnns.run.predict.AT_ONCE", 15)  # the last batch has ten
+    paths = sorted(map(str, pictures.glob("*.png")))
+    assert predict(*Composer().of_run(folder / "lenet5"), paths, as_json=True) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["file"] for line in lines] == paths
+    net = classic_cnns.load(folder / "lenet5")
+    for line, shares in zip(lines, net.probabilities(paths), strict=True):
+        best = shares.argsort(descending=True)[:5].tolist()
+        assert len(line["classes"]) == 5
+        assert line["classes"][0]["class"] == net.classes[best[0]]
+        given = [row["probability"] for row in line["classes"]]
+        np.testing.assert_allclose(given, shares[best].numpy(), rtol=1e-4, atol=1e-7)
+    wrong = sum(
+        line["classes"][0]["class"] != str(label)
+        for line, label in zip(lines, arrays(folder, "lenet5")[1], strict=True)
+    )
+    assert wrong / len(lines) == result(folder / "lenet5")["error/test"]
+
+
+def test_files_that_cannot_be_read_are_named_at_the_end(folder, pictures, tmp_path, capsys):
+    (tmp_path / "cut.png").write_bytes((pictures / "00.png").read_bytes()[:60])
+    Image.eval(digit(), lambda value: 255 - value).save(tmp_path / "dark.png")
+    paths = [str(tmp_path / name) for name in ("cut.png", "dark.png", "none.png")]
+    assert predict(*Composer().of_run(folder / "lenet5"), paths, as_json=False) == 1
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1 and "dark.png" in out and "dark on light: inverted" in out
+    lines = err.splitlines()
+    assert lines[0].startswith(f"error: {tmp_path / 'cut.png'}: cannot be read: ")
+    assert lines[1].startswith(f"error: {tmp_path / 'none.png'}: cannot be read: ")
+    assert len(lines) == 2
+
+
+# --- export.py ------------------------------------------------------------------------------------
+
+
+def example(suffix: str) -> str:
+    """The README's lines that load such a file."""
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", README, re.S) if f".{suffix}" in c]
+    return code
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        pytest.param("onnx", marks=pytest.mark.slow),
+        pytest.param("pt2", marks=pytest.mark.slow),
+        "safetensors",
+    ],
+)
+def test_a_file_is_loaded_without_this_project_and_answers_alike(folder, suffix, tmp_path):
+    for package in {"onnx": ["onnxscript", "onnxruntime"], "pt2": []}.get(suffix, [suffix]):
+        pytest.importorskip(package)
+    from classic_cnns.run.export import export
+
+    told = export(*Composer().of_run(folder / "nine"), tmp_path / f"net.{suffix}")
+    images, _ = arrays(folder, "nine")
+    net = classic_cnns.load(folder / "nine")
+    np.save(tmp_path / "pictures.npy", images.transpose(0, 3, 1, 2))
+    program = (
+        "import sys; import numpy as np; pictures = np.load('pictures.npy')\n"
+        + example(suffix)
+        + "\nassert 'classic_cnns' not in sys.modules; np.save('found.npy', np.asarray(found))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "found.npy")
+    if suffix == "safetensors":
+        assert np.array_equal(found, net.net.conv1.weight.detach().numpy())
+    else:
+        np.testing.assert_allclose(found, net.probabilities(list(images)).numpy(), atol=1e-4)
+        assert told.startswith(f"{tmp_path}/net.{suffix}: 40 of 40 test images get torch's answer")
+
+
+def test_a_file_that_answers_otherwise_is_not_kept(folder, tmp_path, monkeypatch):
+    from classic_cnns.run import export
+
+    def write(module, pictures, path):
+        path.touch()
+        return lambda part: module(part) + 2e-4
+
+    monkeypatch.setattr(export, "write_pt2", write)
+    with pytest.raises(UserError, match="differ by 2.0e-04 at most, which is too much"):
+        export.export(*Composer().of_run(folder / "lenet5"), tmp_path / "net.pt2")
+    assert list(tmp_path.iterdir()) == []
