@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from classic_cnns import UserError
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import compose
 from classic_cnns.config.stored import find_run
+from classic_cnns.data.batches import Batches
 from classic_cnns.model.lenet5 import LeNet5, MAPLoss, MLELoss
 from classic_cnns.run.run import run
 
@@ -371,6 +373,44 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(train, mon
     assert same(weights(Path("a")), weights(train("whole")))
 
 
+def test_the_time_that_steps_wait_for_data_is_measured(train, monkeypatch, caplog):
+    read = Batches.read
+
+    def slow(self, shares):
+        for part in read(self, shares):
+            time.sleep(0.3)  # for each 1,024 images, of which an epoch has 512
+            yield part
+
+    monkeypatch.setattr(Batches, "read", slow)
+    found = result(train("a", "trainer.max_epochs=1"))
+    wait, seconds = found["metrics"]["speed/data_wait"], found["seconds"]
+    assert 0.3 < wait * seconds < seconds - 0.05
+    assert f"{wait:.1%} of it waiting for data" in Path("a/train.log").read_text()
+
+
+# --- Estimates -----------------------------------------------------------------------------------
+
+
+def test_an_estimate_is_told_for_long_runs_and_no_others(train, caplog):
+    def told() -> list[str]:
+        return [r.getMessage() for r in caplog.records if "estimate: " in r.getMessage()]
+
+    train("a", "trainer.max_epochs=1")
+    assert not told()
+    with pytest.raises(SystemExit) as end:
+        train("null", "estimate=true", "keep=false", "trainer.max_epochs=1000")
+    assert end.value.code == 0
+    (line,) = told()
+    form = r"estimate: ([\d,]+) images/s, ([\d.]+) s for an epoch of training, ([\d:]+) for 1000 "
+    form += r"epochs, ([\d.]+) MB for checkpoints"
+    speed, epoch, whole, space = re.fullmatch(form, line).groups()
+    assert float(speed.replace(",", "")) * float(epoch) == pytest.approx(512, rel=0.2)
+    minutes, seconds = map(int, whole.split(":")[-2:])
+    assert 60 * minutes + seconds == pytest.approx(1000 * float(epoch) % 3600, rel=0.3)
+    size = sum(path.stat().st_size for path in Path("a/checkpoints").iterdir())
+    assert float(space) * 1e6 == pytest.approx(size, rel=0.2)
+
+
 # --- TensorBoard ---------------------------------------------------------------------------------
 
 
@@ -382,7 +422,8 @@ def test_tensorboard_has_each_curve_once_an_epoch_and_the_texts(train):
     assert {f"saturated/{layer}" for layer in squashed} <= set(scalars) - tags
     splits = {f"{m}/{s}" for m in ("loss", "error", "accuracy") for s in ("train", "val", "test")}
     assert tags == splits | {
-        "loss/train_step", "optim/lr", "speed/images_per_second", "epoch"  # Lightning adds epoch
+        "loss/train_step", "optim/lr", "speed/images_per_second", "speed/data_wait",
+        "epoch",  # Lightning adds it
     }  # fmt: skip
     assert [e.step for e in log.Scalars("loss/train")] == [63, 127, 191]  # as Lightning counts
     assert [e.step for e in log.Scalars("error/val")] == [63, 127, 191]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -232,10 +233,21 @@ def test_ctrl_c_is_heard_at_one_step_and_any_number_of_devices_goes_on(
     assert difference(stopped, whole) < 1e-3  # 256 steps magnify what rounding differs
 
 
-def test_a_killed_rank_ends_the_run_with_its_name_and_whole_checkpoints(start, tmp_path):
-    process = start(*TWO, "trainer.max_epochs=500", "run_dir=run")
+KILLED = {
+    "two ranks": [*TWO, "trainer.max_epochs=20"],
+    "two towers": [*TOWERS, *SMALL, "optim=alexnet_cifar10", "trainer.max_epochs=5"],
+}
+
+
+@pytest.mark.parametrize("devices", KILLED)
+def test_a_killed_rank_ends_the_run_with_its_name_and_it_goes_on_to_the_same_bits(
+    start, train, tmp_path, devices
+):
+    words = [*KILLED[devices], "callbacks.checkpoint.steps=3"]
+    process = start(*words, "run_dir=run")
     until(process, "epoch   2/")
     pids = ranks(process)
+    time.sleep(random.random() / 2)
     began = time.monotonic()
     os.kill(pids[1], signal.SIGKILL)
     _, err = process.communicate(timeout=30)
@@ -247,7 +259,11 @@ def test_a_killed_rank_ends_the_run_with_its_name_and_whole_checkpoints(start, t
     run = tmp_path / "run"
     assert result(run)["status"] == "failed" and "rank 1 was killed" in result(run)["error"]
     assert checkpoint(run)["global_step"] >= 8
+    assert train("resume=run")[0] == train(*words, "run_dir=whole")[0] == 0
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert difference(run, tmp_path / "whole") == 0
+    assert difference(run, tmp_path / "whole", optimizer_state) == 0
+    assert metrics(run) == metrics(tmp_path / "whole")
 
 
 def test_an_error_in_a_rank_ends_the_run_with_its_name_and_its_warnings_arrive(train, tmp_path):

@@ -150,6 +150,10 @@ class Classifier(pl.LightningModule):
         self.validated = False  # in this epoch
         self.preprocessing: Preprocessing | None = None  # once it is loaded to be used
         self.images = 0  # of this epoch, on this rank, since its last start
+        self.waited, self.asked = (
+            0.0,
+            inf,
+        )  # seconds for data in it, and when the next were asked for
 
     @property
     def metric_names(self) -> list[str]:
@@ -276,18 +280,26 @@ class Classifier(pl.LightningModule):
                 metric.process_group = getattr(self.trainer.strategy, "data_group", None)
 
     def on_train_start(self) -> None:
-        self.started, self.images = time.perf_counter(), 0
+        self.start_clock()
         if self.rank == 0:  # the ranks' sums are added up
             self.train_metrics.load_sums(self.loaded_sums)
 
     def on_train_epoch_start(self) -> None:
         self.train_metrics.reset()
-        self.validated, self.images = False, 0
-        self.started = time.perf_counter()
+        self.validated = False
+        self.start_clock()
         optimizer = self.trainer.optimizers[0]
         if isinstance(optimizer, StochasticDiagonalLM):
             batches: Any = self.trainer.train_dataloader
             optimizer.estimate(self.net, batches, self.ranks, self.trainer.strategy.reduce)
+            self.asked = time.perf_counter()
+
+    def start_clock(self) -> None:
+        self.images, self.waited, self.started = 0, 0.0, time.perf_counter()
+        self.asked = self.started
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.waited += max(0.0, time.perf_counter() - self.asked)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
@@ -328,12 +340,14 @@ class Classifier(pl.LightningModule):
             self.train_metrics.count()
         if last:
             self.log_metrics("train", self.train_metrics)
-            speed = self.images * self.ranks / (time.perf_counter() - self.started)
-            several = trainer.world_size > 1
-            self.log(
-                "speed/images_per_second", speed, on_step=False, on_epoch=True, batch_size=1,
-                sync_dist=several,
+            seconds = time.perf_counter() - self.started
+            speed = {"images_per_second": self.images * self.ranks / seconds}
+            speed["data_wait"] = self.waited / seconds  # the share of the time
+            self.log_dict(
+                {f"speed/{name}": value for name, value in speed.items()},
+                on_step=False, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1,
             )  # fmt: skip
+        self.asked = time.perf_counter()
 
     def on_train_epoch_end(self) -> None:
         scheduler = self.lr_schedulers()
@@ -369,6 +383,7 @@ class Classifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.validated = True
+        self.asked = time.perf_counter()  # it is not data that the next step has waited for
         self.log_metrics("val", self.val_metrics)
 
     def on_test_epoch_end(self) -> None:

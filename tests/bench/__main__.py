@@ -14,6 +14,7 @@ from classic_cnns.run.directory import processor
 from tests.bench import HEAD, Row
 from tests.bench.busy import busy
 from tests.bench.ddp import ddp
+from tests.bench.folders import folders
 from tests.bench.images import images
 from tests.bench.layers import layers
 from tests.bench.lenet import epochs
@@ -28,6 +29,7 @@ PARTS: dict[str, tuple[Callable[[int], Iterable[Row]], int]] = {
     "epochs": (epochs, 4),
     "layers": (layers, 5),
     "images": (images, 5),
+    "folders": (folders, 3),
     "steps": (steps, 3),
     "ddp": (ddp, 3),
     "towers": (towers, 3),

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from classic_cnns import UserError
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import compose
 from classic_cnns.data import folders
-from classic_cnns.data.image_folder import ImageFolderData, decode
+from classic_cnns.data.image_folder import ImageFolderData, decode, imagenet_names
 from classic_cnns.data.transforms import RandomCrop, RandomFlip
 from classic_cnns.run.run import run
 
@@ -38,8 +40,9 @@ def picture(seed: int, size: tuple[int, int], mode: str = "RGB") -> Image.Image:
 
 
 @pytest.fixture
-def root(tmp_path) -> Path:
+def root(tmp_path, monkeypatch) -> Path:
     """21 and 10 images of all kinds, landscapes and portraits, in two classes."""
+    monkeypatch.setenv("CLASSIC_CNNS_DATA", str(tmp_path / "cache"))
     for split, count in (("train", 21), ("val", 10)):
         for number in range(count):
             mode, suffix = KINDS[number % len(KINDS)]
@@ -107,6 +110,37 @@ def test_a_large_jpeg_that_is_decoded_to_a_part_of_its_size_looks_the_same(tmp_p
     expected = vision.resize(Image.open(tmp_path / "a.jpg"), 256)
     expected = np.asarray(vision.center_crop(expected, [256, 256])).astype(int)
     assert np.abs(decode(str(tmp_path / "a.jpg"), 256) - expected).mean() < 1
+
+
+def test_16_bits_of_grey_are_brought_to_8_and_palettes_and_films_to_colours(tmp_path):
+    grey = np.linspace(0, 65535, SIDE * SIDE).reshape(SIDE, SIDE)
+    Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "16.png")
+    found = decode(str(tmp_path / "16.png"), SIDE)
+    assert np.abs(found - grey[:, :, None] / 257).max() <= 1
+    picture(1, (50, 44), "P").save(tmp_path / "p.png")
+    np.testing.assert_array_equal(
+        decode(str(tmp_path / "p.png"), SIDE).transpose(2, 0, 1), truth(tmp_path / "p.png")
+    )
+    frames = [picture(seed, (50, 44), "P") for seed in (1, 2, 3)]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "first.gif")
+    np.testing.assert_array_equal(
+        *(decode(str(tmp_path / f"{n}.gif"), SIDE) for n in ("film", "first"))
+    )
+
+
+def test_a_bomb_and_a_file_that_has_vanished_are_left_out_named_and_counted(root, caplog):
+    bomb, gone = sorted((root / "train").rglob("*.png"))[:2]
+    content = bytearray(bomb.read_bytes())
+    content[16:24] = struct.pack(">II", 60_000, 60_000)  # of PNG's header
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    bomb.write_bytes(content)
+    module = data(root)
+    gone.unlink()
+    caplog.clear()
+    assert sum(len(labels) for _, labels in module.train_dataloader()) == 19
+    (line,) = caplog.messages
+    assert "2 of 21 files cannot be decoded" in line and str(bomb) in line and str(gone) in line
 
 
 # --- Batches --------------------------------------------------------------------------------------
@@ -234,8 +268,8 @@ def test_images_get_their_size(root, fit, size):
 
 
 def test_without_test_images_the_validation_images_are_those_of_the_test(root):
-    val, test = folders.files(str(root), "val"), folders.files(str(root), "test")
-    assert val == test and len(val[0]) == 10
+    val, test = (list(folders.files(str(root), split)[0]) for split in ("val", "test"))
+    assert val == test and len(val) == 10
     shutil.copytree(root / "train", root / "test")
     assert len(folders.files(str(root), "test")[0]) == 21
 
@@ -293,6 +327,7 @@ SPOILT = {
     "1 of 22 files in train/ are no images by their names; remove or rename .*notes.txt": (
         lambda root: (root / "train" / "cat" / "notes.txt").write_text("cats")
     ),
+    "train/cow has no images": lambda root: (root / "train" / "cow").mkdir(),
     "val/ has no images": lambda root: [p.unlink() for p in (root / "val").rglob("*.*")],
 }
 
@@ -301,7 +336,7 @@ SPOILT = {
 def test_folders_that_cannot_be_trained_on_are_one_line(root, line):
     SPOILT[line](root)
     with pytest.raises(UserError, match=f"^data.root={root}: .*{line}"):
-        data(root)
+        data(root, num_classes=2 + (root / "train" / "cow").exists())
 
 
 def test_an_empty_folder_is_one_line(tmp_path):
@@ -314,6 +349,14 @@ def test_an_empty_folder_is_one_line(tmp_path):
 def test_a_run_does_not_go_on_with_other_classes(root):
     with pytest.raises(UserError, match="has 2 classes and this run was started with 3"):
         data(root, num_classes=3)
+
+
+def test_the_thousand_classes_of_imagenet_have_names():
+    folders = [f"n{number:08}" for number in range(1000)]
+    names = imagenet_names(folders)
+    assert (names[0], names[1], names[999]) == ("tench", "goldfish", "toilet tissue")
+    for others in (folders[1:], [*folders[1:], "other"]):
+        assert imagenet_names(others) == others
 
 
 # --- Whole runs -----------------------------------------------------------------------------------

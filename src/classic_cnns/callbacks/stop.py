@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
-from classic_cnns.callbacks.checkpoint import before_validation, save_last
+from classic_cnns.callbacks.checkpoint import can_go_on, save_last
 
 
 class Stopped(SystemExit):
@@ -62,8 +62,8 @@ class StopOnSignal(Callback):
             signal.signal(signal.SIGTERM, self.receive)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if before_validation(trainer, batch_idx):
-            return  # with a checkpoint from here that validation would be left out
+        if not can_go_on(trainer, batch_idx):
+            return
         if self.number if self.group is None else self.ranks_agree():
             if self.saves:
                 save_last(trainer)

@@ -31,6 +31,7 @@ Examples:
 Flags:
   -m, --multirun           run a sweep: values in a row are a grid
   -cd, --config-dir DIR    look for configs, and for modules of your own, in DIR too
+  --estimate               say after 50 steps how long a run takes, and leave nothing
   -cn, --config-name NAME  the primary config, in place of train
   --trust PACKAGE          let an earlier run's config name code of PACKAGE
   -c, --cfg job            print the config and end; --resolve resolves its interpolations
@@ -49,6 +50,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--help", "-h", action="store_true")
         self.add_argument("--multirun", "-m", action="store_true")
         self.add_argument("--cfg", "-c", choices=["job"])
+        self.add_argument("--estimate", action="store_true")
         self.add_argument("--resolve", action="store_true")
         self.add_argument("--config-dir", "-cd", action="append", default=[])
         self.add_argument("--trust", action="append", default=[])
@@ -67,6 +69,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     given = Parser().parse_intermixed_args(arguments)
     if given.multirun and given.cfg:
         raise UserError("--cfg: prints one config and --multirun has many; leave one of them out")
+    if given.estimate:
+        if given.multirun:
+            raise UserError("--estimate: is of one run; leave -m out")
+        given.words += ["estimate=true", "keep=false"]
     return given
 
 

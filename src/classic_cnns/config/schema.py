@@ -102,6 +102,8 @@ RULES = {
         sweep.max_jobs trainer.log_every_n_steps trainer.num_nodes trainer.accumulate_grad_batches
         optim.schedule_epochs""",
     integer(1, 2): "model.net.towers",
+    integer(1, 100): "data.jpeg_quality",
+    one_of("raw", "jpeg"): "data.store",
     Rule("a whole number of at least 1, or -1 for no end", lambda x: type(x) is int and x != 0
          and x >= -1, 1): "trainer.max_epochs",
     null_or(integer(0)): "data.workers",

@@ -1,6 +1,7 @@
 """Batches as one gather from tensors that lie on the run's device; nothing per sample in Python."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ class Batches:
     uint8 images into what the net gets.
     """
 
+    sharing_cores: Callable[[], Any] = nullcontext  # around the work on each batch
     at_once = 1024  # images in one process, since the calls cost more than the work
 
     def __init__(
@@ -92,11 +94,12 @@ class Batches:
             mine = [slice(begin, begin + self.batch_size) for begin in begins]
         gathered = self.read([order[rows] for rows in mine])
         for start, rows, (images, there) in zip(starts, mine, gathered, strict=True):
-            numbers = noise[rows][there].split(draws, 1)
-            for transform, own in zip(self.augment, numbers, strict=True):
-                images = transform(images, own)
-            labels = self.labels.index_select(0, order[rows][there])
-            pairs = self.to_input(images), labels
+            with self.sharing_cores():
+                numbers = noise[rows][there].split(draws, 1)
+                for transform, own in zip(self.augment, numbers, strict=True):
+                    images = transform(images, own)
+                labels = self.labels.index_select(0, order[rows][there])
+                pairs = self.to_input(images), labels
             batches = zip(*(part.split(self.batch_size) for part in pairs), strict=True)
             for number, batch in enumerate(batches, start // self.batch_size):
                 if number >= first:

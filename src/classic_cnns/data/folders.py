@@ -5,12 +5,24 @@ root/val/<class>/...                  the same classes, or some of them
 root/test/<class>/...                 without it val/ is the test set too, as usual for ImageNet
 """
 
+from __future__ import annotations
+
+import json
+import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from classic_cnns import UserError
+from classic_cnns.files import replacing
+
+if TYPE_CHECKING:
+    import numpy as np
+
+log = logging.getLogger(__name__)
 
 
 def folder_of(root: str, split: str) -> Path:
@@ -62,14 +74,16 @@ def classes(root: str | None) -> list[str]:
     return found["train"]
 
 
-def walk(folder: Path) -> Iterator[str]:
+def walk(folder: Path, seen: dict[str, int]) -> Iterator[str]:
     """All files in the folder and in those below it, but for hidden ones."""
+    seen[str(folder)] = -1  # unless it is there
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # a class may be missing in val/
             raise error
 
     for place, below, names in os.walk(folder, onerror=refuse, followlinks=True):
+        seen[place] = os.stat(place).st_mtime_ns
         below[:] = [name for name in below if name[0] != "."]
         yield from (os.path.join(place, name) for name in names if name[0] != ".")
 
@@ -87,7 +101,7 @@ def pictures_in(names: Sequence[str]) -> list[str]:
     known = suffixes()
     for name in names:
         if os.path.isdir(name):
-            own = sorted(p for p in walk(Path(name)) if os.path.splitext(p)[1].lower() in known)
+            own = sorted(p for p in walk(Path(name), {}) if os.path.splitext(p)[1].lower() in known)
             if not own:
                 raise UserError(f"{name}: holds no pictures; name a folder with .png or .jpg files")
             paths += own
@@ -96,29 +110,113 @@ def pictures_in(names: Sequence[str]) -> list[str]:
     return paths
 
 
-def files(root: str, split: str) -> tuple[list[str], list[int]]:
-    """The paths of all images of a split, sorted, and their labels.
+class Paths(Sequence[str]):
+    """Paths of files as one array of bytes: a million of them as texts would take 200 MB."""
 
-    Raises UserError where there is none, or for files that are no images by their names: to open
-    a million files takes minutes. Those that deceive are found out when they are decoded.
+    def __init__(self, base: str, names: np.ndarray, ends: np.ndarray) -> None:
+        """`names` (uint8) are relative to `base`, a line each; `ends` (int64) are the ends."""
+        self.base, self.names, self.ends = base, names, ends
+
+    @classmethod
+    def of(cls, base: str, names: Sequence[str]) -> Paths:
+        import numpy as np  # here, since each start of a program imports this file
+
+        encoded = [os.fsencode(name) + b"\n" for name in names]
+        ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        return cls(base, np.frombuffer(b"".join(encoded), np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, number: Any) -> Any:
+        start = self.ends[number - 1] if number else 0
+        return os.path.join(
+            self.base, os.fsdecode(self.names[start : self.ends[number] - 1].tobytes())
+        )
+
+
+Index = dict[str, tuple[Paths, Any]]
+
+
+def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Paths, np.ndarray]:
+    """The paths of all images of a split, sorted, and their labels (int64).
+
+    `seen` gets the folders that were looked into, and when they were changed (ns). Raises UserError
+    where there is none, or for files that are no images by their names: to open a million files
+    takes minutes. Those that deceive are found out when they are decoded.
     """
-    folder, paths, labels = folder_of(root, split), [], []
+    import numpy as np
+
+    folder, names, counts = folder_of(root, split), [], []
+    base = str(folder.parent)
     with one_line(root):
-        for label, name in enumerate(classes(root)):
-            own = sorted(walk(folder / name))
-            paths += own
-            labels += [label] * len(own)
-    if not paths:
+        for name in classes(root):
+            own = sorted(walk(folder / name, {} if seen is None else seen))
+            names += [path[len(base) + 1 :] for path in own]
+            counts.append(len(own))
+    if split == "train" and 0 in counts:
+        raise UserError(
+            f"data.root={root}: train/{classes(root)[counts.index(0)]} has no images; "
+            "remove the folder, or add some to it"
+        )
+    if not names:
         raise UserError(
             f"data.root={root}: {folder.name}/ has no images; it needs "
             f"{folder.name}/<class>/<name>.jpg"
         )
     known = suffixes()
-    wrong = [path for path in paths if os.path.splitext(path)[1].lower() not in known]
+    wrong = [name for name in names if os.path.splitext(name)[1].lower() not in known]
     if wrong:
         more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        first = ", ".join(os.path.join(base, name) for name in wrong[:5])
         raise UserError(
-            f"data.root={root}: {len(wrong)} of {len(paths)} files in {folder.name}/ are no "
-            f"images by their names; remove or rename {', '.join(wrong[:5])}{more}"
+            f"data.root={root}: {len(wrong)} of {len(names)} files in {folder.name}/ are no "
+            f"images by their names; remove or rename {first}{more}"
         )
-    return paths, labels
+    return Paths.of(base, names), np.repeat(np.arange(len(counts)), counts)
+
+
+def index(root: str, cache: Path) -> Index:
+    """`files` of all splits: from `cache`, a .npz file, where no folder was changed since.
+
+    A million files are looked through in ten seconds, and found in the cache in one. Where it
+    cannot be written it is done without.
+    """
+    import numpy as np
+
+    def changed(folder: str) -> int:
+        return os.stat(folder).st_mtime_ns if os.path.isdir(folder) else -1
+
+    try:
+        with np.load(cache) as kept:
+            seen = json.loads(kept["seen"].tobytes())
+            if all(changed(folder) == moment for folder, moment in seen.items()):
+                return {
+                    split: (
+                        Paths(base, kept[f"{split}_names"], kept[f"{split}_ends"]),
+                        kept[f"{split}_labels"],
+                    )
+                    for split, base in json.loads(kept["splits"].tobytes()).items()
+                }
+    except Exception:  # none yet, or what a damaged file raises
+        pass
+    began, top = time.time_ns(), Path(str(root)).expanduser()
+    splits = ("train", "val", "test")
+    seen = {str(place): changed(str(place)) for place in (top, *(top / split for split in splits))}
+    found = {split: files(root, split, seen) for split in splits}
+    if max(seen.values()) > began - 10**9:  # a change in the same tick of the clock looks like none
+        return found
+    arrays = {"seen": seen, "splits": {split: paths.base for split, (paths, _) in found.items()}}
+    kept = {
+        key: np.frombuffer(json.dumps(value).encode(), np.uint8) for key, value in arrays.items()
+    }
+    for split, (paths, labels) in found.items():
+        own = {"names": paths.names, "ends": paths.ends, "labels": labels}
+        kept |= {f"{split}_{name}": array for name, array in own.items()}
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(cache) as file:
+            np.savez(file, **kept)
+    except OSError as error:
+        log.warning("%s: %s; the folders are looked through at each start", cache, error.strerror)
+    return found

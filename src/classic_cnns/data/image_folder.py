@@ -1,8 +1,9 @@
 """Data sets too large for memory: files in class folders, decoded by worker processes."""
 
 import logging
-import os
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from classic_cnns import UserError
 from classic_cnns.data import folders
 from classic_cnns.data.batches import Batches
+from classic_cnns.data.fetch import cache_directory
 from classic_cnns.data.module import ImageData
 from classic_cnns.data.pictures import middle
+from classic_cnns.data.store import Prepared, prepare
 from classic_cnns.trainer.devices import core_count
 
 log = logging.getLogger(__name__)
@@ -30,8 +33,15 @@ def decode(path: str, size: int) -> np.ndarray:
     """
     with Image.open(path) as file:
         file.draft(None, (size, size))  # JPEGs of twice the size or more are decoded to a half
-        image = file.convert("RGB")
+        image = rgb(file)
     return np.asarray(middle(image, size))
+
+
+def rgb(file: Image.Image) -> Image.Image:
+    """Its colours in 8 bits; Pillow would cut off what 16 bits of grey hold above 255."""
+    if file.mode.startswith("I"):
+        return Image.fromarray((np.asarray(file) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return file.convert("RGB")
 
 
 class Files(Dataset):
@@ -40,10 +50,10 @@ class Files(Dataset):
     Files that cannot be decoded are missing in both, and named in the third place.
     """
 
-    def __init__(self, paths: list[str], size: int) -> None:
+    def __init__(self, paths: Sequence[str], size: int) -> None:
         self.paths, self.size = paths, size
 
-    def __getitem__(self, numbers: list[int]) -> tuple[Tensor, Tensor, list[str]]:
+    def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor, list[str]]:
         images = np.empty((len(numbers), self.size, self.size, 3), np.uint8)
         there: list[int] = []
         missing: list[str] = []
@@ -57,27 +67,43 @@ class Files(Dataset):
         return pixels, torch.tensor(there, dtype=torch.int64), missing
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Beside workers on all cores, each of several threads would wait for those that have none."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class DecodedBatches(Batches):
     """Batches of files, each one decoded as a whole by one of `workers` processes."""
 
     at_once = 1
+    sharing_cores = staticmethod(one_thread)
 
-    def __init__(self, files: Files, *args: Any, workers: int, **options: Any) -> None:
+    def __init__(self, files: Files | Prepared, *args: Any, workers: int, **options: Any) -> None:
         super().__init__(files, *args, **options)
         self.workers = workers
 
     def read(self, shares: Sequence[Tensor]) -> Iterator[tuple[Tensor, Any]]:
         device = self.indices.device
-        numbers = [share.tolist() for share in shares]
-        loader: DataLoader = DataLoader(
-            self.images,
-            batch_size=None,
-            sampler=numbers,
-            num_workers=min(self.workers, len(numbers)),
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # else it draws from the global one
-        )
-        parts, missing = iter(loader), []
+        numbers: Any = [share.cpu().numpy() for share in shares]
+        if isinstance(self.images, Prepared):
+            parts: Iterator = self.images.in_order(numbers, self.workers)
+        else:
+            loader: DataLoader = DataLoader(
+                self.images,
+                batch_size=None,
+                sampler=numbers,
+                num_workers=min(self.workers, len(numbers)),
+                pin_memory=device.type == "cuda",
+                generator=torch.Generator(),  # else it draws from the global one
+            )
+            parts = iter(loader)
+        missing: list[str] = []
         for left in range(len(numbers) - 1, -1, -1):
             images, there, names = next(parts)
             missing += names
@@ -97,24 +123,57 @@ class DecodedBatches(Batches):
         log.warning("%s and were left out: %s%s", text, ", ".join(names[:20]), more)
 
 
+def imagenet_names(classes: list[str]) -> list[str]:
+    """English names where the folders are the 1,000 of ImageNet, as in n01440764: tench."""
+    if len(classes) != 1000 or not all(re.fullmatch(r"n\d{8}", name) for name in classes):
+        return classes
+    from torchvision.models import AlexNet_Weights  # whose names are in the order of these ids
+
+    return AlexNet_Weights.IMAGENET1K_V1.meta["categories"]
+
+
 class ImageFolderData(ImageData):
     """Training, validation and test batches of class folders, in the layout of `folders`."""
 
-    def __init__(self, root: str, workers: int | None, **options: Any) -> None:
+    def __init__(
+        self,
+        root: str,
+        workers: int | None,
+        data_dir: str | None = None,
+        prepare: bool = False,  # earlier runs did not
+        store: str = "raw",
+        jpeg_quality: int = 90,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
-        self.root, self.workers = root, workers
-        self.files: dict[str, tuple[list[str], list[int]]] = {}
+        self.prepare, self.store = prepare, store
+        self.quality = jpeg_quality if store == "jpeg" else 0
+        self.prepared: dict[str, Prepared] | None = None
+        self.root, self.workers, self.data_dir = root, workers, data_dir
+        self.files: folders.Index = {}
 
     def prepare_data(self) -> None:
         if self.files:
             return
-        self.class_names = folders.classes(self.root)
-        if len(self.class_names) != self.num_classes:  # as in a run that goes on
+        found = folders.classes(self.root)
+        self.class_names = imagenet_names(found)
+        if len(found) != self.num_classes:  # as in a run that goes on
             raise UserError(
-                f"data.root={self.root}: has {len(self.class_names)} classes and this run was "
+                f"data.root={self.root}: has {len(found)} classes and this run was "
                 f"started with {self.num_classes}; put the folders back, or start a new run"
             )
-        self.files = {split: folders.files(self.root, split) for split in ("train", "val", "test")}
+        base = Path(self.root).expanduser().absolute()
+        key = f"{base.name}-{sha256(bytes(base)).hexdigest()[:12]}"
+        self.cache = cache_directory(self.data_dir) / "folders" / key
+        self.files = folders.index(self.root, self.cache / "index.npz")
+        self.prepare_store(self.prepare, must=False)
+
+    def prepare_store(self, make: bool, must: bool) -> None:
+        """Bring all images to their size, once for all runs, or find it done; see `prepare`."""
+        kind = f"{self.size}-{self.store}{self.quality or ''}"
+        self.prepared = prepare(
+            self.files, self.cache / kind, self.size, self.quality, decode, make, must
+        )
 
     def setup(self, stage: str) -> None:
         self.prepare_data()  # done already, but for those who use this class alone
@@ -122,30 +181,29 @@ class ImageFolderData(ImageData):
             # Deviation: mean image and colour axes of 1,000 training images, not of all
             count = len(self.files["train"][0])
             some = np.sort(np.random.RandomState(1998).permutation(count)[:1000])
-            parts = self.loader("train", 1).read(torch.from_numpy(some).split(50))
-            self.fit(torch.cat([images for images, _ in parts]))
+            images = torch.empty(len(some), 3, self.size, self.size, dtype=torch.uint8)
+            known = 0
+            for part, _ in self.loader("train", 1).read(torch.from_numpy(some).split(50)):
+                images[known : known + len(part)] = part
+                known += len(part)
+            self.fit(images[:known].to(self.device))
 
     def facts(self) -> dict[str, object]:
         """What the run's record says of the data: how many files, and a checksum of their names."""
-        base = Path(self.root).expanduser()
-        names = [
-            path.removeprefix(f"{base}{os.sep}")  # not by way of a million Paths
-            for paths, _ in self.files.values()
-            for path in paths
-        ]
+        names = b"".join(paths.names.tobytes() for paths, _ in self.files.values())
         return {
             "dataset": self.dataset,
-            "root": str(base.absolute()),
+            "root": str(Path(self.root).expanduser().absolute()),
             "files": {split: len(paths) for split, (paths, _) in self.files.items()},
-            "names_sha256": sha256("\n".join(names).encode()).hexdigest(),
+            "names_sha256": sha256(names[:-1]).hexdigest(),
         }
 
     def batches(self, split: str, batch_size: int, **options: Any) -> Batches:
         paths, labels = self.files[split]
         every = core_count() // (self.trainer.num_devices if self.trainer else 1)
         return DecodedBatches(
-            Files(paths, self.size),
-            torch.tensor(labels, device=self.device),
+            self.prepared[split] if self.prepared else Files(paths, self.size),
+            torch.from_numpy(labels).to(self.device),
             torch.arange(len(paths), device=self.device),
             batch_size,
             workers=max(1, every) if self.workers is None else self.workers,

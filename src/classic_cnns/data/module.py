@@ -58,7 +58,10 @@ class ImageData(pl.LightningDataModule):
         for augmentation in self.augment:
             augmentation.fit(images)
         if self.input["subtract_mean"]:
-            mean = images.sum(0, dtype=torch.int32) / len(images)  # 64 bits take ten times as long
+            # 64 bits take ten times as long, and all images at once four times their memory.
+            parts = images.split(max(1, 2**25 // images[0].numel()))
+            total = torch.stack([part.sum(0, dtype=torch.int32) for part in parts]).sum(0)
+            mean = total.int() / len(images)
             self.preprocessing.mean = None  # else it would be subtracted from itself
             self.preprocessing.mean = self.to_input(mean[None])[0]
         self.fitted = True

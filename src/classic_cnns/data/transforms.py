@@ -104,8 +104,9 @@ class ColourNoise(Augmentation):
 
     def fit(self, images: Tensor) -> None:
         count, total, products = 0, torch.zeros(3).double(), torch.zeros(3, 3).double()
-        for part in images.cpu().split(1000):
-            pixels = part.transpose(0, 1).flatten(1).double()  # (3, 1000 H W)
+        # These sums are whole numbers, exact in any order; parts are to take little memory.
+        for part in images.cpu().split(max(1, 2**23 // images[0].numel())):
+            pixels = part.transpose(0, 1).flatten(1).double()  # (3, B H W)
             count += pixels.shape[1]
             total, products = total + pixels.sum(1), products + pixels @ pixels.T
         mean = total / count

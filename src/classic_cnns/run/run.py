@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError, program
+from classic_cnns.callbacks.estimate import Estimate
 from classic_cnns.callbacks.record import Record
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged
@@ -37,13 +38,15 @@ from classic_cnns.run.build import (
     example,
 )
 from classic_cnns.trainer import devices
-from classic_cnns.trainer.checkpoint_io import read_checkpoint
+from classic_cnns.trainer.checkpoint_io import first_whole, read_checkpoint
 from classic_cnns.trainer.launch import report
 from classic_cnns.trainer.lightning_internals import send_no_signal_flag
 from classic_cnns.trainer.memory import keep_freed_memory
 from classic_cnns.trainer.processes import stop_signals
 
 log = logging.getLogger(__name__)
+
+LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 def train(config: DictConfig) -> dict[str, Any]:
@@ -67,10 +70,10 @@ def run(config: DictConfig) -> dict[str, Any]:
     """
     show_log()
     keep_freed_memory()
-    directory = find_run(config.resume) if config.resume else None
-    done = read_result(directory) if directory else {}
+    earlier = find_run(config.resume) if config.resume else None
+    done = read_result(earlier) if earlier else {}
     if done and is_over(done, config):
-        log.info("%s is finished already; trainer.max_epochs=<more> trains it further", directory)
+        log.info("%s is finished already; trainer.max_epochs=<more> trains it further", earlier)
         log.info(final_table(done))
         return done
     stop = StopOnSignal(saves=bool(config.callbacks and "checkpoint" in config.callbacks))
@@ -82,24 +85,27 @@ def run(config: DictConfig) -> dict[str, Any]:
         meeting = build_trainer(config, logger=False, enable_progress_bar=False)
         meeting.strategy.setup_environment()
         rank_0, fresh = meeting.is_global_zero, False
+        place: Any = None  # the directory, and the checkpoint from which the run goes on
         if rank_0:
             given = Path(str(config.run_dir)) if config.run_dir else None
             before = set(given.glob("*")) if given and given.exists() else None
-            directory, fresh = open_directory(config, directory, stack)
+            directory, fresh = open_directory(config, earlier, stack)
+            found = earlier and first_whole(earlier / "checkpoints" / name for name in (LAST, BEST))
+            place = directory, found
             report(directory=str(directory))
             if fresh:
                 stack.enter_context(removed_if_nothing_came(directory, before))
-        directory = Path(meeting.strategy.broadcast(str(directory)))
-        trainer = assemble(config, directory, module, stop)
+        directory, last = meeting.strategy.broadcast(place)
+        trainer = assemble(config, directory, module, stop, last)
         if rank_0 and fresh and not config.run_dir:
             directories.name_latest(directory)
         if not rank_0:
             try:
-                return train_and_test(config, directory, trainer, module, data)
+                return train_and_test(config, directory, trainer, module, data, last)
             except Diverged:
                 sys.exit(1)  # rank 0 says so
         with train_log(directory / "train.log"), recorded(directory) as result:
-            result |= train_and_test(config, directory, trainer, module, data)
+            result |= train_and_test(config, directory, trainer, module, data, last)
             log.info(final_table(result))
         if config.keep is False:
             log.info("keep=false: nothing of this run is kept")
@@ -116,6 +122,8 @@ def is_over(result: dict, config: DictConfig) -> bool:
 def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -> tuple[Path, bool]:
     """The directory of the run, and whether it is a new one; a temporary one without `keep`."""
     if earlier:
+        for rest in (earlier / "checkpoints").glob(".*.ckpt.*"):  # of a kill while it was written
+            rest.unlink()
         directories.write_config(earlier, config)  # it may go on for longer
         return earlier, False
     if config.keep is False or config.trainer.get("fast_dev_run"):
@@ -142,11 +150,14 @@ def removed_if_nothing_came(directory: Path, before: set[Path] | None) -> Iterat
 
 
 def assemble(
-    config: DictConfig, directory: Path, module: pl.LightningModule, stop: StopOnSignal
+    config: DictConfig,
+    directory: Path,
+    module: pl.LightningModule,
+    stop: StopOnSignal,
+    last: Path | None,
 ) -> pl.Trainer:
-    """The Trainer of a run, with its callbacks and loggers."""
-    last = directory / "checkpoints" / "last.ckpt"
-    step = read_checkpoint(last)["global_step"] if last.exists() else None
+    """The Trainer of a run, with its callbacks and loggers, which goes on from the `last`."""
+    step = read_checkpoint(last)["global_step"] if last else None
     checkpoints = directory / "checkpoints"
     callbacks = build_parts(config, "callbacks", Callback, dirpath=checkpoints)
     check_monitors(config, callbacks, module)
@@ -161,7 +172,7 @@ def assemble(
     saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
     trainer = build_trainer(
         config,
-        callbacks=[*callbacks, Record(), stop],
+        callbacks=[*callbacks, Record(), Estimate(config.get("estimate", False)), stop],
         logger=loggers or False,
         default_root_dir=str(directory),
         enable_checkpointing=saves,
@@ -172,11 +183,10 @@ def assemble(
 
 
 def train_and_test(
-    config: DictConfig, directory: Path, trainer: Any, module: Any, data: Any
+    config: DictConfig, directory: Path, trainer: Any, module: Any, data: Any, last: Path | None
 ) -> dict[str, Any]:
-    """What `result.json` says of a run that has finished."""
+    """What `result.json` says of a run that has finished; it goes on from `last`, if there is."""
     checkpoints = directory / "checkpoints"
-    last = checkpoints / "last.ckpt"
     if trainer.is_global_zero:
         write_start(config, directory, trainer, module, data)
     if config.trainer.get("compile"):  # earlier runs lack the key
@@ -185,7 +195,7 @@ def train_and_test(
     record = next(c for c in trainer.callbacks if isinstance(c, Record))
 
     with one_line_of_lightning():
-        trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+        trainer.fit(module, data, ckpt_path=last, weights_only=True)
     metrics, seconds = dict(record.metrics), record.seconds
     epochs, steps = trainer.current_epoch, trainer.global_step
     tested = dict(metrics)
@@ -220,9 +230,9 @@ def best_checkpoint(trainer: Any, checkpoints: Path) -> str | None:
     """What is tested: our best checkpoint, Lightning's, or None for the last weights."""
     if trainer.fast_dev_run:
         return None
-    for name in ("best.ckpt", "last.ckpt"):
-        if (checkpoints / name).exists():
-            return str(checkpoints / name)
+    whole = trainer.is_global_zero and first_whole(checkpoints / name for name in (BEST, LAST))
+    if whole := trainer.strategy.broadcast(whole):
+        return str(whole)
     paths = [getattr(c, "best_model_path", "") for c in trainer.checkpoint_callbacks]
     return next((path for path in paths if path), None)
 
@@ -320,11 +330,12 @@ def final_table(result: dict) -> str:
             lines.append(f"{title:12}{''.join(cells)}")
     else:
         lines += ["", *(f"{name:24}{value:12.5g}" for name, value in sorted(metrics.items()))]
-    speed = metrics.get("speed/images_per_second")
+    speed, wait = metrics.get("speed/images_per_second"), metrics.get("speed/data_wait")
     epochs = f"{result['epochs']} epoch{'s' * (result['epochs'] != 1)}"
     parts = [
         f"{epochs} in {result['seconds']:.1f} s",
         *([f"{speed:,.0f} images/s"] if speed else []),
+        *([f"{wait:.1%} of it waiting for data (data_wait)"] if wait is not None else []),
     ]
     lines.append(", ".join([*parts, result["directory"]]))
     return "\n".join(lines)

@@ -1,6 +1,12 @@
-"""Checkpoint files that are always whole: written beside, synced, renamed; plain types only."""
+"""Checkpoint files that are always whole: written beside, synced, renamed; plain types only.
+
+They are zip files, in which torch stores a CRC-32 of each tensor; torch itself does not look at it.
+"""
 
 import io
+import logging
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +15,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from classic_cnns import UserError
 from classic_cnns.files import replacing
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -28,9 +36,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
     """A checkpoint of ours or of Lightning's in today's form; runs no code that a file holds.
 
-    Raises UserError for a file that is none.
+    Raises UserError for a file that is none, or of which one bit is wrong.
     """
     try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        assert damaged is None
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
         state = checkpoint["state_dict"]
         assert all(isinstance(name, str) and torch.is_tensor(x) for name, x in state.items())
@@ -41,6 +52,26 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
             "is cut off, damaged or no checkpoint of plain tensors; try another one"
         )  # fmt: skip
         raise UserError(f"{path}: {reason}") from error
+
+
+def first_whole(paths: Iterable[Path]) -> Path | None:
+    """The first of those that are there, and tells of each before it that is damaged.
+
+    Raises UserError where all are damaged, and returns None where there is none.
+    """
+    trouble: UserError | None = None
+    for path in filter(Path.exists, paths):
+        try:
+            read_checkpoint(path)
+        except UserError as error:
+            trouble = trouble or error
+            continue
+        if trouble:
+            log.warning("%s; %s is taken in its place", trouble, path.name)
+        return path
+    if trouble:
+        raise trouble
+    return None
 
 
 def updated(checkpoint: dict[str, Any]) -> dict[str, Any]:

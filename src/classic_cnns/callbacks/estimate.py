@@ -1,0 +1,63 @@
+"""How long a run will take, said before days are spent on it."""
+
+import logging
+import time
+from datetime import timedelta
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+log = logging.getLogger(__name__)
+
+
+class Estimate(Callback):
+    """After 50 steps one line with the speed, the time of an epoch and of all, and space.
+
+    Every run of more than a minute has it. With `only` a run ends there, with exit code 0.
+    """
+
+    skipped, steps = 10, 50  # the first ones are slower
+
+    def __init__(self, only: bool) -> None:
+        self.only, self.count, self.began = only, 0, 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.count, self.began = 0, time.perf_counter()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.count += 1
+        if self.count in (self.skipped, self.steps):
+            if trainer.strategy.root_device.type == "cuda":
+                torch.cuda.synchronize()
+            if self.count == self.steps:
+                self.tell(trainer, self.steps - self.skipped)
+            self.began = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.only and not trainer.sanity_checking and 0 < self.count < self.steps:
+            self.tell(trainer, self.count - self.skipped * (self.count > self.skipped))
+
+    def tell(self, trainer: pl.Trainer, steps: int) -> None:
+        each = (time.perf_counter() - self.began) / steps
+        epoch = each * trainer.num_training_batches
+        left = epoch * (trainer.max_epochs - trainer.current_epoch)  # type: ignore[operator]
+        if self.only or left > 60 or left < 0:
+            images = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+            speed = f"{images / each:,.0f} images/s" if images else f"{1 / each:,.1f} steps/s"
+            whole = f", {span(left)} for {trainer.max_epochs} epochs" if left >= 0 else ""
+            states = [trainer.lightning_module.state_dict()]
+            states += [s for o in trainer.optimizers for s in o.state.values()]
+            tensors = [x for state in states for x in state.values() if torch.is_tensor(x)]
+            space = 2 * sum(x.numel() * x.element_size() for x in tensors)
+            log.info(
+                "estimate: %s, %s for an epoch of training%s, %.1f MB for checkpoints",
+                speed, span(epoch), whole, space / 1e6,
+            )  # fmt: skip
+        if self.only:
+            raise SystemExit(0)
+
+
+def span(seconds: float) -> str:
+    """As in 2 days, 3:04:05."""
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

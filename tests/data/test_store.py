@@ -1,0 +1,253 @@
+"""Stores of prepared images: the pixels of the files, whatever happened while they were made."""
+
+import errno
+import os
+import random
+import shutil
+import threading
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from classic_cnns import UserError
+from classic_cnns.data import folders, store
+from classic_cnns.data.image_folder import Files, decode
+from tests.data.test_image_folder import SIDE, data, root, same_batches, truncate  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    monkeypatch.setattr(store, "core_count", lambda: 0)
+    monkeypatch.setattr(store, "BLOCK", 4)
+
+
+@pytest.fixture
+def make(root, tmp_path):  # noqa: F811
+    """A function that makes or opens a store of the images in `root`."""
+
+    def make(make=True, must=False, quality=0, size=SIDE, counted=decode, name="store"):
+        index = folders.index(str(root), tmp_path / "index.npz")
+        return store.prepare(index, tmp_path / name, size, quality, counted, make, must)
+
+    return make
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.*"))}
+
+
+def everything(one) -> torch.Tensor:
+    ((images, _, _),) = one.in_order([range(len(one.paths))], 1)
+    return images
+
+
+# --- What is read ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])
+def test_batches_from_the_raw_store_are_those_of_the_folders_to_the_bit(root, loader, caplog):  # noqa: F811
+    truncate(sorted((root / "train").rglob("*.*"))[3])
+    direct, prepared = data(root), data(root, prepare=True, workers=2)
+    assert direct.prepared is None and prepared.prepared
+    caplog.clear()
+    assert same_batches(getattr(direct, loader)(), getattr(prepared, loader)())
+    lines = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert len(lines) == 2 * (loader == "train_dataloader")  # each names the damaged one
+    assert len(set(lines)) <= 1
+
+
+def test_jpegs_take_a_part_of_the_space_and_look_the_same(make, tmp_path):
+    raw, jpeg = make(size=128)["val"], make(size=128, quality=90, name="jpegs")["val"]
+    difference = everything(raw).float() - everything(jpeg)
+    assert 0 < difference.abs().mean() < 4
+    sizes = [(tmp_path / name / "val.bin").stat().st_size for name in ("store", "jpegs")]
+    assert sizes[1] < sizes[0] / 3
+
+
+def test_a_damaged_image_of_the_store_is_named_and_read_from_its_file(make, root, tmp_path, caplog):  # noqa: F811
+    whole = everything(make()["train"])
+    with open(tmp_path / "store" / "train.bin", "r+b") as file:
+        file.seek(3 * (3 * SIDE * SIDE) + 100)
+        bit = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([bit[0] ^ 1]))
+    again = make()["train"]
+    caplog.clear()
+    ((images, there, missing),) = again.in_order([range(21)], 1)
+    assert torch.equal(images, whole) and len(there) == 21 and not missing
+    (line,) = caplog.messages
+    assert "1 images are damaged" in line and again.paths[3] in line
+    assert make(make=False) is None  # but anew
+
+
+# --- When it is made ------------------------------------------------------------------------------
+
+
+def test_it_is_made_once_and_again_when_a_file_is_added_removed_or_changed(make, root, caplog):  # noqa: F811
+    caplog.set_level("INFO")
+    calls = []
+
+    def counted(path, size):
+        calls.append(path)
+        return decode(path, size)
+
+    def prepared() -> int:
+        calls.clear()
+        result = make(counted=counted)
+        paths, _ = folders.files(str(root), "train")
+        assert torch.equal(everything(result["train"]), Files(paths, SIDE)[range(len(paths))][0])
+        return len(set(calls))
+
+    files = sorted((root / "train" / "cat").glob("*.*"))
+    assert prepared() == 31 and prepared() == 0
+    shutil.copy(files[0], files[0].with_name("new.jpg"))
+    assert prepared() == 32 and "files were added, removed or changed" in caplog.text
+    files[0].unlink()
+    assert prepared() == 31 and prepared() == 0
+    shutil.copy(files[2], files[1])
+    assert prepared() == 1  # this one as it is read
+    assert prepared() == 31 and prepared() == 0
+
+
+def test_without_make_a_store_is_used_and_none_is_made(make, tmp_path):
+    assert make(make=False) is None and not (tmp_path / "store").exists()
+    make()
+    assert make(make=False)
+    with open(tmp_path / "store" / "store.json", "w") as file:
+        file.write('{"format": 1}')
+    assert make(make=False) is None
+
+
+def test_a_preparation_goes_on_from_whatever_a_kill_has_left(make, tmp_path):
+    make()
+    whole, moments = contents(tmp_path / "store"), random.Random(0)
+    for _ in range(8):
+        left = moments.randrange(22)
+        for name, size in (("bin", 3 * SIDE * SIDE), ("records", 24)):
+            path = tmp_path / "store" / f"train.{name}"
+            beyond = moments.randrange(size)  # a record, or part of one, is written after its image
+            path.write_bytes(whole[f"train.{name}"][: left * size + beyond])
+        for name in ("val.bin", "val.records"):
+            (tmp_path / "store" / name).unlink()
+        (tmp_path / "store" / "store.json").write_bytes(
+            whole["store.json"].replace(b',\n  "whole": true', b"")
+        )
+        assert make() and contents(tmp_path / "store") == whole
+
+
+def test_two_preparations_at_once_are_one(make, caplog):
+    calls, found = [], []
+    caplog.set_level("INFO")
+    started, go_on = threading.Event(), threading.Event()
+
+    def counted(path, size):
+        calls.append(path)
+        started.set()
+        go_on.wait(10)
+        return decode(path, size)
+
+    threads = [threading.Thread(target=lambda: found.append(make(counted=counted))) for _ in "ab"]
+    threads[0].start()
+    started.wait(10)
+    threads[1].start()
+    while "is being prepared by another process" not in caplog.text:
+        assert threads[1].is_alive()
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2 and all(found) and len(calls) == len(set(calls)) + 21  # and an estimate
+    assert torch.equal(everything(found[0]["train"]), everything(found[1]["train"]))
+
+
+# --- What stands in its way -----------------------------------------------------------------------
+
+
+def test_where_there_is_no_room_the_folders_are_read_and_the_command_refuses(
+    make, monkeypatch, caplog
+):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 1000))
+    caplog.set_level("INFO")
+    assert make() is None
+    (line,) = [r.message for r in caplog.records if "no room" in r.message]
+    assert "raw (data.store=raw) 0.1 MB" in line and "JPEGs of quality 90" in line
+    with pytest.raises(UserError, match="^data.store=raw: no room; 31 images"):
+        make(must=True)
+
+
+def test_a_disk_that_fills_up_is_one_line_and_nothing_is_lost(make, monkeypatch, tmp_path):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    calls = []
+
+    def counted(path, size):
+        calls.append(path)
+        return decode(path, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        patch.setattr(store, "write_json", lambda path, _: Path(path).write_text("{}"))
+        with pytest.raises(UserError, match="No space left on device; make room and it goes on"):
+            make()
+    before = contents(tmp_path / "store")["train.bin"]
+    assert len(before) == 21 * 3 * SIDE * SIDE
+    assert make(counted=counted)
+
+
+@pytest.mark.parametrize("content", ['{"format": 99}', '{"format": 0}'])
+def test_a_store_of_another_version(make, tmp_path, content):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "store.json").write_text(content)
+    if "99" in content:
+        with pytest.raises(UserError, match="was prepared by a newer version .format 99, known"):
+            make()
+    else:
+        assert make()
+
+
+def test_a_store_is_of_one_size(root):  # noqa: F811
+    one, other = data(root, prepare=True), data(root, prepare=True, size=48)
+    assert everything(one.prepared["val"]).shape == (10, 3, SIDE, SIDE)
+    assert everything(other.prepared["val"]).shape == (10, 3, 48, 48)
+
+
+def test_a_folder_that_may_not_be_written_to_is_done_without(make, monkeypatch, caplog):
+    def closed(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(store, "write_json", closed)
+    assert make() is None and "Read-only file system; the folders are read" in caplog.text
+
+
+# --- A million of them ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_index_of_many_files_is_small_and_found_again(tmp_path):
+    names = [f"n{number:08}" for number in range(200)]
+    for name in names:
+        (tmp_path / "images" / "val" / name).mkdir(parents=True)
+        folder = tmp_path / "images" / "train" / name
+        folder.mkdir(parents=True)
+        for number in range(500):
+            (folder / f"{name}_{number}.JPEG").symlink_to("/nowhere.jpg")
+    (tmp_path / "images" / "val" / names[0] / "a.JPEG").symlink_to("/nowhere.jpg")
+    for path in [
+        tmp_path / "images",
+        *(tmp_path / "images").glob("*"),
+        *(tmp_path / "images").glob("*/*"),
+    ]:
+        os.utime(path, (1e9, 1e9))  # what was changed this very second is not kept
+    cache = tmp_path / "index.npz"
+    first = folders.index(str(tmp_path / "images"), cache)
+    assert cache.stat().st_size < 100_000 * 60  # bytes for each file: its name and 16 more
+    again = folders.index(str(tmp_path / "images"), cache)
+    paths, labels = again["train"]
+    assert len(paths) == 100_000 and list(paths) == list(first["train"][0])
+    assert np.array_equal(labels, np.repeat(np.arange(200), 500))
+    (tmp_path / "images" / "train" / names[3] / "new.JPEG").touch()
+    assert len(folders.index(str(tmp_path / "images"), cache)["train"][0]) == 100_001
