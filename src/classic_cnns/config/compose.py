@@ -104,10 +104,10 @@ class Composer:
             stored.find_checkpoint(resolved.init_from)
         if config.resume is None:
             return resolved if resolve else config
-        own = stored.resumed(resolved, words, self.trusted, self.folders)
-        if self.trusted:
-            self.add_folders(own.config_dirs)
         with stored.of_a_run(config.resume):
+            own = stored.resumed(resolved, words, self.trusted, self.folders)
+            if self.trusted:
+                self.add_folders(own.config_dirs)
             check_devices(plain(own))
         return own
 
