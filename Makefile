@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: train test test-gpu bench check papers clean
+.PHONY: train test test-gpu bench check papers claims claims-quick clean
 
 train: .venv/ready
 	$(VENV)/python src/train.py model=lenet5 data=mnist
@@ -19,6 +19,12 @@ bench: .venv/ready
 check: .venv/ready
 	$(VENV)/pip install --quiet --constraint .ci/constraints.txt ruff mypy
 	$(VENV)/ruff check . && $(VENV)/ruff format --check . && $(VENV)/mypy src/classic_cnns
+
+claims: .venv/ready
+	$(VENV)/python docs/claims.py run
+
+claims-quick: .venv/ready
+	$(VENV)/python docs/claims.py quick
 
 papers:
 	$(PYTHON) docs/papers.py

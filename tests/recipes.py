@@ -8,11 +8,14 @@ from hydra.utils import instantiate
 from torch import nn
 
 CONF = Path(__file__).parents[1] / "conf"
-DIGITS = ("lenet5", "lenet5_relu", "simple_cnn")
+DIGITS = ("lenet1", "lenet5", "mlp", "simple_cnn")
 SEARCH = "search_lenet5"  # an experiment that is a sweep, of another one's recipe
 
 MODELS = sorted(path.stem for path in CONF.glob("model/*.yaml"))
-EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if path.stem != SEARCH)
+EXPERIMENTS = sorted(
+    name for path in CONF.glob("experiment/*.yaml")
+    if (name := path.stem) != SEARCH and not name.startswith("claim_")  # of the recipes above
+)  # fmt: skip
 # Each model with its own optimizer, and each other recipe; new files come in by themselves.
 RECIPES = [f"model={name}" for name in MODELS] + [f"experiment={name}" for name in EXPERIMENTS]
 # What no recipe chooses by itself: batch normalisation and the other losses.

@@ -44,3 +44,12 @@ def test_a_loss_that_is_no_number_is_seen_in_the_mean():
     metrics.add(torch.tensor(float("nan")), torch.eye(2), torch.tensor([0, 1]))
     metrics.count()
     assert not metrics.means["loss"].compute().isfinite()
+
+
+def test_scores_that_are_written_in_one_place_count_each_by_itself():
+    place, metrics = torch.zeros(2, 3), SplitMetrics(top5=False)  # as a CUDA graph has them
+    for right in (0, 1):
+        place.copy_(torch.eye(3)[[right, right]])
+        metrics.add(torch.tensor(0.0), place, torch.tensor([0, 0]))
+    metrics.count()
+    assert metrics.means["error"].compute().item() == 0.5

@@ -22,6 +22,8 @@ from classic_cnns.run import run as api
 from classic_cnns.run.build import build, build_trainer
 from classic_cnns.run.run import run
 
+pytestmark = pytest.mark.slow  # whole runs and processes
+
 OWN_PARTS = Path(__file__).parent / "own_parts"
 STEPS = 16  # of an epoch: 512 images in batches of 32
 
@@ -40,6 +42,8 @@ def train(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch):
         ]  # fmt: skip
         if any(word.startswith("resume=") for word in words):
             usual = []
+        if not any("callbacks" in word or "debug" in word for word in words):
+            usual.append("~callbacks.pictures")  # which take as long as all else
         given = {word.lstrip("+").partition("=")[0] for word in words}
         usual = [word for word in usual if word.partition("=")[0] not in given]
         if any(word.startswith("data=") and word != "data=tiny" for word in words):

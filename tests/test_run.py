@@ -23,6 +23,8 @@ from classic_cnns.config.stored import find_run
 from classic_cnns.model.lenet5 import LeNet5, MAPLoss, MLELoss
 from classic_cnns.run.run import run
 
+pytestmark = pytest.mark.slow  # whole runs and processes
+
 
 @pytest.fixture
 def train(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch):
@@ -46,6 +48,8 @@ def train(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch):
             "trainer.log_every_n_steps=2",
             f"run_dir={name}",
         ]
+        if not any("callbacks" in word for word in overrides):
+            words.append("~callbacks.pictures")  # which take as long as all else
         given = {word.partition("=")[0] for word in overrides}
         words = [word for word in words if word.partition("=")[0] not in given]
         run(compose(*words, *overrides, config_dirs=[str(tiny_config_dir)]))
@@ -371,8 +375,11 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(train, mon
 
 
 def test_tensorboard_has_each_curve_once_an_epoch_and_the_texts(train):
-    log = events(train("a"))
-    tags = set(log.Tags()["scalars"])
+    log = events(train("a", "callbacks=default"))
+    scalars = log.Tags()["scalars"]
+    tags = {tag for tag in scalars if not tag.startswith(("saturated/", "gradient/"))}
+    squashed = {"C1", "S2", "C3", "S4", "C5", "F6"}
+    assert {f"saturated/{layer}" for layer in squashed} <= set(scalars) - tags
     splits = {f"{m}/{s}" for m in ("loss", "error", "accuracy") for s in ("train", "val", "test")}
     assert tags == splits | {
         "loss/train_step", "optim/lr", "speed/images_per_second", "epoch"  # Lightning adds epoch
@@ -383,16 +390,20 @@ def test_tensorboard_has_each_curve_once_an_epoch_and_the_texts(train):
     texts = {
         tag: log.Tensors(tag)[0].tensor_proto.string_val[0].decode()
         for tag in log.Tags()["tensors"]
+        if tag.endswith("text_summary")
     }
     assert "340,908" in texts["layers/text_summary"]
     assert "max_epochs: 3" in texts["config/text_summary"]
-    assert log.Tags()["images"] == ["kernels/C1"]  # and no mistakes
+    inputs = {"inputs/before augmentation", "inputs/after augmentation"}
+    shown = {"kernels/C1", "kernels/C5", "confusion/test"}  # and no mistakes
+    assert set(log.Tags()["images"]) == inputs | shown
+    assert len(log.Images("kernels/C1")) == 4  # at the start and after each epoch
 
 
 @pytest.mark.parametrize("model", ["lenet5", "convnet_cifar10_13pct"])
 def test_tensorboard_says_what_was_mistaken_for_what(train, tiny_arrays, model):
     words = ["data.test_patches=nine"] if model != "lenet5" else []
-    directory = train("a", f"model={model}", "trainer.max_epochs=1", *words)
+    directory = train("a", "callbacks=default", f"model={model}", "trainer.max_epochs=1", *words)
     log, labels = events(directory), tiny_arrays["test_labels"]
     text = log.Tensors("confusion/test/text_summary")[0].tensor_proto.string_val[0].decode()
     table = [[cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines()]

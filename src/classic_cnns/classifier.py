@@ -69,7 +69,8 @@ class SplitMetrics(nn.Module):
 
     def add(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
         """The mean loss () of a batch, its scores (B, classes) and labels (B,)."""
-        self.steps.append((loss.detach(), scores.detach(), labels))
+        # A copy, since a net that was recorded as a CUDA graph writes its scores in one place.
+        self.steps.append((loss.detach(), scores.detach().clone(), labels))
 
     def count(self) -> None:
         if not self.steps:

@@ -100,6 +100,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     runs.start("nccl", ON_GPU, BITS, "trainer=ddp", "trainer.devices=1")
     runs.start("cpu", ON_CPU, DOUBLE)
     runs.start("gpu", ON_GPU, DOUBLE)
+    runs.start("compiled", ON_GPU, DOUBLE, "trainer.compile=cudagraphs")
     runs.start("moved", ON_GPU, DOUBLE, STOPPING, STOP_IN_STEP="8")
     runs.start("noted", ON_GPU, "model.loss._target_=spy.Noting", recipe="alexnet_small")
     runs.start("towers", ON_GPU, BITS, recipe="alexnet_small")
@@ -127,6 +128,12 @@ def test_a_gpu_trains_to_the_weights_of_a_cpu(runs: Runs) -> None:
     weights = runs.weights("gpu")
     assert any(x.dtype == torch.float64 for x in weights.values())
     assert distance(weights, runs.weights("cpu")) < 1e-8
+
+
+def test_recorded_steps_are_the_plain_ones(runs: Runs) -> None:
+    runs.end("gpu")
+    runs.end("compiled")
+    assert distance(runs.weights("compiled"), runs.weights("gpu")) < 1e-8
 
 
 @pytest.mark.parametrize(("one", "other"), [("one", "again"), ("towers", "same_towers")])

@@ -1,5 +1,8 @@
 """Local response normalisation against the loop of the formula and against torch's layer."""
 
+import sys
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -163,3 +166,29 @@ def test_export_keeps_the_batch_size_free(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_window_without_a_middle_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"size={size} of a response norm: allowed are 1, 3, 5"):
         LocalResponseNorm(**PAPER | {"size": size})
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator:
+    """The GPU's kernel, which Triton's interpreter works out on the CPU."""
+    pytest.importorskip("triton")
+    name = "classic_cnns.model.local_response_norm_gpu"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        sys.modules.pop(name, None)
+        __import__(name)
+        yield sys.modules.pop(name).response_norm
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize(("size", "beta", "groups"), [(5, 0.75, 1), (5, 0.75, 2), (9, 0.6, 1)])
+def test_the_gpus_kernel_is_the_loop(kernel, size, beta, groups, memory_format) -> None:
+    x, g = batch(2, 2, 14, 5, 6, dtype=torch.float64)
+    x = x.contiguous(memory_format=memory_format).requires_grad_()
+    g = g.contiguous(memory_format=memory_format)
+    loops = [reference.local_response_norm(t, size, 2.0, 0.3, beta) for t in x.chunk(groups, 1)]
+    want = torch.cat(loops, 1)
+    constants = size, 0.3, beta, 2.0, groups
+    torch.testing.assert_close(kernel(x.detach(), None, *constants), want.detach())
+    (slope,) = torch.autograd.grad(want, x, g)
+    torch.testing.assert_close(kernel(x.detach(), g, *constants), slope)

@@ -12,6 +12,8 @@ import pytest
 from tests.sweep.conftest import sheet
 from tests.sweep.stand_in import error
 
+pytestmark = pytest.mark.slow  # whole runs and processes
+
 optuna = pytest.importorskip("optuna", minversion="4")
 RANDOM = {"_target_": "optuna.samplers.RandomSampler", "seed": 3}
 LR = "optim.lr=tag(log,interval(0.01,0.4))"
@@ -133,7 +135,6 @@ def test_any_metric_can_be_followed_upwards(sweep, experiment, metric):
     assert float(best[metric]) == 1 - error(float(best["optim.lr"]), 0, 3)
 
 
-@pytest.mark.slow
 def test_a_search_killed_and_started_again_ends_with_the_undisturbed_table(sweep, experiment):
     words = [*experiment(), LR, "sweep.parallel=1"]
     assert sweep(*words, "sweep.dir=whole", EPOCH_SECONDS="0.2").code == 0

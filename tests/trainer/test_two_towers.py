@@ -13,6 +13,8 @@ import pytest
 
 from classic_cnns.trainer.devices import free_port
 
+pytestmark = pytest.mark.slow  # whole runs and processes
+
 ROOT = Path(__file__).parents[2]
 
 # Both processes train the whole net, and one tower of a second one that is born the same.

@@ -1,4 +1,4 @@
-"""Pictures of a run that has been tested, for TensorBoard: kernels, confusions, mistakes."""
+"""Pictures for TensorBoard: inputs, kernels as they change, confusions, mistakes."""
 
 from typing import Any
 
@@ -9,16 +9,20 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from classic_cnns.data.batches import Batches
 from classic_cnns.report import pictures
 
 SHOWN = 120  # mistakes
+INPUTS = 32  # images
 CLASSES = 20  # of a confusion matrix that still can be read
 
 
 class Pictures(Callback):
-    """Draws what a test of `Classifier` shows; does nothing for other modules.
+    """Draws what `Classifier` sees, learns and mistakes; does nothing for other modules.
 
-    The matrix counts over all ranks, the mistakes are those of rank 0.
+    At the start the first training images before and after augmentation, and the kernels; these
+    again after each validation, with the share of colour in each tower's first ones. After the test
+    the confusion matrix, counted over all ranks, and the mistakes of rank 0.
     """
 
     def __init__(self) -> None:
@@ -45,24 +49,59 @@ class Pictures(Callback):
             image = images[row] if images.dim() == 4 else images[row, 4]  # of patches the middle
             self.mistakes.append((image.cpu(), int(labels[row]), int(outputs[row])))
 
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step or batch_idx or not hasattr(pl_module, "num_classes"):
+            return
+        self.draw_kernels(trainer, pl_module)
+        grids = {"after augmentation": batch[0][:INPUTS]}
+        loader: Any = trainer.train_dataloader
+        if isinstance(loader, Batches) and isinstance(loader.images, torch.Tensor):
+            first = loader.order(trainer.current_epoch)[loader.rank :: loader.world_size]
+            grids["before augmentation"] = loader.images.index_select(0, first[:INPUTS])
+        for board in boards(trainer):
+            for when, images in grids.items():
+                board.add_image(f"inputs/{when}", pictures.inputs(images), 0)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if hasattr(pl_module, "num_classes") and not trainer.sanity_checking:
+            self.draw_kernels(trainer, pl_module)
+
+    def draw_kernels(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        net, step = pl_module.net, trainer.global_step
+        # Whole weights, also where this rank holds one tower only; all ranks have to ask.
+        state = trainer.strategy.lightning_module_state_dict()
+        names = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d)]
+        weights = {name: state[f"net.{name}.weight"] for name in names}
+        towers = getattr(net, "towers", 1)
+        for board in boards(trainer):
+            for name, weight in weights.items():
+                if weight.shape[2:].numel() > 1:
+                    board.add_image(f"kernels/{name}", pictures.kernels(weight, towers), step)
+        first = weights[names[0]] if names else None
+        if first is not None and first.shape[1] == 3 and trainer.is_global_zero:
+            shares = {
+                f"colour/{names[0]}{f' of tower {number}' if towers > 1 else ''}": share
+                for number, share in enumerate(map(pictures.colour, first.chunk(towers)), 1)
+            }
+            for logger in trainer.loggers:
+                logger.log_metrics(shares, step)
+
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.matrix is None:
             return
         counts = self.matrix.compute()  # over all ranks, which all have to ask
-        net, step = pl_module.net, trainer.global_step
         names = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
         names = names or [str(number) for number in range(len(counts))]
-        convolutions = [n for n, layer in net.named_modules() if isinstance(layer, nn.Conv2d)]
-        # Whole weights, also where this rank holds one tower only; all ranks have to ask.
-        state = trainer.strategy.lightning_module_state_dict()
-        for logger in trainer.loggers:
-            if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
-                continue
-            board = logger.experiment
-            for name in convolutions[:1]:
-                image = pictures.kernels(state[f"net.{name}.weight"], getattr(net, "towers", 1))
-                board.add_image(f"kernels/{name}", image, step)
+        for board in boards(trainer):
+            step = trainer.global_step
             if len(counts) <= CLASSES:
                 board.add_text("confusion/test", pictures.confusion(counts, names), step)
+                board.add_figure("confusion/test", pictures.confusion_figure(counts, names), step)
             if self.mistakes:
                 board.add_image("mistakes/test", pictures.mistakes(self.mistakes, names), step)
+
+
+def boards(trainer: pl.Trainer) -> list[Any]:
+    """TensorBoard's writers, on rank 0 alone."""
+    loggers = trainer.loggers if trainer.is_global_zero else []
+    return [logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger)]

@@ -115,17 +115,20 @@ RULES = {
     null_or(same_kind({})): "optim.scheduler sweep.search sweep.search.pruner "
     "sweep.search.sampler",
     one_of("pad", "crop", "resize"): "model.input.fit",
+    one_of("trainable", "average", "max"): "model.net.subsampling",
     one_of("auto", "cpu", "gpu", "cuda", "mps"): "trainer.accelerator",
     one_of("auto", "32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"):
         "trainer.precision",
     one_of(True, False, "warn"): "trainer.deterministic",
+    null_or(one_of("cudagraphs", "inductor")): "trainer.compile",
     one_of("minimize", "maximize"): "sweep.direction",
 }  # fmt: skip
 # Words of model.net, each of which may stand in the place of another one of its row.
 WORDS = (
-    ("relu", "tanh"),
+    ("relu", "tanh", "sigmoid"),
     ("none", "batch", "torch"),
     ("table", "full"),
+    ("fixed", "learned"),
     ("average", "max"),
     ("overlapping", "non_overlapping"),
 )
@@ -207,6 +210,17 @@ def check_init(config: dict) -> None:
 def check_trainer(config: dict) -> None:
     """Raise UserError for what Lightning's Trainer takes but these data or nets would ignore."""
     trainer, net = config["trainer"], config["model"].get("net") or {}
+    compile = trainer.get("compile")
+    if compile and not net:
+        raise UserError(
+            f"trainer.compile={compile}: is for the nets of model.net; call torch.compile in a "
+            "LightningModule of your own"
+        )
+    if compile and "TwoTowers" in str(trainer["strategy"]):
+        raise UserError(
+            f"trainer.compile={compile}: a net that is cut in two towers is not compiled; "
+            "try trainer.compile=null"
+        )
     if trainer.get("use_distributed_sampler") is False and "augmentations" in config["data"]:
         raise UserError(
             "+trainer.use_distributed_sampler=false: the batches of this data set are shared by "

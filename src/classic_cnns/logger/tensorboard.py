@@ -13,6 +13,14 @@ from torch.utils.tensorboard.summary import hparams
 METRICS = ("error/val", "error/test", "loss/val", "loss/test", "speed/images_per_second")
 # Its other columns; in a sweep what it varies instead, since TensorBoard shows the first five only.
 KEYS = ("data.augment", "optim.lr", "data.batch_size", "trainer.max_epochs", "seed")
+# The custom scalars tab: training, validation and test of a metric in one chart.
+CHARTS = {
+    "metrics": {
+        name: ["Multiline", [f"^{name}/{split}$" for split in ("train", "val", "test")]]
+        for name in ("error", "loss", "accuracy", "top5_error")
+    },
+    "layers": {name: ["Multiline", [f"^{name}/"]] for name in ("saturated", "dead", "gradient")},
+}
 
 
 class TensorBoard(TensorBoardLogger):
@@ -45,6 +53,7 @@ class TensorBoard(TensorBoardLogger):
         if "model" not in config:
             return  # the hyperparameters of a module of the user's own: the config has them too
         yaml = OmegaConf.to_yaml(config)
+        self.experiment.add_custom_scalars(CHARTS)
         self.experiment.add_text("config", "\n".join(f"    {line}" for line in yaml.splitlines()))
         experiment, start, _ = hparams(hyperparameters(config), dict.fromkeys(self.metrics, 0.0))
         writer: Any = self.experiment.file_writer

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from classic_cnns.model.local_response_norm import LocalResponseNorm
 
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}  # section 3.1
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}  # section 3.1
 POOLS = {"overlapping": 3, "non_overlapping": 2}  # z of section 3.4; s is 2 in both
 
 

@@ -83,6 +83,14 @@ class Subsampling(nn.Module):
         return self.bias + self.coefficient * sums
 
 
+# S2 and S4 by name; each gets the number of its maps.
+SUBSAMPLINGS: dict[str, Callable[[int], nn.Module]] = {
+    "trainable": Subsampling,
+    "average": lambda channels: nn.AvgPool2d(2),
+    "max": lambda channels: nn.MaxPool2d(2),
+}
+
+
 class FittedConv2d(nn.Conv2d):
     """A convolution, as one matrix product where the image is just as large as the kernel."""
 
@@ -134,14 +142,19 @@ class TableConv2d(nn.Module):
 class EuclideanRBF(nn.Module):
     """Eq. 7: the squared distance of the 84 F6 units to each class's bitmap.
 
-    (B, 84, H, W) to (B, 10, H, W), at least 0, small for a likely class.
+    (B, 84, H, W) to (B, 10, H, W), at least 0, small for a likely class. The bitmaps are "kept
+    fixed (at least initially)"; with `learned` they are weights like any other (section II.C).
     """
 
     weight: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, learned: bool = False) -> None:
         super().__init__()
-        self.register_buffer("weight", digit_bitmaps().flatten(1))  # (10, 84)
+        bitmaps = digit_bitmaps().flatten(1)  # (10, 84)
+        if learned:
+            self.weight = nn.Parameter(bitmaps)
+        else:
+            self.register_buffer("weight", bitmaps)
         self.connections_per_position = self.weight.numel()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,17 +166,24 @@ class LeNet5(nn.Module):
 
     A score is the negative RBF penalty of eq. 7. Larger images give larger C5 maps, and then
     scores for each position (section VII): (B, 10, H', W').
+
+    `subsampling` is the paper's "trainable", or "average" or "max", which have no weights; `rbf` is
+    "fixed" or "learned"; `c3` is "table", or "full": every map sees all six. (The values that are
+    set here are for runs whose configs do not name these keys yet.)
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, c3: str = "table", subsampling: str = "trainable", rbf: str = "fixed"
+    ) -> None:
         super().__init__()
+        table = C3_TABLE if c3 == "table" else (tuple(range(6)),) * 16
         self.C1 = nn.Conv2d(1, 6, 5)
-        self.S2 = Subsampling(6)
-        self.C3 = TableConv2d(6, C3_TABLE, 5, paper_bound)
-        self.S4 = Subsampling(16)
+        self.S2 = SUBSAMPLINGS[subsampling](6)
+        self.C3 = TableConv2d(6, table, 5, paper_bound)
+        self.S4 = SUBSAMPLINGS[subsampling](16)
         self.C5 = FittedConv2d(16, 120, 5)
         self.F6 = FittedConv2d(120, 84, 1)  # a full connection, at each position of C5
-        self.output = EuclideanRBF()
+        self.output = EuclideanRBF(rbf == "learned")
         self.squash = ScaledTanh()
         for layer in (self.C1, self.C5, self.F6):
             uniform_(layer.parameters(), paper_bound(layer.weight[0].numel()))

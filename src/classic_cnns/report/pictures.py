@@ -1,6 +1,8 @@
-"""The pictures of a run that has ended: its first kernels, what it mistook, and for what."""
+"""The pictures of a run: what the net sees, its kernels, what it mistook, and for what."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -27,10 +29,28 @@ def kernels(weights: Tensor, towers: int) -> Tensor:
     return torch.cat(grids, 2)
 
 
-def mistakes(made: Sequence[tuple[Tensor, int, int]], names: Sequence[str]) -> Tensor:
+def colour(weights: Tensor) -> float:
+    """Share of the energy of kernels (N, 3, h, w) that is colour and not grey, from 0 to 1.
+
+    Section 6.1 of the AlexNet paper has one tower with colour-agnostic kernels, and one without.
+    """
+    chroma = weights - weights.mean(1, keepdim=True)
+    return (chroma.square().sum() / weights.square().sum().clamp(min=1e-30)).item()
+
+
+def inputs(images: Tensor, columns: int = 8) -> Tensor:
+    """Images (N, C, H, W) or patches of them (N, V, C, H, W) as one, each with its own contrast."""
+    large = images.flatten(0, -4).float()
+    grid = {"nrow": columns, "padding": 2, "pad_value": 1}
+    return make_grid(large, normalize=True, scale_each=True, **grid)  # type: ignore[arg-type]
+
+
+def mistakes(
+    made: Sequence[tuple[Tensor, int, int]], names: Sequence[str], shares: Sequence[float] = ()
+) -> Tensor:
     """Images (C, H, W) as one (3, H', W') uint8, below each its class and what it was taken for.
 
-    Like Fig. 8 of the LeNet-5 paper.
+    Like Fig. 8 of the LeNet-5 paper. `shares` are the probabilities of the wrong answers.
     """
     side, gap, columns = 64, 28, 12  # pixels, and images in a row
     rows = -(-len(made) // columns)
@@ -43,6 +63,7 @@ def mistakes(made: Sequence[tuple[Tensor, int, int]], names: Sequence[str]) -> T
         tile = to_pil_image(((image - low) / (high - low).clamp(min=1e-9)).float())
         picture.paste(tile.resize((side, side), Image.Resampling.BOX), (left, top))
         words = f"{names[label]:.12}\n-> {names[answer]:.12}"
+        words += f" {shares[number]:.0%}" if shares else ""
         draw.text((left, top + side + 1), words, fill="black", spacing=1)
     return pil_to_tensor(picture)
 
@@ -51,3 +72,111 @@ def confusion(counts: Tensor, names: Sequence[str]) -> str:
     """How many images of each class (row) got which answer (column), as a Markdown table."""
     rows = [[name, *map(str, row)] for name, row in zip(names, counts.tolist(), strict=True)]
     return aligned([["class", *(f"-> {name}" for name in names)], *rows])
+
+
+def confusion_figure(counts: Tensor, names: Sequence[str]) -> Any:
+    """The same as a figure of matplotlib; the darker, the more, on a logarithmic scale."""
+    shades = counts.cpu().double().log1p().numpy()
+    figure = new_figure(8, 8)
+    axes = figure.subplots()
+    axes.imshow(shades, cmap="Blues")
+    for row, line in enumerate(counts.tolist()):
+        for column, count in enumerate(line):
+            dark = shades[row, column] > shades.max() / 2
+            axes.text(
+                column, row, count or "", ha="center", va="center", color="w" if dark else "k"
+            )
+    axes.set_xticks(range(len(names)), names, rotation=45)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("class")
+    return figure
+
+
+def new_figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure  # here, since it takes a second
+
+    return Figure((width, height), layout="constrained")
+
+
+def maps(image: Tensor, layers: dict[str, Tensor], bitmaps: Tensor | None) -> Any:
+    """What the layers make of an image (C, H, W): their maps (C, H, W) or units, a row each.
+
+    Like Fig. 2 of the LeNet-5 paper. With `bitmaps` (10, 84), the RBF units' of LeNet-5, the last
+    units are shown as such a one, above all ten.
+    """
+    figure = new_figure(10, 1.1 * (len(layers) + 1 + (bitmaps is not None)))
+    rows = {"input": image, **layers}
+    if bitmaps is not None:
+        last = list(rows)[-1]
+        rows[last] = rows[last].reshape(1, 12, 7)
+        rows["RBF"] = bitmaps.detach().reshape(-1, 12, 7)
+    for axes, (name, values) in zip(figure.subplots(len(rows), 1), rows.items(), strict=True):
+        if values.dim() == 1 or values.shape[1:].numel() == 1:
+            shown = values.flatten()[None]
+            axes.imshow(shown.float().numpy(), cmap="gray", aspect="auto")
+        else:
+            grid = (
+                values[None] if name == "input" and len(values) == 3 else values[:24].unsqueeze(1)
+            )
+            picture = make_grid(grid.float(), nrow=24, normalize=True, scale_each=True, pad_value=1)
+            axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    return figure
+
+
+def answers(
+    images: Tensor, labels: Tensor, shares: Tensor, nearest: Tensor, names: Sequence[str]
+) -> Any:
+    """Images (N, C, H, W), the five likeliest classes of each as bars, and training images.
+
+    Like Fig. 4 of the AlexNet paper: `nearest` (N, 6, C, H, W) are the training images whose last
+    hidden units are most alike. `shares` (N, classes) are probabilities; the right class is red.
+    """
+    count = len(images)
+    figure = new_figure(11, 1.2 * count)
+    grid = figure.subplots(count, 3, width_ratios=[1, 3, 6])
+    best = shares.topk(min(5, shares.shape[1]), 1)
+    for row in range(count):
+        show(grid[row, 0], images[row][None], 1)
+        grid[row, 0].set_title(names[int(labels[row])], fontsize="small")
+        values, classes = best.values[row].tolist(), best.indices[row].tolist()
+        colors = ["tab:red" if c == int(labels[row]) else "tab:blue" for c in classes]
+        grid[row, 1].barh(range(len(values)), values, color=colors)
+        grid[row, 1].set_yticks(range(len(values)), [names[c] for c in classes], fontsize="small")
+        grid[row, 1].invert_yaxis()
+        grid[row, 1].set_xlim(0, 1)
+        show(grid[row, 2], nearest[row], 6)
+    return figure
+
+
+def show(axes: Any, images: Tensor, columns: int) -> None:
+    axes.imshow(inputs(images, columns).permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes.set_axis_off()
+
+
+def robustness(curves: dict[str, dict[str, tuple[list[float], list[float]]]]) -> Any:
+    """Test error (0 to 1) against what was done to the images, one chart for each change."""
+    figure = new_figure(10, 7)
+    for axes, (change, lines) in zip(figure.subplots(2, 2).flat, curves.items(), strict=True):
+        for name, (values, errors) in lines.items():
+            axes.plot(values, [100 * error for error in errors], marker=".", label=name)
+        axes.set_xlabel(change)
+        axes.set_ylabel("test error in %")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+    return figure
+
+
+def save(image: Tensor, path: Path) -> Path:
+    """An image (3, H, W), uint8 or from 0 to 1, as PNG."""
+    to_pil_image(image).save(path)
+    return path
+
+
+def save_figure(figure: Any, path: Path) -> Path:
+    figure.savefig(path, dpi=110)
+    return path

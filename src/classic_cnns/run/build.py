@@ -207,6 +207,7 @@ def build_trainer(config: DictConfig, **given: Any) -> pl.Trainer:
     node: dict[str, Any] = dict(config.trainer)  # type: ignore[arg-type]
     if node["strategy"] == "auto" and several:
         node["strategy"] = {"_target_": "classic_cnns.trainer.ddp.DDP"}
+    node.pop("compile", None)  # which is for the net
     node["precision"] = precision.choose(node["precision"], node["accelerator"])
     with one_line("trainer"):
         plugins = [instantiate(plugin) for plugin in node.pop("plugins", None) or []]

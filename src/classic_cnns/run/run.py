@@ -199,6 +199,8 @@ def train_and_test(
     last = checkpoints / "last.ckpt"
     if trainer.is_global_zero:
         write_start(config, directory, trainer, module, data)
+    if config.trainer.get("compile"):  # earlier runs lack the key
+        module.net.compile(backend=config.trainer.compile)
     as_precision_asks(trainer, module)
     record = next(c for c in trainer.callbacks if isinstance(c, Record))
 
@@ -284,6 +286,11 @@ def one_line_of_lightning() -> Iterator[None]:
         line = " ".join(str(error).split())
         if "Early stopping conditioned on metric" in line:
             raise UserError(f"callbacks: {line}") from error
+        if "does not have a deterministic implementation" in line:
+            raise UserError(f"trainer.deterministic=true: {line.partition(',')[0]}") from error
+        if type(error).__name__ in ("BackendCompilerFailed", "InductorError"):
+            why = line.partition(" Set TORCH")[0][:200]
+            raise UserError(f"trainer.compile: {why}; try trainer.compile=null") from error
         raise
 
 

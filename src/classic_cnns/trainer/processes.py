@@ -19,7 +19,7 @@ GRACE = 10.0  # seconds that processes have to end once another has failed, or w
 # What a launcher around us, or an earlier run, would tell a process about ranks not its own.
 LAUNCHER = re.compile(
     r"((LOCAL|GLOBAL|NODE|GROUP|ROLE)_)?(RANK|WORLD_SIZE)"
-    r"|MASTER_(ADDR|PORT)|(PL|TORCHELASTIC|SLURM|PMI|OMPI)_.*"
+    r"|MASTER_(ADDR|PORT)|(PL|TORCHELASTIC|SLURM|PMIX?|OMPI_COMM_WORLD)_.*"
 )
 LIBC = ctypes.CDLL(None)
 

@@ -1,0 +1,103 @@
+"""How the units of each layer are used while a net learns: saturated, dead, and how steep."""
+
+from math import sqrt
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+IMAGES = 128  # of the first validation batch
+SHOWN = 10_000  # values in a histogram
+SATURATED = sqrt(0.95)  # |tanh| beyond which its slope is below 5 % of the greatest one
+
+
+class Recorder(TorchFunctionMode):
+    """Keeps the outputs (B, C, ...) of ReLU, tanh and sigmoid, by the layer whose sums they take.
+
+    Nets call these as modules and as functions, so they are met where torch is called.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = ""
+        self.found: dict[str, tuple[str, Tensor]] = {}  # kind and output, by layer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        kind = getattr(func, "__name__", "").rstrip("_")
+        if kind in ("relu", "tanh", "sigmoid") and self.layer:
+            self.found[self.layer] = kind, output
+        return output
+
+
+def activations(net: nn.Module, images: Tensor) -> dict[str, tuple[str, Tensor]]:
+    """By layer what kind of units it has and their outputs for `images`; the net stays as it is."""
+    recorder = Recorder()
+
+    def remember(name: str) -> Any:
+        return lambda *_: setattr(recorder, "layer", name)
+
+    hooks = [
+        layer.register_forward_hook(remember(name))
+        for name, layer in net.named_modules()
+        if any(weight.dim() > 1 for weight in layer.parameters(recurse=False))
+    ]
+    try:
+        with torch.no_grad(), recorder:
+            net.forward(images)  # and not a compiled one
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return recorder.found
+
+
+def unused(kind: str, output: Tensor) -> float:
+    """Share of units (a map is one) that are 0 for all images, or of outputs that are saturated."""
+    if kind == "relu":
+        return (output.transpose(0, 1).flatten(1).amax(1) <= 0).float().mean().item()
+    tanh = 2 * output - 1 if kind == "sigmoid" else output
+    return (tanh.abs() > SATURATED).float().mean().item()
+
+
+class Activations(Callback):
+    """Logs at each validation, by layer, what the texts say of saturation and dead units.
+
+    `dead/` and `saturated/` are shares from 0 to 1 over 128 held-out images, `gradient/` is the
+    norm of a layer's gradient at the last step of the epoch; TensorBoard also gets histograms.
+    """
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        if trainer.is_last_batch and hasattr(pl_module, "net"):
+            self.gradients = {
+                name: weight.grad.detach().norm()
+                for name, weight in pl_module.net.named_parameters()
+                if weight.grad is not None and weight.dim() > 1
+            }
+
+    def on_validation_batch_end(
+        self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
+    ) -> None:
+        if batch_idx or trainer.sanity_checking or not hasattr(pl_module, "net"):
+            return
+        with trainer.precision_plugin.forward_context():
+            found = activations(pl_module.net, batch[0][:IMAGES])
+        if not trainer.is_global_zero:
+            return
+        step, values = trainer.global_step, {}
+        for layer, (kind, output) in found.items():
+            values[f"{'dead' if kind == 'relu' else 'saturated'}/{layer}"] = unused(kind, output)
+        for name, norm in self.gradients.items():
+            values[f"gradient/{name.removesuffix('.weight')}"] = norm.item()
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step)
+            if isinstance(logger, TensorBoardLogger):
+                for layer, (_, output) in found.items():
+                    shown = output.flatten()[:: max(1, output.numel() // SHOWN)]
+                    logger.experiment.add_histogram(f"activations/{layer}", shown.float(), step)

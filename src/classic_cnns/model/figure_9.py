@@ -1,0 +1,64 @@
+"""Nets beside LeNet-5 in Fig. 9 of its paper: linear, fully connected, and LeNet-1.
+
+LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", Proc.
+IEEE 1998, section III.C. First weights and squashing are LeNet-5's; the scores are linear units.
+LeNet-4 is missing: from its description follow three times the 17,000 weights that it is said to
+have.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from classic_cnns.model.lenet5 import (
+    ScaledTanh,
+    Subsampling,
+    TableConv2d,
+    paper_bound,
+    uniform_,
+)
+
+# The first maps that each of the twelve second ones sees: LeCun et al., "Handwritten digit
+# recognition with a back-propagation network", NIPS 1989, table 1.
+LENET1_TABLE = tuple(
+    tuple(i + first for i in maps)
+    for first in (0, 2)
+    for maps in ((0,), (0, 1), (0, 1), (1,), (0, 1), (0, 1))
+)
+
+
+class MLP(nn.Sequential):
+    """Fully connected: (B, 1, side, side) -> (B, num_classes); without `hidden_layers`, linear."""
+
+    def __init__(self, *, num_classes: int, side: int, hidden_layers: Sequence[int]) -> None:
+        super().__init__(nn.Flatten())
+        sizes = [side**2, *hidden_layers]
+        for number, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False), 1):
+            self.add_module(f"fc{number}", nn.Linear(inputs, outputs))
+            self.add_module(f"squash{number}", ScaledTanh())
+        self.add_module("output", nn.Linear(sizes[-1], num_classes))
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                uniform_(layer.parameters(), paper_bound(layer.in_features))
+
+
+class LeNet1(nn.Module):
+    """(B, 1, 28, 28) -> (B, num_classes); 2,578 parameters for ten classes."""
+
+    def __init__(self, *, num_classes: int) -> None:
+        super().__init__()
+        self.C1 = nn.Conv2d(1, 4, 5)
+        self.S2 = Subsampling(4)
+        self.C3 = TableConv2d(4, LENET1_TABLE, 5, paper_bound)
+        self.S4 = Subsampling(12)
+        self.output = nn.Linear(12 * 4 * 4, num_classes)
+        self.squash = ScaledTanh()
+        uniform_(self.C1.parameters(), paper_bound(25))
+        uniform_(self.output.parameters(), paper_bound(12 * 4 * 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.squash(self.C1(images))  # (B, 4, 24, 24)
+        x = self.squash(self.S2(x))  # (B, 4, 12, 12)
+        x = self.squash(self.C3(x))  # (B, 12, 8, 8)
+        x = self.squash(self.S4(x))  # (B, 12, 4, 4)
+        return self.output(x.flatten(1))  # (B, num_classes)

@@ -1,0 +1,128 @@
+"""Pictures of trained nets, as PNG: from checkpoints and the test images of their data."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
+
+from classic_cnns.callbacks.activations import activations
+from classic_cnns.classifier import Classifier
+from classic_cnns.data.transforms import patches_of
+from classic_cnns.report import pictures
+from classic_cnns.run.build import build_data
+from classic_cnns.run.trained import load_net
+
+TESTED = 2000  # images for a point of a robustness curve
+LIKENED = 5000  # training images, of which the nearest are shown
+BATCH = 500
+# What is done to test images, uint8 (N, C, H, W) of side S, by its name and its values.
+CHANGES: dict[str, tuple[Callable[[Tensor, float], Tensor], list[float]]] = {
+    "shift in pixels": (lambda x, v: moved(x, shift=v), list(range(-8, 9, 2))),
+    "rotation in degrees": (lambda x, v: moved(x, angle=v), list(range(-60, 61, 15))),
+    "scale": (lambda x, v: moved(x, scale=v), [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4]),
+    "noise, deviation of 255": (lambda x, v: noisy(x, v), [0, 16, 32, 48, 64, 96, 128]),
+}
+
+
+def moved(images: Tensor, shift: float = 0, angle: float = 0, scale: float = 1) -> Tensor:
+    mode = F.InterpolationMode.BILINEAR
+    return F.affine(images, angle, [shift, 0], scale, [0.0, 0.0], interpolation=mode)
+
+
+def noisy(images: Tensor, deviation: float) -> Tensor:
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + deviation * noise).round().clamp(0, 255).byte()
+
+
+class Trained:
+    """A net in eval mode and the images of its data, uint8 (N, C, H, W), with labels (N,)."""
+
+    def __init__(self, checkpoint: Path, config: DictConfig) -> None:
+        self.name = config.name
+        self.net: Classifier = load_net(checkpoint, config)
+        self.data: Any = build_data(config)
+        self.data.prepare_data()
+        self.data.setup("fit")
+        self.data.setup("test")
+
+    def images(self, split: str, count: int) -> tuple[Tensor, Tensor]:
+        batches = self.data.batches(split, BATCH, to_input=lambda images: images)
+        read = batches.read(batches.indices[:count].split(BATCH))
+        parts = [images[rows] for images, rows in read]
+        return torch.cat(parts), batches.labels[batches.indices[:count]]
+
+    @torch.no_grad()
+    def scores(self, images: Tensor) -> Tensor:
+        prepared = self.net.prepared
+        return torch.cat([self.net(prepared(part)).float() for part in images.split(BATCH)])
+
+    def errors(self, images: Tensor, labels: Tensor) -> float:
+        return (self.scores(images).argmax(1) != labels).double().mean().item()
+
+    def last_hidden(self, images: Tensor) -> Tensor:
+        """The units before the scores, (N, units)."""
+        parts = images.split(BATCH)
+        found = [activations(self.net.net, self.net.prepared.to_input(part)) for part in parts]
+        return torch.cat([list(each.values())[-1][1].flatten(1).float() for each in found])
+
+
+def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[Path]:
+    """Write the pictures of the first run, and the robustness of all; yields their paths."""
+    trained = [Trained(*run) for run in runs]
+    first, checkpoint = trained[0], runs[0][0]
+    folder = folder or checkpoint.parent.parent / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    net, prepared = first.net.net, first.net.prepared
+    images, labels = first.images("test", TESTED)
+    scores = first.scores(images)
+
+    yield pictures.save(pictures.inputs(images[:32]), folder / "inputs.png")
+    if prepared.fit == "crop":
+        patches = patches_of(images[:3], prepared.size, "ten")
+        yield pictures.save(pictures.inputs(patches, 10), folder / "patches.png")
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.Conv2d) and layer.weight.shape[2:].numel() > 1:
+            image = pictures.kernels(layer.weight.detach(), getattr(net, "towers", 1))
+            yield pictures.save(image, folder / f"kernels_{name}.png")
+    for number, image in enumerate(prepared.to_input(images[:4].clone())):
+        maps = {k: x[0] for k, (_, x) in activations(net, image[None]).items()}
+        bitmaps = getattr(getattr(net, "output", None), "weight", None)
+        figure = pictures.maps(image, maps, bitmaps if hasattr(net, "features") else None)
+        yield pictures.save_figure(figure, folder / f"maps_{number}.png")
+
+    wrong = (scores.argmax(1) != labels).nonzero().flatten()[:60].tolist()
+    answers = scores.argmax(1)
+    if wrong:
+        made = [(images[i].float(), int(labels[i]), int(answers[i])) for i in wrong]
+        shares = scores.softmax(1)[wrong, answers[wrong]].tolist()
+        image = pictures.mistakes(made, first.net.classes, shares)
+        yield pictures.save(image, folder / "mistakes.png")
+    pool, _ = first.images("train", LIKENED)
+    hidden = first.last_hidden(pool)
+    eight = images[:8]
+    nearest = torch.cdist(first.last_hidden(eight), hidden).topk(6, largest=False).indices
+    figure = pictures.answers(
+        eight, labels[:8], scores[:8].softmax(1), pool[nearest], first.net.classes
+    )
+    yield pictures.save_figure(figure, folder / "answers.png")
+
+    names = [each.name for each in trained]
+    if len(set(names)) < len(names):
+        names = [str(path) for path, _ in runs]
+    curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    points = sum(len(values) for _, values in CHANGES.values()) * len(trained)
+    with tqdm(total=points, unit=" tests", delay=2, leave=False, disable=None) as bar:
+        for name, each in zip(names, trained, strict=True):
+            own, truth = each.images("test", TESTED)
+            for change, (apply, values) in CHANGES.items():
+                errors = []
+                for value in values:
+                    errors.append(each.errors(apply(own, value), truth))
+                    bar.update()
+                curves.setdefault(change, {})[name] = (values, errors)
+    yield pictures.save_figure(pictures.robustness(curves), folder / "robustness.png")

@@ -1,0 +1,68 @@
+"""The other nets of Fig. 9 against the paper's counts and a net of torch's own layers."""
+
+import pytest
+import torch
+from torch import nn
+
+from classic_cnns.model.figure_9 import LENET1_TABLE, MLP, LeNet1
+from classic_cnns.model.lenet5 import LeNet5
+
+
+def count(net: nn.Module) -> int:
+    return sum(weight.numel() for weight in net.parameters())
+
+
+@pytest.mark.fact(
+    "LeNet-1 has about 2,600 weights: 2,578 with the table of 1989 and trainable subsampling",
+    source="LeCun 1998, section III.C, Fig. 9",
+    code="model/figure_9.py:LeNet1",
+)
+def test_lenet_1_has_the_weights_of_the_paper():
+    assert count(LeNet1(num_classes=10)) == 2578
+    assert sum(map(len, LENET1_TABLE)) == 20
+    assert LeNet1(num_classes=7)(torch.zeros(3, 1, 28, 28)).shape == (3, 7)
+
+
+@pytest.mark.fact(
+    "The fully connected nets see 28 x 28 pixels and have 300, or 300 and 100 hidden units",
+    source="LeCun 1998, section III.C, Fig. 9",
+    code="model/figure_9.py:MLP",
+)
+@pytest.mark.parametrize(("hidden", "weights"), [([], 7850), ([300], 238510), ([300, 100], 266610)])
+def test_fully_connected_nets_are_products_and_squashing(hidden, weights):
+    net = MLP(num_classes=10, side=28, hidden_layers=hidden)
+    assert count(net) == weights
+    images = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    x = images.flatten(1).double()
+    layers = [layer.double() for layer in net if isinstance(layer, nn.Linear)]
+    for layer in layers[:-1]:
+        x = 1.7159 * torch.tanh(2 / 3 * (x @ layer.weight.T + layer.bias))
+    want = x @ layers[-1].weight.T + layers[-1].bias
+    torch.testing.assert_close(net(images.double()), want)
+
+
+@pytest.mark.fact(
+    "The bitmaps are kept fixed at first; they may be learned as well",
+    source="LeCun 1998, section II.C",
+    code="model/lenet5.py:EuclideanRBF",
+)
+def test_learned_bitmaps_start_as_the_fixed_ones_and_get_a_gradient():
+    torch.manual_seed(0)
+    fixed = LeNet5()
+    torch.manual_seed(0)
+    learned = LeNet5(rbf="learned")
+    images = torch.randn(2, 1, 32, 32)
+    assert torch.equal(fixed(images), learned(images))
+    assert count(learned) == count(fixed) + 840
+    learned(images).sum().backward()
+    assert learned.output.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "pool"), [("average", nn.functional.avg_pool2d), ("max", nn.functional.max_pool2d)]
+)
+def test_pooling_takes_the_place_of_subsampling_and_has_no_weights(kind, pool):
+    net = LeNet5(subsampling=kind)
+    assert count(net) == 60000 - 12 - 32
+    maps = torch.randn(2, 6, 28, 28)
+    assert torch.equal(net.S2(maps), pool(maps, 2))

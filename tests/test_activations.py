@@ -1,0 +1,54 @@
+"""Saturated and dead units against counting by hand."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from classic_cnns.callbacks.activations import activations, unused
+from classic_cnns.model.lenet5 import LeNet5
+from tests.recipes import MODELS, recipe
+
+
+class Mixed(nn.Module):
+    """ReLU as a function, tanh as a module, with one dead map and three of four saturated units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 2, 1), nn.Linear(2, 4)
+        self.squash = nn.Tanh()
+        with torch.no_grad():
+            self.conv.weight.zero_()
+            self.conv.bias.copy_(torch.tensor([-1.0, 1.0]))
+            self.fc.weight.zero_()
+            self.fc.bias.copy_(torch.tensor([-9.0, 0.0, 9.0, 3.0]))
+
+    def forward(self, images):
+        return self.squash(self.fc(F.relu(self.conv(images)).mean((2, 3))))
+
+
+def test_dead_and_saturated_units_are_counted():
+    found = activations(Mixed(), torch.randn(5, 1, 3, 3))
+    assert {layer: kind for layer, (kind, _) in found.items()} == {"conv": "relu", "fc": "tanh"}
+    assert unused(*found["conv"]) == 0.5 and unused(*found["fc"]) == 0.75
+
+
+def test_the_scaled_tanh_of_1998_is_saturated_where_its_slope_is_below_a_twentieth():
+    net = LeNet5()
+    with torch.no_grad():
+        for layer in (net.C1, net.F6):
+            layer.weight.mul_(20)
+    images = torch.randn(4, 1, 32, 32)
+    kind, output = activations(net, images)["C1"]
+    sums = net.C1(images).requires_grad_()
+    (slope,) = torch.autograd.grad((1.7159 * torch.tanh(2 / 3 * sums)).sum(), sums)
+    want = (slope < 0.05 * 1.7159 * 2 / 3).float().mean().item()
+    assert 0.05 < want < 0.95 and unused(kind, output) == pytest.approx(want, abs=1e-3)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_units_of_every_net_are_found_and_it_stays_as_it_is(model):
+    made = recipe(f"model={model}")
+    before = {name: weight.clone() for name, weight in made.net.state_dict().items()}
+    assert activations(made.net.eval(), torch.zeros(2, *made.shape))
+    assert all(torch.equal(x, before[name]) for name, x in made.net.state_dict().items())
