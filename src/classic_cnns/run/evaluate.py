@@ -88,7 +88,8 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
     """
     show_log(quiet=True)
     keep_freed_memory()
-    module, data = build(config)
+    module, built = build(config)
+    data: Any = built
     found = read_checkpoint(checkpoint)
     check_weights(checkpoint, module, found)
     stored = found.get("preprocessing")

@@ -150,7 +150,7 @@ def write_weights(net: Classifier, path: Path) -> None:
     weights = {name: x.contiguous().clone() for name, x in net.net.state_dict().items()}
     mean = stored.pop("mean")
     extra = {} if mean is None else {"preprocessing.mean": mean}
-    metadata = {"preprocessing": json.dumps(stored), "net": json.dumps(net.hparams.model["net"])}
+    metadata = {"preprocessing": json.dumps(stored), "net": json.dumps(net.hparams["model"]["net"])}
     path.write_bytes(save(weights | extra, metadata))
     found = load_file(path)
     assert all(np.array_equal(found[name], x, equal_nan=True) for name, x in weights.items())
