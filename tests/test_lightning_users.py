@@ -40,10 +40,10 @@ def train(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch):
             "trainer.max_epochs=2", "data.batch_size=32", "trainer.log_every_n_steps=2",
             "run_dir=run",
         ]  # fmt: skip
-        if any(word.startswith("resume=") for word in words):
-            usual = []
         if not any("callbacks" in word or "debug" in word for word in words):
             usual.append("~callbacks.pictures")  # which take as long as all else
+        if any(word.startswith("resume=") for word in words):
+            usual = []
         given = {word.lstrip("+").partition("=")[0] for word in words}
         usual = [word for word in usual if word.partition("=")[0] not in given]
         if any(word.startswith("data=") and word != "data=tiny" for word in words):
