@@ -44,6 +44,10 @@ def test_the_command_runs_from_a_wheel(installed, tiny_mnist, tiny_config_dir, t
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "result.json").exists()
+    program = "import classic_cnns; print(len(classic_cnns.load('run').classes))"
+    loaded = subprocess.run([installed / "python", "-c", program], cwd=tmp_path, env=environment,
+                            capture_output=True, text=True)  # fmt: skip
+    assert loaded.stdout == "10\n", loaded.stderr
     again = subprocess.run([installed / "classic-cnns", "optim.lrr=1"], cwd=tmp_path,
                            env=environment, capture_output=True, text=True)  # fmt: skip
     assert again.returncode == 2 and "did you mean optim.lr" in again.stderr

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import ceil, inf, isfinite, log
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,7 +18,7 @@ from torchmetrics import MeanMetric, Metric
 from typing_extensions import Self
 
 from classic_cnns import UserError
-from classic_cnns.config.stored import checked
+from classic_cnns.config.stored import checked, read_config
 from classic_cnns.data.pictures import read_picture
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
@@ -169,17 +170,21 @@ class Classifier(pl.LightningModule):
 
     @classmethod
     def load_from_checkpoint(
-        cls, checkpoint_path: Any, map_location: Any = "cpu", *, trust: Sequence[str] = (),
-        config: Any = None, strict: bool = True, **parts: Any,
+        cls, checkpoint_path: Any, map_location: Any = None, hparams_file: Any = None,
+        strict: bool | None = None, weights_only: bool | None = True, *,
+        trust: Sequence[str] = (), config: Any = None, **parts: Any,
     ) -> Self:  # fmt: skip
         """The module of a checkpoint, in eval mode, as its hyperparameters describe it.
 
-        These are the config of its run, in whose place `config` is taken; `parts` are arguments of
-        this class. Code that they name is of this project, of torch, of Lightning, or of a package
-        in `trust`. Raises UserError for what is no such checkpoint.
+        These are the config of its run, in whose place `config` is taken, or a `config.yaml`;
+        `parts` are arguments of this class. Code that they name is of this project, of torch, of
+        Lightning, or of a package in `trust`, and nothing is unpickled, whatever `weights_only`
+        says. Raises UserError for what is no such checkpoint.
         """
-        checkpoint = read_checkpoint(checkpoint_path, map_location)
-        if config is None:
+        checkpoint = read_checkpoint(checkpoint_path, map_location or "cpu")
+        if config is None and hparams_file:
+            config = read_config(Path(hparams_file), trust)
+        elif config is None:
             config = checked(checkpoint.get("hyper_parameters"), checkpoint_path, trust)
         try:
             given: dict[str, Any] = {
@@ -187,7 +192,7 @@ class Classifier(pl.LightningModule):
             }
             given |= {name: instantiate(config.optim[name]) for name in ("optimizer", "scheduler")}
             module = cls(**given | {"seed": config.seed} | parts)
-            module.load_state_dict(checkpoint["state_dict"], strict)
+            module.load_state_dict(checkpoint["state_dict"], strict is not False)
             if stored := checkpoint.get("preprocessing"):
                 mean = stored["mean"] if stored["mean"] is None else stored["mean"].clone()
                 module.preprocessing = Preprocessing(**stored | {"mean": mean})
@@ -195,7 +200,9 @@ class Classifier(pl.LightningModule):
             line = " ".join(str(error.__cause__ or error).split())[:300]
             raise UserError(f"{checkpoint_path}: cannot be made into a net: {line}") from error
         module.save_hyperparameters(OmegaConf.to_container(config), logger=False)
-        return module.to(next(iter(checkpoint["state_dict"].values())).device).eval()
+        return module.to(
+            map_location if isinstance(map_location, (str, torch.device)) else "cpu"
+        ).eval()
 
     @property
     def classes(self) -> list[str]:

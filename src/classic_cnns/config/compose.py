@@ -104,10 +104,10 @@ class Composer:
             stored.find_checkpoint(resolved.init_from)
         if config.resume is None:
             return resolved if resolve else config
-        own = stored.resumed(resolved, words, self.trusted, self.folders)
-        if self.trusted:
-            self.add_folders(own.config_dirs)
         with stored.of_a_run(config.resume):
+            own = stored.resumed(resolved, words, self.trusted, self.folders)
+            if self.trusted:
+                self.add_folders(own.config_dirs)
             check_devices(plain(own))
         return own
 
@@ -118,8 +118,8 @@ class Composer:
         it, or `.../latest`. Raises UserError where there is none, or for words of other kinds.
         """
         checkpoint = stored.find_checkpoint(path, "")
-        beside = checkpoint.absolute().parents[1]
-        if (beside / "config.yaml").is_file():
+        beside = checkpoint.absolute().parents[1] / "config.yaml"
+        if beside.is_file():
             config = stored.read_config(beside, self.trusted, self.folders)
         else:
             from classic_cnns.trainer.checkpoint_io import read_checkpoint  # imports torch

@@ -253,10 +253,16 @@ def check_fit(wanted: dict, data: dict) -> None:
         )
     before = side if fit == "pad" else has
     for augmentation in data["augmentations"][data["augment"]]:
+        if type(augmentation) is not dict or type(augmentation.get("_target_")) is not str:
+            raise UserError(
+                f"data.augmentations.{data['augment']}: must be a list of parts with _target_; "
+                "try data.augment=none"
+            )
         name, why = augmentation["_target_"].rpartition(".")[2], ""
-        if name == "RandomCrop" and augmentation["size"] > before:
-            why = f"crops of {augmentation['size']} pixels do not fit into images of {before}"
-        elif name == "RandomCrop" and augmentation["size"] == before:
+        crop = augmentation.get("size") if name == "RandomCrop" else None
+        if type(crop) is int and crop > before:
+            why = f"crops of {crop} pixels do not fit into images of {before}"
+        elif crop == before:
             why = f"images of {before} pixels lose nothing in crops of {before}"
         elif name == "ColourNoise" and channels != 3:
             why = f"images of {channels} channel have no colours"

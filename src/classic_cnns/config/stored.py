@@ -79,11 +79,8 @@ def check_new(directory: Path) -> None:
         )
 
 
-def read_config(
-    directory: Path, trusted: Sequence[str] = (), folders: Sequence[str] = ()
-) -> DictConfig:
-    """The config of a run; UserError where the file cannot be read or names unknown code."""
-    path = directory / "config.yaml"
+def read_config(path: Path, trusted: Sequence[str] = (), folders: Sequence[str] = ()) -> DictConfig:
+    """A run's `config.yaml`; UserError where it cannot be read or names unknown code."""
     try:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # a file from elsewhere holds anything
@@ -137,7 +134,7 @@ def resumed(
                 f"{word}: an earlier run goes on with its own config; try resume={config.resume} "
                 "alone, or a new run without resume"
             )
-    own = updated(read_config(find_run(config.resume), trusted, folders), config)
+    own = updated(read_config(find_run(config.resume) / "config.yaml", trusted, folders), config)
     for key in (*PLACEMENT, *LONGER):
         if f"trainer.{key}" in named or (key in PLACEMENT and "trainer" in named):
             own.trainer[key] = config.trainer[key]

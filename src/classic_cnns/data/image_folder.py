@@ -177,6 +177,7 @@ class ImageFolderData(ImageData):
 
     def setup(self, stage: str) -> None:
         self.prepare_data()  # done already, but for those who use this class alone
+        self.preprocessing.to(self.device)  # with the mean image of an earlier run
         if not self.fitted:
             # Deviation: mean image and colour axes of 1,000 training images, not of all
             count = len(self.files["train"][0])

@@ -87,7 +87,6 @@ class ImageData(pl.LightningDataModule):
         raise NotImplementedError
 
     def loader(self, split: str, batch_size: int, **options: Any) -> Batches:
-        self.preprocessing.to(self.device)
         ranks = self.trainer and self.trainer.distributed_sampler_kwargs
         if ranks:  # those that share the data, as Lightning's strategy has it
             options |= {"rank": ranks["rank"], "world_size": ranks["num_replicas"]}

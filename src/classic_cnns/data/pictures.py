@@ -41,6 +41,8 @@ def read_picture(source: Any, channels: int, side: int) -> tuple[np.ndarray, boo
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "its bytes are those of no picture"
+        if isinstance(error, Image.DecompressionBombError):
+            reason = f"it claims more than {MOST:,} pixels"
         raise UserError(f"{name}: cannot be read: {reason}") from error
 
 
@@ -49,7 +51,7 @@ def oriented(source: Any, side: int) -> Image.Image:
     if isinstance(source, (str, Path)):
         with Image.open(source) as file:
             if file.width * file.height > MOST:
-                raise ValueError(f"it claims {file.width:,} x {file.height:,} pixels")
+                raise Image.DecompressionBombError
             file.draft(None, (side, side))
             file.load()
             return ImageOps.exif_transpose(file)

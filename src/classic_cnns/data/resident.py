@@ -70,6 +70,7 @@ class ResidentData(ImageData):
             "%s: %s images to train on, %s held out for validation",
             self.dataset, f"{len(self.train_indices):,}", f"{len(self.val_indices):,}",
         )  # fmt: skip
+        self.preprocessing.to(self.device)  # with the mean image of an earlier run
         if not self.fitted:
             training = torch.from_numpy(self.train_indices).to(self.device)  # not the held-out ones
             self.fit(self.resident["train_images"].index_select(0, training))

@@ -23,8 +23,8 @@ def answer(net: Classifier, picture: Any) -> tuple[dict[str, float], Any]:
         shares = net(prepared(images.clone())).softmax(1)[0].tolist()
     inputs = prepared.to_input(images)
     maps = {name: output[0] for name, (_, output) in activations(net.net, inputs).items()}
-    bitmaps = net.net.output.weight if hasattr(net.net, "features") else None  # LeNet-5's
-    figure = pictures.maps(inputs[0], maps, bitmaps)  # type: ignore[arg-type]
+    bitmaps = getattr(net.net.output, "weight", None) if hasattr(net.net, "features") else None
+    figure = pictures.maps(inputs[0], maps, bitmaps)
     return dict(zip(net.classes, shares, strict=True)), figure
 
 

@@ -14,11 +14,12 @@ from torchmetrics.classification import MulticlassStatScores
 from tqdm import tqdm
 
 from classic_cnns import UserError
+from classic_cnns.config.stored import of_a_run
 from classic_cnns.report.log import show_log
 from classic_cnns.report.markdown import aligned
 from classic_cnns.report.results import shown_value
 from classic_cnns.run.build import build, build_trainer, one_line
-from classic_cnns.run.run import as_precision_asks, one_line_of_lightning
+from classic_cnns.run.run import as_precision_asks, check_weights
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
 from classic_cnns.trainer.memory import keep_freed_memory
 
@@ -87,8 +88,11 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
     """
     show_log(quiet=True)
     keep_freed_memory()
-    module, data = build(config)
-    stored = read_checkpoint(checkpoint).get("preprocessing")
+    module, built = build(config)
+    data: Any = built
+    found = read_checkpoint(checkpoint)
+    check_weights(checkpoint, module, found)
+    stored = found.get("preprocessing")
     if stored and hasattr(data, "preprocessing"):  # the mean image is that of its own training set
         data.preprocessing.mean, data.fitted = stored["mean"], True
     classes = Classes()
@@ -101,7 +105,7 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
     )
     as_precision_asks(trainer, module)
     measure = trainer.test if split == "test" else trainer.validate
-    with one_line_of_lightning(), one_line(str(checkpoint)), warnings.catch_warnings():
+    with of_a_run(checkpoint), one_line(str(checkpoint)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # no callbacks
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 with torch 2.15
         data.prepare_data()

@@ -65,6 +65,7 @@ def export(checkpoint: Path, config: DictConfig, path: Path) -> str:
     net = load_net(checkpoint, config)
     beside = path.with_name(f".{os.getpid()}.{path.name}")
     try:
+        beside.touch()  # before minutes are spent
         if path.suffix == ".safetensors":
             write_weights(net, beside)
             told = f"{len(net.net.state_dict())} tensors, the same bits as in {checkpoint}"
@@ -143,13 +144,13 @@ def write_pt2(module: nn.Module, pictures: Tensor, path: Path) -> Run:
 
 def write_weights(net: Classifier, path: Path) -> None:
     """The net's own state, in the metadata how pictures get to it; the mean image is a tensor."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     stored = net.prepared.stored()
     weights = {name: x.contiguous().clone() for name, x in net.net.state_dict().items()}
     mean = stored.pop("mean")
     extra = {} if mean is None else {"preprocessing.mean": mean}
-    metadata = {"preprocessing": json.dumps(stored), "net": json.dumps(net.hparams.model["net"])}
-    save_file(weights | extra, path, metadata)
+    metadata = {"preprocessing": json.dumps(stored), "net": json.dumps(net.hparams["model"]["net"])}
+    path.write_bytes(save(weights | extra, metadata))
     found = load_file(path)
     assert all(np.array_equal(found[name], x, equal_nan=True) for name, x in weights.items())

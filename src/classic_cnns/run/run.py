@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +24,7 @@ from classic_cnns.callbacks.estimate import Estimate
 from classic_cnns.callbacks.record import Record
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged
-from classic_cnns.config.stored import find_run
+from classic_cnns.config.stored import OUTPUTS, find_run
 from classic_cnns.files import disk_trouble, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.log import show_log, train_log
@@ -146,6 +146,10 @@ def removed_if_nothing_came(directory: Path, before: set[Path] | None) -> Iterat
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             if before is None:
                 directory.rmdir()
+                with suppress(OSError):  # outputs/<name> and outputs, if this was the first run
+                    if OUTPUTS in directory.parents:
+                        directory.parent.rmdir()
+                        OUTPUTS.rmdir()
         raise
 
 
@@ -157,7 +161,7 @@ def assemble(
     last: Path | None,
 ) -> pl.Trainer:
     """The Trainer of a run, with its callbacks and loggers, which goes on from the `last`."""
-    step = read_checkpoint(last)["global_step"] if last else None
+    step = going_on(last, module) if last else None
     checkpoints = directory / "checkpoints"
     callbacks = build_parts(config, "callbacks", Callback, dirpath=checkpoints)
     check_monitors(config, callbacks, module)
@@ -180,6 +184,22 @@ def assemble(
     )
     send_no_signal_flag(trainer)
     return trainer
+
+
+def going_on(last: Path, module: pl.LightningModule) -> int:
+    """The step at which a checkpoint goes on; UserError where it is none of this net's run."""
+    checkpoint = read_checkpoint(last)
+    needed = {"epoch", "global_step", "loops", "optimizer_states", "lr_schedulers"}
+    check_weights(last, module, checkpoint if needed <= checkpoint.keys() else {})
+    return checkpoint["global_step"]
+
+
+def check_weights(path: Path, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Raise UserError where the weights are not those of the module, if it is one of ours."""
+    states = module.state_dict(), checkpoint.get("state_dict", {})
+    own, found = ({name: getattr(x, "shape", None) for name, x in s.items()} for s in states)
+    if not checkpoint or (isinstance(module, Classifier) and own != found):
+        raise UserError(f"{path}: is no checkpoint of this run's net; put the run's own back")
 
 
 def train_and_test(

@@ -1,0 +1,103 @@
+"""A small trained run, and files from elsewhere that damage it, deceive or attack."""
+
+import os
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from classic_cnns import compose, train
+from tests import golden
+
+# Code that a config could try to have executed, by the name of the run that holds it.
+TARGETS = {
+    "system": {"model.net": {"_target_": "os.system", "command": "touch executed"}},
+    "hub": {
+        "model.net": {
+            "_target_": "torch.hub.load", "repo_or_dir": "hub", "model": "net", "source": "local",
+        }
+    },
+    "numpy": {"model.loss": {"_target_": "numpy.load", "file": "x.npy", "allow_pickle": True}},
+    "partial": {"optim.optimizer": {"_target_": "functools.partial", "_args_": ["os.system"]}},
+    "inner": {"data.augmentations.none": [{"_target_": "builtins.eval", "_args_": ["1"]}]},
+    "process": {"callbacks.x": {"_target_": "classic_cnns.trainer.processes.start"}},
+    "chain": {"model.net": {"_target_": "classic_cnns.model.lenet5.torch.hub.load"}},
+    "within": {"model.net": {"_target_": "torch.nn.Module.torch.hub.load"}},
+    "lower": {"model.net": {"_target_": "torch.nn.utils.rnn.pack_sequence"}},
+    "trainer": {"trainer": {"_target_": "subprocess.run", "args": ["touch", "executed"]}},
+    "own": {"model.net": {"_target_": "own_part.Net"}, "config_dirs": ["own"]},
+    "env": {"name": "${oc.env:HOME}"},
+    "decode": {"data.root": "${oc.decode:${oc.env:HOME}}"},
+    "started": {"model.input.low": "${started:}"},
+    "folders": {"data.num_classes": "${class_folders:/}"},
+}  # fmt: skip
+
+
+class Executes:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def write(folder: Path) -> None:
+    golden.make_data(folder)
+    run = folder / "run"
+    words = [*golden.words("lenet5", folder), f"run_dir={run}", "logger=null"]
+    train(compose(*words, config_dirs=[str(folder / "conf")]))
+    config = OmegaConf.load(run / "config.yaml")
+    best = run / "checkpoints" / "best.ckpt"
+
+    for name, values in TARGETS.items():
+        evil = folder / "evil" / name
+        shutil.copytree(run, evil)
+        changed = config.copy()
+        for key, value in values.items():
+            OmegaConf.update(changed, key, value, merge=False, force_add=True)
+        OmegaConf.save(changed, evil / "config.yaml")
+    for place, text in (("own", "own_part.py"), ("hub", "hubconf.py")):
+        (folder / place).mkdir()
+        (folder / place / text).write_text("open('executed', 'w')\n")
+
+    for name, text in (("bytes", b"\x00\xff\x80"), ("list", b"[1, 2]"), ("text", b"a: [b"),
+                       ("groups", b"model: 5\ndata: {}\ntrainer: {}\noptim: {}"),
+                       ("empty", b"")):  # fmt: skip
+        (folder / "configs" / name / "checkpoints").mkdir(parents=True)
+        (folder / "configs" / name / "config.yaml").write_bytes(text)
+        shutil.copy(best, folder / "configs" / name / "checkpoints")
+    shutil.copytree(run, folder / "new", ignore=shutil.ignore_patterns("checkpoints"))
+    (folder / "outside").mkdir()
+    (folder / "outside" / "latest.txt").write_text("../run\n")
+
+    state = torch.load(best, weights_only=True)
+    own = {"hyper_parameters": {**state["hyper_parameters"], "model": {
+        "net": {"_target_": "os.system", "command": "touch executed"}}}}  # fmt: skip
+    other = {"state_dict": {"net.weight": torch.zeros(3)}}
+    alone = {"state_dict": state["state_dict"]}
+    checkpoints = {"foreign": {"model": torch.zeros(3)}, "alone": alone,
+                   "pickle": {"state_dict": {}, "x": Executes()}, "target": state | own,
+                   "misfit": state | other}  # fmt: skip
+    for name, value in checkpoints.items():
+        torch.save(value, folder / f"{name}.ckpt")
+        shutil.copytree(run, folder / "with" / name)
+        shutil.copy(folder / f"{name}.ckpt", folder / "with" / name / "checkpoints" / "best.ckpt")
+        shutil.copy(folder / f"{name}.ckpt", folder / "with" / name / "checkpoints" / "last.ckpt")
+    (folder / "cut.ckpt").write_bytes(best.read_bytes()[:5000])
+    (folder / "text.ckpt").write_text("weights")
+    (folder / "empty.ckpt").touch()
+
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(folder / "digit.png")
+    (folder / "cut.png").write_bytes((folder / "digit.png").read_bytes()[:50])
+    (folder / "text.png").write_text("a picture")
+    (folder / "empty.png").touch()
+    (folder / "nothing").mkdir()
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + head
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
+    png += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT" + bytes(4)
+    (folder / "bomb.png").write_bytes(png)

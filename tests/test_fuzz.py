@@ -1,0 +1,121 @@
+"""Random words, bytes and values: an answer, or one line on what is wrong; never anything else."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from classic_cnns import UserError
+from classic_cnns.config.compose import Composer
+from classic_cnns.config.schema import leaves
+from classic_cnns.config.stored import checked
+from classic_cnns.data.pictures import read_picture
+from classic_cnns.trainer.checkpoint_io import read_checkpoint
+
+hypothesis = pytest.importorskip("hypothesis")
+st = hypothesis.strategies
+few = hypothesis.settings(
+    max_examples=60, deadline=None, derandomize=True, database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)  # fmt: skip
+
+COMPOSER = Composer()
+DEFAULT = OmegaConf.to_container(COMPOSER.read_files(()), resolve=False)
+KEYS = [key for key, _ in leaves(DEFAULT, groups=True) if not key.startswith("sweep")]
+VALUES = st.one_of(
+    st.text(max_size=12), st.integers().map(str), st.floats().map(str),
+    st.sampled_from(["null", "true", "[]", "{}", "${seed}", "${x}", "a,b", "[1,2]", "{a:1}", "'"]),
+)  # fmt: skip
+
+
+def answers(task, *given) -> None:
+    try:
+        task(*given)
+    except UserError as error:
+        assert "\n" not in str(error) and 10 < len(str(error)) < 3000
+
+
+@few
+@hypothesis.given(st.sampled_from(["", "+", "++", "~"]), st.sampled_from(KEYS), VALUES)
+def test_any_value_of_any_key(sign, key, value):
+    answers(COMPOSER.compose, [f"{sign}{key}={value}"])
+
+
+@few
+@hypothesis.given(st.lists(st.text(max_size=20), min_size=1, max_size=3))
+def test_any_words(words):
+    answers(COMPOSER.compose, words)
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["_target_", "net", "input", "a", "callbacks"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@few
+@hypothesis.given(st.dictionaries(st.sampled_from(list(DEFAULT)), PLAIN))
+def test_any_stored_config(values):
+    answers(checked, values, "config.yaml")
+
+
+def changed(whole: bytes):
+    """Some bytes of a file replaced, and the file cut somewhere."""
+    place = st.integers(0, len(whole) - 1)
+    return st.tuples(st.lists(st.tuples(place, st.integers(0, 255)), max_size=6), place).map(
+        lambda change: edit(bytearray(whole), *change)
+    )
+
+
+def edit(data: bytearray, places: list[tuple[int, int]], end: int) -> bytes:
+    for place, byte in places:
+        data[place] = byte
+    return bytes(data[:end] if end % 3 == 0 else data)  # two thirds stay as long as they were
+
+
+def picture(kind: str) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.RandomState(1).randint(256, size=(9, 7, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def checkpoint() -> bytes:
+    file = io.BytesIO()
+    torch.save({"state_dict": {"net.weight": torch.zeros(2, 3)}, "epoch": 1}, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "tiff", "bmp"])
+def test_any_bytes_as_a_picture(kind, tmp_path):
+    path = tmp_path / "picture"
+
+    @few
+    @hypothesis.given(st.binary(max_size=200) | changed(picture(kind)))
+    def fuzz(data):
+        path.write_bytes(data)
+        for channels in (1, 3):
+            answers(read_picture, path, channels, 28)
+
+    fuzz()
+
+
+def test_any_bytes_as_a_checkpoint(tmp_path: Path):
+    path = tmp_path / "best.ckpt"
+
+    @few
+    @hypothesis.given(st.binary(max_size=200) | changed(checkpoint()))
+    def fuzz(data):
+        path.unlink(missing_ok=True)  # the one before is still mapped into memory
+        path.write_bytes(data)
+        answers(read_checkpoint, path)
+
+    fuzz()
