@@ -53,7 +53,9 @@ def test_every_recipe_is_stored_and_nothing_else():
     assert list(golden.stored()["recipes"]) == list(golden.RECIPES)
 
 
-@pytest.mark.filterwarnings("ignore:The loaded checkpoint was produced with Lightning")  # a newer one
+@pytest.mark.filterwarnings(
+    "ignore:The loaded checkpoint was produced with Lightning"
+)  # a newer one
 @pytest.mark.filterwarnings("ignore:The number of training batches")  # 5, and a log each 50
 def test_a_run_of_version_0_1_goes_on_to_the_weights_it_would_have_had(folder, tmp_path):
     run = tmp_path / "run"

@@ -11,7 +11,7 @@ from classic_cnns.config.compose import Composer, compose
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.model.lenet5 import MLELoss
 from classic_cnns.run.demo import answer
-from classic_cnns.run.pictures import Trained, draw, moved, noisy
+from classic_cnns.run.pictures import Trained, draw, moved, noisy, what_differs
 from classic_cnns.run.run import run
 from tests.recipes import recipe
 
@@ -29,6 +29,11 @@ def test_errors_are_counted_over_all_batches():
     scores = torch.eye(4)[[0, 1, 2, 3, 0, 1]]
     trained = SimpleNamespace(scores=lambda _: scores)
     assert Trained.errors(trained, None, torch.tensor([0, 1, 2, 0, 0, 2])) == pytest.approx(2 / 6)
+
+
+def test_runs_of_one_name_are_told_by_what_differs_in_their_paths():
+    paths = ("out", "a", "seeds", "0", "best.ckpt"), ("out", "b", "seeds", "0", "best.ckpt")
+    assert what_differs(paths) == ["a", "b"]
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Pictures of trained nets, as PNG: from checkpoints and the test images of their data."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
 
     names = [each.name for each in trained]
     if len(set(names)) < len(names):
-        names = [str(path) for path, _ in runs]
+        names = what_differs([path.parts for path, _ in runs])
     curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     points = sum(len(values) for _, values in CHANGES.values()) * len(trained)
     with tqdm(total=points, unit=" tests", delay=2, leave=False, disable=None) as bar:
@@ -126,3 +126,9 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
                     bar.update()
                 curves.setdefault(change, {})[name] = (values, errors)
     yield pictures.save_figure(pictures.robustness(curves), folder / "robustness.png")
+
+
+def what_differs(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """Of each path the parts that not all of them have."""
+    shared = set.intersection(*map(set, paths))
+    return ["/".join(part for part in path if part not in shared) for path in paths]
