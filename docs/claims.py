@@ -256,8 +256,9 @@ def section(name: str, claim: dict[str, Any], result: dict[str, Any] | None) -> 
     for side, found in result["sides"].items():
         runs = found["runs"]
         rate = [word for word in found["words"] if word.startswith("optim.lr=")]
+        lost = sum(run["status"] == "diverged" for run in runs)
         cells = [
-            side.replace("_", " "), spread(runs, "error/test"), spread(runs, "error/train"),
+            side.replace("_", " ") + (f" ({lost} diverged)" if lost else ""), spread(runs, "error/test"), spread(runs, "error/train"),
             str(len(runs)), f"{mean(run['seconds'] for run in runs):.0f}",
             f"`{rate[-1]}`" if "rates" in claim else "",
         ]  # fmt: skip
@@ -327,13 +328,15 @@ def pictures() -> None:
             for color, (side, found) in enumerate(sides.items()):
                 for split, line in (("val", "-"), ("train", ":")):
                     curves = [run["epochs"][f"error/{split}"] for run in found["runs"]]
-                    shortest = min(map(len, curves))
+                    curves = [curve for curve in curves if curve]  # some may have diverged
+                    shortest = min(map(len, curves), default=0)
                     middle = [100 * mean(c[i] for c in curves) for i in range(shortest)]
                     label = side.replace("_", " ") if split == "val" else None
                     axes.plot(range(1, shortest + 1), middle, line, color=f"C{color}", label=label)
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-            axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+            axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
             axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
             axes.set_xlabel("epoch")
             axes.set_ylabel("error in %: held-out (lines), training (dots)")
