@@ -258,7 +258,8 @@ def section(name: str, claim: dict[str, Any], result: dict[str, Any] | None) -> 
         rate = [word for word in found["words"] if word.startswith("optim.lr=")]
         lost = sum(run["status"] == "diverged" for run in runs)
         cells = [
-            side.replace("_", " ") + (f" ({lost} diverged)" if lost else ""), spread(runs, "error/test"), spread(runs, "error/train"),
+            side.replace("_", " ") + (f" ({lost} diverged)" if lost else ""),
+            spread(runs, "error/test"), spread(runs, "error/train"),
             str(len(runs)), f"{mean(run['seconds'] for run in runs):.0f}",
             f"`{rate[-1]}`" if "rates" in claim else "",
         ]  # fmt: skip
