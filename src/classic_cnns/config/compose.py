@@ -243,6 +243,11 @@ class Composer:
             if key.startswith("trainer.") and "." not in rest:
                 check_trainer_argument(word, rest, override.is_add() or override.is_force_add())
             elif not (override.is_add() or override.is_force_add()) or not can_add(key, known):
+                name = rest.partition(".")[0]
+                if group in COMBINED and name in self.groups[group]:
+                    usual = {"callbacks": "default", "logger": "tensorboard"}[group]
+                    both = f"{group}=[{usual},{name}]"
+                    raise UserError(f"{word}: is not chosen; try {both} beside it")
                 raise UserError(f"{word}: {unknown_key(key, known)}")
         elif group == "trainer" and rest in TAKEN:
             check_trainer_argument(word, rest, True)
