@@ -75,7 +75,7 @@ def test_the_package_has_a_dozen_entries_at_the_most():
 def test_own_targets_lie_in_the_room_of_their_group(path):
     room = path.relative_to(CONF).parts[0]
     for target in targets(yaml.safe_load(path.read_text())):
-        if target.startswith("classic_cnns."):
+        if target.startswith("classic_cnns.") and room != "experiment":  # of any group
             assert target.startswith(f"classic_cnns.{room}.")
 
 

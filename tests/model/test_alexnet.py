@@ -26,6 +26,8 @@ PAPER: dict[str, Any] = {
     "lrn": True,
     "lrn_divide_by_size": False,
     "pool": "overlapping",
+    "pooling": "max",
+    "norm": "none",
     "dropout": 0.5,
     "weight_std": 0.01,
 }

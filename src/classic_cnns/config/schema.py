@@ -102,6 +102,7 @@ RULES = {
         sweep.max_jobs trainer.log_every_n_steps trainer.num_nodes trainer.accumulate_grad_batches
         optim.schedule_epochs""",
     integer(1, 2): "model.net.towers",
+    one_of(3, 5): "model.net.extra_kernel",
     integer(1, 100): "data.jpeg_quality",
     one_of("raw", "jpeg"): "data.store",
     Rule("a whole number of at least 1, or -1 for no end", lambda x: type(x) is int and x != 0
@@ -212,13 +213,19 @@ def check_init(config: dict) -> None:
 def check_trainer(config: dict) -> None:
     """Raise UserError for what Lightning's Trainer takes but these data or nets would ignore."""
     trainer, net = config["trainer"], config["model"].get("net") or {}
+    towers = "TwoTowers" in str(trainer["strategy"])
+    if towers and net.get("norm", "none") != "none":
+        raise UserError(
+            f"model.net.norm={net['norm']}: is not for a net whose towers lie on two devices; "
+            "try model.net.norm=none"
+        )
     compile = trainer.get("compile")
     if compile and not net:
         raise UserError(
             f"trainer.compile={compile}: is for the nets of model.net; call torch.compile in a "
             "LightningModule of your own"
         )
-    if compile and "TwoTowers" in str(trainer["strategy"]):
+    if compile and towers:
         raise UserError(
             f"trainer.compile={compile}: a net that is cut in two towers is not compiled; "
             "try trainer.compile=null"

@@ -17,9 +17,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from classic_cnns.model.batch_norm import norm_layer
 from classic_cnns.model.local_response_norm import LocalResponseNorm
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}  # section 3.1
+NORMED = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 POOLS = {"overlapping": 3, "non_overlapping": 2}  # z of section 3.4; s is 2 in both
 
 
@@ -51,28 +53,32 @@ class AlexNet(nn.Module):
         pool: str,
         dropout: float,
         weight_std: float,
+        pooling: str = "max",  # as in runs whose configs lack these keys
+        norm: str = "none",
     ) -> None:
         super().__init__()
         self.towers = towers
         c1, c2, c3, c4, c5 = channels
         window = POOLS[pool]
 
-        def norm() -> nn.Module:  # the constants of section 3.3
+        pool_layer = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}[pooling]
+
+        def response_norm() -> nn.Module:  # the constants of section 3.3
             return LocalResponseNorm(
                 size=5, alpha=1e-4, beta=0.75, k=2.0,
                 groups=towers, divide_by_size=lrn_divide_by_size,
             )  # fmt: skip
 
         self.conv1 = nn.Conv2d(in_channels, c1, conv1_kernel, conv1_stride)
-        self.norm1 = norm() if lrn else nn.Identity()
-        self.pool1 = nn.MaxPool2d(window, 2)
+        self.norm1 = response_norm() if lrn else nn.Identity()
+        self.pool1 = pool_layer(window, 2)
         self.conv2 = nn.Conv2d(c1, c2, 5, padding=2, groups=towers)
-        self.norm2 = norm() if lrn else nn.Identity()
-        self.pool2 = nn.MaxPool2d(window, 2)
+        self.norm2 = response_norm() if lrn else nn.Identity()
+        self.pool2 = pool_layer(window, 2)
         self.conv3 = nn.Conv2d(c2, c3, 3, padding=1)
         self.conv4 = nn.Conv2d(c3, c4, 3, padding=1, groups=towers)
         self.conv5 = nn.Conv2d(c4, c5, 3, padding=1, groups=towers)
-        self.pool5 = nn.MaxPool2d(window, 2)
+        self.pool5 = pool_layer(window, 2)
         side = (image_size + self._overhang(image_size) - conv1_kernel) // conv1_stride + 1  # 55
         for _ in range(3):  # 27, 13, 6
             side = (side - window) // 2 + 1
@@ -87,8 +93,12 @@ class AlexNet(nn.Module):
         self.drop7 = nn.Dropout(dropout)
         self.fc8 = nn.Linear(hidden, num_classes)
         self.activation = ACTIVATIONS[activation]()
+        for layer, size in zip(NORMED, (*channels, hidden, hidden), strict=True):
+            setattr(self, f"{layer}_norm", norm_layer(norm, size, maps=layer.startswith("conv")))
         for name, parameter in self.named_parameters():  # section 5
             layer, _, kind = name.partition(".")
+            if layer.endswith("_norm"):
+                continue
             if kind == "weight":
                 nn.init.normal_(parameter, std=weight_std)
             else:  # ones give ReLUs positive inputs
@@ -105,6 +115,11 @@ class AlexNet(nn.Module):
         (kernel, _), (stride, _) = self.conv1.kernel_size, self.conv1.stride
         return (kernel - size) % stride
 
+    def normed(self, layer: str, x: Tensor) -> Tensor:
+        """A layer, its batch normalisation if there is one, and the activation."""
+        x = getattr(self, layer)(x)
+        return self.activation(getattr(self, f"{layer}_norm")(x))
+
     def forward(self, images: Tensor) -> Tensor:
         """Map images, float (B, in_channels, image_size, image_size), to scores (B, num_classes).
 
@@ -112,14 +127,14 @@ class AlexNet(nn.Module):
         in size. The sizes in the comments are the paper's.
         """
         height, width = images.shape[-2:]
-        act = self.activation
+        act = self.normed
         x = F.pad(images, (0, self._overhang(width), 0, self._overhang(height)))  # (B, 3, 227, 227)
-        x = self.norm1(act(self.conv1(x)))  # (B, 96, 55, 55)
-        x = self.norm2(act(self.conv2(self.pool1(x))))  # (B, 96, 27, 27) -> (B, 256, 27, 27)
-        x = act(self.conv3(self.pool2(x)))  # (B, 256, 13, 13) -> (B, 384, 13, 13)
-        x = act(self.conv4(x))  # (B, 384, 13, 13)
-        x = act(self.conv5(x))  # (B, 256, 13, 13)
+        x = self.norm1(act("conv1", x))  # (B, 96, 55, 55)
+        x = self.norm2(act("conv2", self.pool1(x)))  # (B, 96, 27, 27) -> (B, 256, 27, 27)
+        x = act("conv3", self.pool2(x))  # (B, 256, 13, 13) -> (B, 384, 13, 13)
+        x = act("conv4", x)  # (B, 384, 13, 13)
+        x = act("conv5", x)  # (B, 256, 13, 13)
         x = self.pool5(x).flatten(1)  # (B, 256, 6, 6) -> (B, 9216)
-        x = self.drop6(act(self.fc6(x)))  # (B, 4096)
-        x = self.drop7(act(self.fc7(x)))  # (B, 4096)
+        x = self.drop6(act("fc6", x))  # (B, 4096)
+        x = self.drop7(act("fc7", x))  # (B, 4096)
         return self.fc8(x)  # (B, 1000)

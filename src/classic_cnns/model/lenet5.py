@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from classic_cnns.model.batch_norm import norm_layer
+
 # Table I: the S2 maps that each of the sixteen C3 maps sees.
 C3_TABLE = (
     (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5),  # neighbouring triples
@@ -167,14 +169,15 @@ class LeNet5(nn.Module):
     A score is the negative RBF penalty of eq. 7. Larger images give larger C5 maps, and then
     scores for each position (section VII): (B, 10, H', W').
 
-    `subsampling` is the paper's "trainable", or "average" or "max", which have no weights; `rbf` is
-    "fixed" or "learned"; `c3` is "table", or "full": every map sees all six. (The values that are
-    set here are for runs whose configs do not name these keys yet.)
+    `c3` is "table", or "full": every map sees all six. `subsampling` is the paper's "trainable", or
+    "average" or "max", which have no weights; `rbf` is "fixed" or "learned"; `norm` stands before
+    the squashing of C1, C3, C5 and F6. (Runs of before have no such keys in their configs.)
     """
 
     def __init__(
-        self, *, c3: str = "table", subsampling: str = "trainable", rbf: str = "fixed"
-    ) -> None:
+        self, *, c3: str = "table", subsampling: str = "trainable", rbf: str = "fixed",
+        norm: str = "none",
+    ) -> None:  # fmt: skip
         super().__init__()
         table = C3_TABLE if c3 == "table" else (tuple(range(6)),) * 16
         self.C1 = nn.Conv2d(1, 6, 5)
@@ -184,18 +187,22 @@ class LeNet5(nn.Module):
         self.C5 = FittedConv2d(16, 120, 5)
         self.F6 = FittedConv2d(120, 84, 1)  # a full connection, at each position of C5
         self.output = EuclideanRBF(rbf == "learned")
+        self.C1_norm = norm_layer(norm, 6, maps=True)
+        self.C3_norm = norm_layer(norm, 16, maps=True)
+        self.C5_norm = norm_layer(norm, 120, maps=True)
+        self.F6_norm = norm_layer(norm, 84, maps=True)
         self.squash = ScaledTanh()
         for layer in (self.C1, self.C5, self.F6):
             uniform_(layer.parameters(), paper_bound(layer.weight[0].numel()))
 
     def features(self, images: Tensor) -> Tensor:
         """The units of F6, which the output layer compares with the bitmaps."""
-        x = self.squash(self.C1(images))  # (B, 6, 28, 28)
+        x = self.squash(self.C1_norm(self.C1(images)))  # (B, 6, 28, 28)
         x = self.squash(self.S2(x))  # (B, 6, 14, 14)
-        x = self.squash(self.C3(x))  # (B, 16, 10, 10)
+        x = self.squash(self.C3_norm(self.C3(x)))  # (B, 16, 10, 10)
         x = self.squash(self.S4(x))  # (B, 16, 5, 5)
-        x = self.squash(self.C5(x))  # (B, 120, 1, 1)
-        return self.squash(self.F6(x))  # (B, 84, 1, 1)
+        x = self.squash(self.C5_norm(self.C5(x)))  # (B, 120, 1, 1)
+        return self.squash(self.F6_norm(self.F6(x)))  # (B, 84, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         scores = -self.output(self.features(images))  # (B, 10, 1, 1)

@@ -9,6 +9,7 @@ weights. `lenet5.py` is the net of the paper.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from classic_cnns.model.alexnet import ACTIVATIONS
 from classic_cnns.model.batch_norm import norm_layer
 from classic_cnns.model.lenet5 import C3_TABLE, FittedConv2d, TableConv2d
 
@@ -28,12 +29,13 @@ class LeNet5ReLU(nn.Module):
 
     At 1 channel and 10 classes 60,806 parameters with `c3=table`, sixteen filters that see the
     3, 4 or 6 maps of the paper's table, and 61,706 with `c3=full`, where each sees all six.
-    `norm` stands before every ReLU.
+    `norm` stands before every `activation`.
     """
 
     def __init__(
-        self, *, num_classes: int, in_channels: int, c3: str, pool: str, norm: str
-    ) -> None:
+        self, *, num_classes: int, in_channels: int, c3: str, pool: str, norm: str,
+        activation: str = "relu",  # as in runs whose configs lack the key
+    ) -> None:  # fmt: skip
         super().__init__()
         self.C1 = nn.Conv2d(in_channels, 6, kernel_size=5)
         self.C1_norm = norm_layer(norm, 6, maps=True)
@@ -50,12 +52,14 @@ class LeNet5ReLU(nn.Module):
         self.F6 = nn.Linear(120, 84)
         self.F6_norm = norm_layer(norm, 84, maps=False)
         self.output = nn.Linear(84, num_classes)
+        self.activation = ACTIVATIONS[activation]()
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(self.C1_norm(self.C1(images)))  # (B, 6, 28, 28)
+        act = self.activation
+        x = act(self.C1_norm(self.C1(images)))  # (B, 6, 28, 28)
         x = self.S2(x)  # (B, 6, 14, 14)
-        x = F.relu(self.C3_norm(self.C3(x)))  # (B, 16, 10, 10)
+        x = act(self.C3_norm(self.C3(x)))  # (B, 16, 10, 10)
         x = self.S4(x)  # (B, 16, 5, 5)
-        x = F.relu(self.C5_norm(self.C5(x)))  # (B, 120, 1, 1)
-        x = F.relu(self.F6_norm(self.F6(x.flatten(1))))  # (B, 84)
+        x = act(self.C5_norm(self.C5(x)))  # (B, 120, 1, 1)
+        x = act(self.F6_norm(self.F6(x.flatten(1))))  # (B, 84)
         return self.output(x)  # (B, num_classes)

@@ -13,6 +13,7 @@ class Layer:
     name: str
     kind: str
     output: tuple[int, ...]  # without the batch
+    neurons: int
     parameters: int  # trainable
     connections: int
 
@@ -32,7 +33,9 @@ def layers(net: nn.Module, images: Tensor) -> list[Layer]:
         connections = getattr(module, "connections_per_position", parameters)
         connections *= output.shape[2:].numel()
         shape, kind = tuple(output.shape[1:]), type(module).__name__
-        rows.append(Layer(names[module], kind, shape, parameters, connections))
+        normalises = all(weight.dim() == 1 for weight in module.parameters())
+        neurons = 0 if normalises and parameters else output.shape[1:].numel()
+        rows.append(Layer(names[module], kind, shape, neurons, parameters, connections))
 
     hooks = [
         module.register_forward_hook(add)
@@ -51,9 +54,13 @@ def layers(net: nn.Module, images: Tensor) -> list[Layer]:
 def table(net: nn.Module, images: Tensor) -> str:
     """The layers as an aligned Markdown table, and the total of the net."""
     rows, total = layers(net, images), sum(p.numel() for p in net.parameters() if p.requires_grad)
-    cells = [("layer", "kind", "output", "parameters", "connections")]
+    cells = [("layer", "kind", "output", "neurons", "parameters", "connections")]
     for row in rows:
         shape = "x".join(map(str, row.output))
-        cells.append((row.name, row.kind, shape, f"{row.parameters:,}", f"{row.connections:,}"))
-    cells.append(("total", "", "", f"{total:,}", f"{sum(row.connections for row in rows):,}"))
+        numbers = (row.neurons, row.parameters, row.connections)
+        cells.append((row.name, row.kind, shape, *(f"{number:,}" for number in numbers)))
+    neurons, connections = (
+        sum(getattr(r, key) for r in rows) for key in ("neurons", "connections")
+    )
+    cells.append(("total", "", "", f"{neurons:,}", f"{total:,}", f"{connections:,}"))
     return aligned(cells)

@@ -89,10 +89,15 @@ def build_classifier(config: DictConfig, data: pl.LightningDataModule) -> Classi
         optimizer = instantiate(config.optim.optimizer)
         scheduler = instantiate(config.optim.scheduler)
         tried = optimizer(net.named_parameters())
-        if isinstance(tried, StochasticDiagonalLM) and not hasattr(net, "features"):
+        given = config.model.net
+        of_paper = (given.get("subsampling", "trainable"), given.get("norm", "none"))
+        if isinstance(tried, StochasticDiagonalLM) and (
+            not hasattr(net, "features") or of_paper != ("trainable", "none")
+        ):
             raise ValueError(
                 "optim.optimizer: stochastic diagonal Levenberg-Marquardt is for the RBF units of "
-                "LeNet-5 alone; try model=lenet5, or another optim"
+                "LeNet-5 alone, with trainable subsampling and no batch normalisation; try "
+                "model=lenet5, or another optim"
             )
         if scheduler:
             scheduler(tried, total_steps=1000)
