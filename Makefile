@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: train test test-gpu bench check papers claims claims-quick clean
+.PHONY: train test test-gpu test-oldest bench check papers claims claims-quick clean
 
 train: .venv/ready
 	$(VENV)/python src/train.py model=lenet5 data=mnist
@@ -12,6 +12,12 @@ test: .venv/ready
 
 test-gpu: .venv/ready
 	$(VENV)/python -m pytest -m gpu tests/gpu
+
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --constraint .ci/oldest.txt --editable .
+	.venv-oldest/bin/python -m pytest
+	rm -rf .venv-oldest
 
 bench: .venv/ready
 	PYTHONPATH=src $(VENV)/python -m tests.bench
@@ -37,4 +43,4 @@ papers:
 	@touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-oldest
