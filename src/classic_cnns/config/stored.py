@@ -15,6 +15,8 @@ from classic_cnns import UserError
 from classic_cnns.config.trust import check_stored
 
 OUTPUTS = Path("outputs")
+# What a sweep has put into the directory of a job before it starts, or an earlier start of it.
+OF_A_JOB = {".lock", "output.log", "result.json", "submitit"}
 # Keys of trainer that may differ when a run goes on: where it runs, and how long.
 PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
 LONGER = ("max_epochs",)
@@ -72,7 +74,7 @@ def check_new(directory: Path) -> None:
             f"run_dir={directory}: holds a run already; try resume={directory} to go on with "
             "it, or another run_dir"
         )
-    if {path.name for path in directory.iterdir()} - {"output.log", ".lock"}:  # of a sweep
+    if {path.name for path in directory.iterdir()} - OF_A_JOB:
         raise UserError(
             f"run_dir={directory}: must be a new or an empty folder and holds other things; "
             f"try run_dir={directory / 'run'}"
