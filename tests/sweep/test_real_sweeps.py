@@ -88,7 +88,8 @@ def test_a_search_finds_the_better_rate_and_goes_on_where_it_was(start, tmp_path
     words = ["experiment=search_lenet5", "sweep.search.n_trials=4", "sweep.search.pruner=null"]
     words += ["optim.lr=choice(0.000001,0.02)", "trainer.max_epochs=3", "sweep.dir=s"]
     process = start(*words)
-    process.stdout.readline()
+    while " jobs in " not in process.stdout.readline():  # Ray has words of its own before
+        assert process.poll() is None
     time.sleep(9)
     process.kill()
     process.communicate()
@@ -110,7 +111,8 @@ def test_clusters_give_the_same_table_and_go_on(executor, package, start, tmp_pa
     words = ["seed=0,1", "trainer.max_epochs=6"]
     end(start(*words, "sweep.dir=here"))
     process = start(*words, *f"sweep={executor}".split(), "sweep.dir=there", "sweep.parallel=2")
-    process.stdout.readline()
+    while " jobs in " not in process.stdout.readline():  # Ray has words of its own before
+        assert process.poll() is None
     time.sleep(9)
     process.terminate()
     out = process.communicate(timeout=100)[0]
