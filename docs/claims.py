@@ -1,7 +1,7 @@
 """Runs the papers' claims, and writes `docs/claims.md` from what came out.
 
     python docs/claims.py run [NAME ...]       what is left of all claims, or of those named
-    python docs/claims.py quick                the directions that a few thousand images show
+    python docs/claims.py quick [NAME ...]     the directions that a few thousand images show
     python docs/claims.py report               docs/claims.md and its pictures, from docs/claims/
 
 A claim is a file `conf/experiment/claim_<name>.yaml`. Under `claim` it says what the authors wrote
@@ -189,11 +189,11 @@ def verdict(claim: dict[str, Any], result: dict[str, Any] | None) -> str:
     return next(x for x in (FAILS, UNDECIDED, HOLDS) if x in found)
 
 
-def quick() -> None:
+def quick(names: list[str]) -> None:
     """Each direction that shows on few images, from one run a side; fails where one does not."""
     wrong = []
     for name, claim in claims().items():
-        if "quick" not in claim:
+        if "quick" not in claim or (names and name not in names):
             continue
         rules = [claim["rule"][number] for number in claim["quick_rules"]]
         needed = {rule[key] for rule in rules for key in ("smaller", "than")}
@@ -364,7 +364,7 @@ def main() -> None:
     if given.what == "run":
         run(given.names, shlex.split(given.sweep), given.together)
     elif given.what == "quick":
-        quick()
+        quick(given.names)
     if given.what != "quick":
         pictures()
         PAGE.write_text(page())
