@@ -312,13 +312,14 @@ def test_towers_go_on_in_one_process_and_back_to_the_numbers_of_one(train, besid
     words = [*SMALL, "optim=alexnet_cifar10", "optim.lr=0.0002"]
     words += ["model.loss._target_=fateful.Loss"]
     one, run = tmp_path / "one", tmp_path / "run"
+    again = [f"resume={run}", "--trust", "fateful"]
     with beside(*words, f"run_dir={one}"):
         code, _, err = train(*words, *TOWERS, f"run_dir={run}", FATE="kill")  # in epoch 2
     assert code == 1 and "error: rank 1 was killed by SIGKILL" in err.splitlines()[-1]
     assert result(run)["status"] == "failed" and checkpoint(run)["global_step"] == 8
-    code, _, err = train(f"resume={run}", "trainer=cpu", FATE="raise")  # in epoch 3
+    code, _, err = train(*again, "trainer=cpu", FATE="raise")  # in epoch 3
     assert code == 1 and "no luck" in err and checkpoint(run)["global_step"] == 16
-    assert train(f"resume={run}", *TOWERS)[0] == 0
+    assert train(*again, *TOWERS)[0] == 0
 
     devices = [start["device"] for start in json.loads((run / "provenance.json").read_text())]
     assert devices == ["2 x cpu", "cpu", "2 x cpu"]
@@ -337,10 +338,11 @@ def test_towers_stopped_within_an_epoch_go_on_to_the_numbers_of_one(train, besid
     words = [*SMALL, "optim=alexnet_cifar10", "optim.lr=0.0002"]
     words += ["model.loss._target_=fateful.Loss"]
     one, run = tmp_path / "one", tmp_path / "run"
+    again = [f"resume={run}", "--trust", "fateful"]
     with beside(*words, f"run_dir={one}"):
         assert train(*words, *TOWERS, f"run_dir={run}", FATE="term")[0] == 143
     assert result(run)["status"] == "interrupted" and 8 < checkpoint(run)["global_step"] < 16
-    assert train(f"resume={run}", *TOWERS)[0] == 0
+    assert train(*again, *TOWERS)[0] == 0
     assert difference(one, run) < 1e-6
     assert difference(one, run, optimizer_state) < 1e-6
     for name, value in metrics(one).items():
