@@ -54,7 +54,9 @@ def layers(net: nn.Module, images: Tensor) -> list[Layer]:
 def table(net: nn.Module, images: Tensor) -> str:
     """The layers as an aligned Markdown table, and the total of the net."""
     rows, total = layers(net, images), sum(p.numel() for p in net.parameters() if p.requires_grad)
-    cells = [("layer", "kind", "output", "neurons", "parameters", "connections")]
+    cells: list[tuple[str, ...]] = [
+        ("layer", "kind", "output", "neurons", "parameters", "connections")
+    ]
     for row in rows:
         shape = "x".join(map(str, row.output))
         numbers = (row.neurons, row.parameters, row.connections)
