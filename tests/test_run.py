@@ -322,7 +322,8 @@ REFUSED = {
     "+callbacks.x.patience=3": "^callbacks.x: needs a _target_",
     "callbacks.checkpoint.mode=lowest": "^callbacks.checkpoint: mode=lowest: must be min or max",
     "callbacks.checkpoint.monitor=error/vall": "error/vall: is not among the metrics; try one of l",
-    "model=simple_cnn optim=lenet5_1998": "^optim.optimizer: .*alone; try model=lenet5",
+    "model=simple_cnn optim=lenet5_1998": "^optim.optimizer: .*alone, .*try model=lenet5",
+    "optim=lenet5_1998 model.net.subsampling=max": "^optim.optimizer: .*with trainable sub",
 }
 
 
