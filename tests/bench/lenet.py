@@ -223,7 +223,7 @@ def measure(rounds: int, words: list[str], others: bool) -> tuple[list[dict[str,
         )  # fmt: skip
         module, data = build(config)
         in_turn = InTurn(config, others)
-        trainer = assemble(config, Path(folder), module, StopOnSignal(saves=True))
+        trainer = assemble(config, Path(folder), module, StopOnSignal(saves=True), None)
         trainer.callbacks.append(in_turn)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
