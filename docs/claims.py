@@ -256,9 +256,9 @@ def section(name: str, claim: dict[str, Any], result: dict[str, Any] | None) -> 
     for side, found in result["sides"].items():
         runs = found["runs"]
         rate = [word for word in found["words"] if word.startswith("optim.lr=")]
-        lost = sum(run["status"] == "diverged" for run in runs)
+        diverged = sum(run["status"] == "diverged" for run in runs)
         cells = [
-            side.replace("_", " ") + (f" ({lost} diverged)" if lost else ""),
+            side.replace("_", " ") + (f" ({diverged} diverged)" if diverged else ""),
             spread(runs, "error/test"), spread(runs, "error/train"),
             str(len(runs)), f"{mean(run['seconds'] for run in runs):.0f}",
             f"`{rate[-1]}`" if "rates" in claim else "",
@@ -310,8 +310,9 @@ def pictures() -> None:
     from matplotlib import pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "claims"  # the same file from the same numbers
+    stored = results()
     for name, claim in claims().items():
-        result = results()[name]
+        result = stored[name]
         if result is None:
             continue
         figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")

@@ -1,11 +1,15 @@
 """Saturated and dead units against counting by hand."""
 
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from classic_cnns.callbacks.activations import activations, unused
+from classic_cnns.callbacks.activations import Activations, activations, unused
+from classic_cnns.callbacks.pictures import Pictures
 from classic_cnns.model.lenet5 import LeNet5
 from tests.recipes import MODELS, recipe
 
@@ -52,3 +56,18 @@ def test_the_units_of_every_net_are_found_and_it_stays_as_it_is(model):
     before = {name: weight.clone() for name, weight in made.net.state_dict().items()}
     assert activations(made.net.eval(), torch.zeros(2, *made.shape))
     assert all(torch.equal(x, before[name]) for name, x in made.net.state_dict().items())
+
+
+@pytest.mark.parametrize("callback", [Activations(), Pictures()], ids=lambda c: type(c).__name__)
+def test_a_module_of_ones_own_is_left_alone_whatever_its_parts_are_called(callback):
+    module = pl.LightningModule()
+    module.net, module.num_classes = nn.Linear(3, 2), 2
+    trainer = SimpleNamespace(global_step=0, is_last_batch=True, sanity_checking=False, loggers=[])
+    batch = {"tokens": torch.zeros(4, 3)}
+    callback.on_train_batch_start(trainer, module, batch, 0)
+    callback.on_before_optimizer_step(trainer, module, None)
+    callback.on_validation_batch_end(trainer, module, None, batch, 0)
+    callback.on_validation_end(trainer, module)
+    callback.on_test_start(trainer, module)
+    callback.on_test_batch_end(trainer, module, torch.zeros(4), batch, 0)
+    callback.on_test_end(trainer, module)

@@ -22,7 +22,7 @@ ARROWS = {
     "files": set(),
     "report": {"files"},
     "trainer": {"files"},
-    "callbacks": {"data", "report"},
+    "callbacks": {"classifier", "data", "report"},
     "logger": set(),
     "data": {"files", "trainer"},
     "classifier": {"config", "data", "optim", "trainer"},

@@ -386,7 +386,7 @@ def test_the_time_that_steps_wait_for_data_is_measured(train, monkeypatch, caplo
     found = result(train("a", "trainer.max_epochs=1"))
     wait, seconds = found["metrics"]["speed/data_wait"], found["seconds"]
     assert 0.3 < wait * seconds < seconds - 0.05
-    assert f"{wait:.1%} of it waiting for data" in Path("a/train.log").read_text()
+    assert f"{wait:.1%} of the time waiting for data" in Path("a/train.log").read_text()
 
 
 # --- Estimates -----------------------------------------------------------------------------------

@@ -151,10 +151,8 @@ class Classifier(pl.LightningModule):
         self.validated = False  # in this epoch
         self.preprocessing: Preprocessing | None = None  # once it is loaded to be used
         self.images = 0  # of this epoch, on this rank, since its last start
-        self.waited, self.asked = (
-            0.0,
-            inf,
-        )  # seconds for data in it, and when the next were asked for
+        self.waited = 0.0  # seconds for data in it
+        self.asked = inf  # when the next data were asked for
 
     @property
     def metric_names(self) -> list[str]:

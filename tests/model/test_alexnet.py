@@ -317,7 +317,7 @@ def test_activation_switch() -> None:
 @pytest.mark.fact(
     "Pooling overlaps, z = 3 and s = 2; z = 2 is what it is compared with",
     source="Krizhevsky 2012, section 3.4",
-    code="model/alexnet.py:POOLS",
+    code="model/alexnet.py:WINDOWS",
 )
 @pytest.mark.parametrize("pool, window", [("overlapping", 3), ("non_overlapping", 2)])
 def test_pool_switch(pool: str, window: int) -> None:

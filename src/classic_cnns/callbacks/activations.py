@@ -10,6 +10,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from classic_cnns.classifier import Classifier
+
 IMAGES = 128  # of the first validation batch
 SHOWN = 10_000  # values in a histogram
 SATURATED = sqrt(0.95)  # |tanh| beyond which its slope is below 5 % of the greatest one
@@ -67,14 +69,15 @@ class Activations(Callback):
     """Logs at each validation, by layer, what the texts say of saturation and dead units.
 
     `dead/` and `saturated/` are shares from 0 to 1 over 128 held-out images, `gradient/` is the
-    norm of a layer's gradient at the last step of the epoch; TensorBoard also gets histograms.
+    norm of a layer's gradient at the last step of the epoch; TensorBoard also gets histograms. Does
+    nothing for other modules than `Classifier`.
     """
 
     def __init__(self) -> None:
         self.gradients: dict[str, Tensor] = {}
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        if trainer.is_last_batch and hasattr(pl_module, "net"):
+        if trainer.is_last_batch and isinstance(pl_module, Classifier):
             self.gradients = {
                 name: weight.grad.detach().norm()
                 for name, weight in pl_module.net.named_parameters()
@@ -84,7 +87,7 @@ class Activations(Callback):
     def on_validation_batch_end(
         self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
     ) -> None:
-        if batch_idx or trainer.sanity_checking or not hasattr(pl_module, "net"):
+        if batch_idx or trainer.sanity_checking or not isinstance(pl_module, Classifier):
             return
         with trainer.precision_plugin.forward_context():
             found = activations(pl_module.net, batch[0][:IMAGES])

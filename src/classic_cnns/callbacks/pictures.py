@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from classic_cnns.classifier import Classifier
 from classic_cnns.data.batches import Batches
 from classic_cnns.report import pictures
 
@@ -31,7 +32,7 @@ class Pictures(Callback):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.mistakes = []
-        if classes := getattr(pl_module, "num_classes", None):
+        if isinstance(pl_module, Classifier) and (classes := pl_module.num_classes):
             matrix = MulticlassConfusionMatrix(classes, validate_args=False)
             matrix.process_group = getattr(trainer.strategy, "data_group", None)
             self.matrix = matrix.to(pl_module.device)
@@ -50,7 +51,7 @@ class Pictures(Callback):
             self.mistakes.append((image.cpu(), int(labels[row]), int(outputs[row])))
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if trainer.global_step or batch_idx or not hasattr(pl_module, "num_classes"):
+        if trainer.global_step or batch_idx or not isinstance(pl_module, Classifier):
             return
         self.draw_kernels(trainer, pl_module)
         grids = {"after augmentation": batch[0][:INPUTS]}
@@ -63,7 +64,7 @@ class Pictures(Callback):
                 board.add_image(f"inputs/{when}", pictures.inputs(images), 0)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if hasattr(pl_module, "num_classes") and not trainer.sanity_checking:
+        if isinstance(pl_module, Classifier) and not trainer.sanity_checking:
             self.draw_kernels(trainer, pl_module)
 
     def draw_kernels(self, trainer: pl.Trainer, pl_module: Any) -> None:

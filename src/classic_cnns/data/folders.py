@@ -143,7 +143,7 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
 
     `seen` gets the folders that were looked into, and when they were changed (ns). Raises UserError
     where there is none, or for files that are no images by their names: to open a million files
-    takes minutes. Those that deceive are found out when they are decoded.
+    takes minutes. Files whose names mislead are found when they are decoded.
     """
     import numpy as np
 

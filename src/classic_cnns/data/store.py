@@ -2,9 +2,9 @@
 
 Each split has `<split>.bin`, the images one after the other in the order of the index, and
 `<split>.records`, for each of them its length in bytes (0 if it cannot be decoded), a CRC-32, and
-size and time of the file that it came of. Both only grow, so what a kill leaves is gone on with. A
-`raw` image is uint8 (3, size, size), the very pixels of the way without a store; a `jpeg` one takes
-a tenth of it and is not quite the same.
+size and time of the file that it came of. Files are only appended to, so that a killed preparation
+continues where it stopped. A `raw` image is uint8 (3, size, size), exactly the pixels that are read
+without a store; a `jpeg` image takes a tenth of the space and differs slightly.
 
 Formats that others keep (tar shards of WebDataset, chunks of LitData) shuffle within a window: the
 order of an epoch here is a permutation of all images that follows from the seed, on any number of
@@ -153,7 +153,7 @@ def stamp(path: str) -> tuple[int, int]:
 def prepare(
     index: Index, folder: Path, size: int, quality: int, decode: Decode, make: bool, must: bool
 ) -> dict[str, Prepared] | None:
-    """The store in `folder`, by split; with `make` it is made, or gone on with, if it is not whole.
+    """The store in `folder`, by split; with `make` it is made or completed.
 
     JPEGs have that `quality`, of 1 to 100; 0 stands for raw pixels. None stands for no store: where
     the disk has no room for one, which with `must` is a UserError, or may not be written to.

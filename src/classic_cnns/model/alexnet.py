@@ -21,8 +21,9 @@ from classic_cnns.model.batch_norm import norm_layer
 from classic_cnns.model.local_response_norm import LocalResponseNorm
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}  # section 3.1
+POOLS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
 NORMED = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
-POOLS = {"overlapping": 3, "non_overlapping": 2}  # z of section 3.4; s is 2 in both
+WINDOWS = {"overlapping": 3, "non_overlapping": 2}  # z of section 3.4; s is 2 in both
 
 
 class AlexNet(nn.Module):
@@ -59,9 +60,7 @@ class AlexNet(nn.Module):
         super().__init__()
         self.towers = towers
         c1, c2, c3, c4, c5 = channels
-        window = POOLS[pool]
-
-        pool_layer = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}[pooling]
+        window = WINDOWS[pool]
 
         def response_norm() -> nn.Module:  # the constants of section 3.3
             return LocalResponseNorm(
@@ -71,14 +70,14 @@ class AlexNet(nn.Module):
 
         self.conv1 = nn.Conv2d(in_channels, c1, conv1_kernel, conv1_stride)
         self.norm1 = response_norm() if lrn else nn.Identity()
-        self.pool1 = pool_layer(window, 2)
+        self.pool1 = POOLS[pooling](window, 2)
         self.conv2 = nn.Conv2d(c1, c2, 5, padding=2, groups=towers)
         self.norm2 = response_norm() if lrn else nn.Identity()
-        self.pool2 = pool_layer(window, 2)
+        self.pool2 = POOLS[pooling](window, 2)
         self.conv3 = nn.Conv2d(c2, c3, 3, padding=1)
         self.conv4 = nn.Conv2d(c3, c4, 3, padding=1, groups=towers)
         self.conv5 = nn.Conv2d(c4, c5, 3, padding=1, groups=towers)
-        self.pool5 = pool_layer(window, 2)
+        self.pool5 = POOLS[pooling](window, 2)
         side = (image_size + self._overhang(image_size) - conv1_kernel) // conv1_stride + 1  # 55
         for _ in range(3):  # 27, 13, 6
             side = (side - window) // 2 + 1

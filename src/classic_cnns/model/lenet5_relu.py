@@ -9,11 +9,9 @@ weights. `lenet5.py` is the net of the paper.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classic_cnns.model.alexnet import ACTIVATIONS
+from classic_cnns.model.alexnet import ACTIVATIONS, POOLS
 from classic_cnns.model.batch_norm import norm_layer
 from classic_cnns.model.lenet5 import C3_TABLE, FittedConv2d, TableConv2d
-
-POOLS = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
 
 
 class SquaredErrorOneHot(nn.Module):

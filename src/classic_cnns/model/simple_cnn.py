@@ -2,9 +2,8 @@
 
 from torch import Tensor, nn
 
+from classic_cnns.model.alexnet import POOLS
 from classic_cnns.model.batch_norm import norm_layer
-
-POOLS = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
 
 
 def conv_relu(in_channels: int, out_channels: int, norm: str, kernel: int = 5) -> list[nn.Module]:

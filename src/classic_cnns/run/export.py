@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 from classic_cnns import UserError
 from classic_cnns.classifier import Classifier
 from classic_cnns.report.log import show_log
-from classic_cnns.run.build import build_data
-from classic_cnns.run.trained import load_net
+from classic_cnns.run.trained import data_of, load_net
 
 TESTED = 1000  # pictures at most
 NEAR = 1e-4  # the largest difference of a probability
@@ -85,11 +83,7 @@ def export(checkpoint: Path, config: DictConfig, path: Path) -> str:
 def test_pictures(config: DictConfig, net: Classifier) -> tuple[Tensor, str]:
     """Pictures of the test set, or random ones where it cannot be had."""
     try:
-        data: Any = build_data(config)
-        data.preprocessing, data.fitted = net.prepared, True
-        data.prepare_data()
-        data.setup("test")
-        loader = data.loader("test", TESTED, to_input=lambda images: images)
+        loader = data_of(config, net).loader("test", TESTED, to_input=lambda images: images)
         return next(iter(loader))[0], "test images"
     except UserError as error:
         logging.getLogger(__name__).warning(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -14,8 +13,7 @@ from classic_cnns.callbacks.activations import activations
 from classic_cnns.classifier import Classifier
 from classic_cnns.data.transforms import patches_of
 from classic_cnns.report import pictures
-from classic_cnns.run.build import build_data
-from classic_cnns.run.trained import load_net
+from classic_cnns.run.trained import data_of, load_net
 
 TESTED = 2000  # images for a point of a robustness curve
 LIKENED = 5000  # training images, of which the nearest are shown
@@ -45,10 +43,7 @@ class Trained:
     def __init__(self, checkpoint: Path, config: DictConfig) -> None:
         self.name = config.name
         self.net: Classifier = load_net(checkpoint, config)
-        self.data: Any = build_data(config)
-        self.data.prepare_data()
-        self.data.setup("fit")
-        self.data.setup("test")
+        self.data = data_of(config, self.net)
 
     def images(self, split: str, count: int) -> tuple[Tensor, Tensor]:
         batches = self.data.batches(split, BATCH, to_input=lambda images: images)

@@ -355,7 +355,7 @@ def final_table(result: dict) -> str:
     parts = [
         f"{epochs} in {result['seconds']:.1f} s",
         *([f"{speed:,.0f} images/s"] if speed else []),
-        *([f"{wait:.1%} of it waiting for data (data_wait)"] if wait is not None else []),
+        *([f"{wait:.1%} of the time waiting for data"] if wait is not None else []),
     ]
     lines.append(", ".join([*parts, result["directory"]]))
     return "\n".join(lines)

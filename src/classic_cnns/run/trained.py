@@ -38,6 +38,15 @@ def load_net(checkpoint: Path, config: DictConfig) -> Classifier:
     return module
 
 
+def data_of(config: DictConfig, net: Classifier) -> Any:
+    """The data of a run as its net sees them: nothing is measured on training images again."""
+    data: Any = build_data(config)
+    data.preprocessing, data.fitted = net.prepared, True
+    data.prepare_data()
+    data.setup("test")
+    return data
+
+
 def preprocessing_of(config: DictConfig) -> Any:
     """As the config describes it; where a mean image is subtracted, the training set has it."""
     data: Any = build_data(config)

@@ -113,9 +113,10 @@ class TwoTowers(DDP):
 
     def configure_ddp(self) -> None:
         """Average over the ranks that have the same tower."""
+        device = self.root_device
         self.model = DistributedDataParallel(
             self.model,
-            device_ids=self.determine_ddp_device_ids(),
+            device_ids=None if device.type == "cpu" else [device.index],
             process_group=self.data_group,
             gradient_as_bucket_view=True,
             broadcast_buffers=False,
