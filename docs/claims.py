@@ -71,6 +71,24 @@ the runs: it *holds* where the 95 % interval of a difference lies on its side, *
 it lies on the other one, and is *undecided* in between. Rates are chosen on held-out training
 images, never on test images. Long claims that no time was left for are listed as not run.
 """
+TUTORIALS = """\
+## Where the tutorials err
+
+- LeNet: one filter serves all maps of C3 that see as many maps of S2, so that C3 has 76 + 101 +
+  101 + 151 = 429 parameters, not the 1,516 that the text has; the whole net has 59,719. Our
+  `TableConv2d` has a filter for each map.
+- LeNet: digits are stretched to 32 x 32 pixels, where the paper adds a border of background.
+- The AlexNet article: its sum of 60,964,224 parameters leaves out the 1,000 biases of the last
+  layer (60,965,224). The kernels of conv4 and conv5 see the 192 maps of their own tower, not 384.
+- AlexNet on CIFAR-10: images of 96 x 96 pixels end in maps of 2 x 2, which the adaptive pool
+  repeats up to 6 x 6: the 9,216 inputs of fc6 hold 1,024 different values. fc7 has 1,024 units,
+  not 4,096.
+- Batch normalisation: its momentum of 0.9 is the share of the old value, torch's 0.1. Its running
+  variance is the biased one, and its mode is taken from whether gradients are on, not from
+  `eval()`.
+- The generic net: 64 x 7 x 7 = 3,136 units enter its first full layer, where the text has
+  32 x 7 x 7; it has 121,514 parameters.
+"""
 RECORDS = """\
 ## Records on a small machine
 
@@ -99,8 +117,7 @@ def compared() -> dict[str, dict[str, Any]]:
 def words(name: str, side: list[str]) -> list[str]:
     """The command line of a side; it may name more experiments itself."""
     own = any(word.startswith("experiment=") for word in side)
-    experiment = name if name.startswith("record_") else f"claim_{name}"
-    return [*([] if own else [f"experiment={experiment}"]), *side]
+    return [*([] if own else [f"experiment={file_of(name).stem}"]), *side]
 
 
 # --- What is left --------------------------------------------------------------------------------
@@ -208,7 +225,7 @@ def run(names: list[str], more: list[str], together: bool) -> None:
 
 
 def keep(name: str, side: str, found: dict[str, Any]) -> None:
-    """Write one more side into the file of its claim."""
+    """Keep one more side of a claim."""
     sides = stored(name)["sides"] | {side: found}
     order = [side for side in claims()[name]["sides"] if side in sides]
     KEPT.mkdir(exist_ok=True)
@@ -381,10 +398,14 @@ def quick(names: list[str]) -> None:
 
 
 def quick_run(name: str, side: str) -> Path:
+    return sweep(quick_words(name, side), RUNS / "quick" / name / side, ["sweep.parallel=1"])[0]
+
+
+def quick_words(name: str, side: str) -> list[str]:
     claim = claims()[name]
     own = [*claim["quick"].get("words", []), *claim["quick"].get("sides", {}).get(side, [])]
     job = [*words(name, claim["sides"][side]), *own, "seed=0"]
-    return sweep(job, RUNS / "quick" / name / side, ["sweep.parallel=1"])[0]
+    return list({word.partition("=")[0]: word for word in job}.values())  # the last of each key
 
 
 # --- The report ----------------------------------------------------------------------------------
@@ -399,7 +420,12 @@ def page() -> str:
         parts.append(f"| {link} | {claim['where']} | {verdict(claim, found[name])} |")
     for name, claim in compared().items():
         parts += ["", *section(name, claim, found[name])]
-    parts += ["", RECORDS, *(record(n, c, found[n]) for n, c in claims().items() if "goal" in c)]
+    parts += [
+        "",
+        TUTORIALS,
+        RECORDS,
+        *(record(n, c, found[n]) for n, c in claims().items() if "goal" in c),
+    ]
     return "\n".join(parts) + "\n"
 
 
@@ -427,7 +453,7 @@ def section(name: str, claim: dict[str, Any], result: dict[str, Any]) -> list[st
         f"**What we did:** {claim['did']} `python docs/claims.py run {name}`", "",
     ]  # fmt: skip
     if verdict(claim, result) == NOT_RUN:
-        return [*lines, "**Not run.**"]
+        return [*lines, f"**Not run:** {needed(name, claim)}."]
     columns = claim.get("columns", ["error/test", "error/train"])
     lines += [
         f"**The claim {verdict(claim, result)}.**".replace("claim undecided", "claim is undecided"),
@@ -447,12 +473,55 @@ def section(name: str, claim: dict[str, Any], result: dict[str, Any]) -> list[st
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"- {told(rule, result)}" for rule in claim["rule"])]
+    lines += ["", f"{hardware(result)}."]
+    lines += ["", f"**Why it may differ:** {claim['why']}"] if "why" in claim else []
+    return [*lines, "", f"![{claim['title']}](claims/{name}.png)"]
+
+
+def hardware(result: dict[str, Any]) -> str:
     made = next(iter(result["sides"].values()))["provenance"]
     commit = (made.get("git") or {}).get("commit", "unknown")[:7]
     where = f"{made['processor']}, {made['threads']} thread{'s' * (made['threads'] != 1)} a run"
-    lines += ["", f"{where}, torch {made['packages']['torch']}, commit {commit}."]
-    lines += ["", f"**Why it may differ:** {claim['why']}"] if "why" in claim else []
-    return [*lines, "", f"![{claim['title']}](claims/{name}.png)"]
+    return f"{where}, torch {made['packages']['torch']}, commit {commit}"
+
+
+def needed(name: str, claim: dict[str, Any]) -> str:
+    """What a claim takes that was not run yet."""
+    if "measure" in claim:
+        sources = dict.fromkeys(origin(name, side)[0] for side in claim["sides"])
+        return f"it measures the nets of {' and '.join(sources)}"
+    each = claim["seeds"] + len(claim.get("rates", []))
+    seconds = each * sum(estimate(claim, side) for side in claim["sides"])
+    return f"{each * len(claim['sides'])} runs, about {duration(seconds)} on one core"
+
+
+def header(name: str, claim: dict[str, Any]) -> str:
+    """The first lines of a claim's file: its command, what was measured, on what, the verdict."""
+    result = stored(name)
+    found = verdict(claim, result)
+    lines = [f"{found}: {needed(name, claim)}"]
+    if found != NOT_RUN:
+        metric = claim.get("shown", "error/test")
+        lines = [
+            f"{found}; {NAMES.get(metric, metric)}, mean and deviation of {claim['seeds']} runs:"
+        ]
+        for side, x in result["sides"].items():
+            seconds = mean(run["seconds"] for run in x["runs"])
+            lines.append(f"  {side} {spread(x['runs'], metric)} in {seconds:.0f} s")
+        lines.append(hardware(result))
+    first = ["# @package _global_", f"# python docs/claims.py run {name}"]
+    return "\n".join([*first, *(f"# {line}" for line in lines)]) + "\n"
+
+
+def file_of(name: str) -> Path:
+    return CONF / f"{name if name.startswith('record_') else f'claim_{name}'}.yaml"
+
+
+def headed(name: str, claim: dict[str, Any]) -> str:
+    """The file of a claim with these lines."""
+    lines = file_of(name).read_text().splitlines(keepends=True)
+    rest = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return header(name, claim) + "".join(lines[rest:])
 
 
 def spread(runs: list[dict[str, Any]], metric: str) -> str:
@@ -544,6 +613,9 @@ def main() -> None:
                 claim_pictures.draw(claim, result, KEPT / name)
         PAGE.write_text(page())
         README.write_text(readme())
+        for name, claim in claims().items():
+            if name != "recipes":
+                file_of(name).write_text(headed(name, claim))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ def test_each_claim_says_what_it_compares_and_each_side_can_be_run(name):
     assert all(claims.estimate(claim, side) > 0 for side in claim["sides"])
     configs = [COMPOSER.compose(claims.words(name, side)) for side in claim["sides"].values()]
     configs = [{**config, "claim": None} for config in configs]
+    for side in claim["sides"] if "quick" in claim else []:
+        COMPOSER.compose(claims.quick_words(name, side))
     assert all(one != other for i, one in enumerate(configs) for other in configs[:i])
 
 
@@ -91,6 +93,9 @@ def test_epochs_until_an_error_is_reached_are_counted_from_one():
 def test_the_pages_are_what_the_results_say():
     assert claims.PAGE.read_text() == claims.page(), "python docs/claims.py report"
     assert claims.README.read_text() == claims.readme(), "python docs/claims.py report"
+    for name in CLAIMS.keys() - {"recipes"}:
+        text = claims.file_of(name).read_text()
+        assert text == claims.headed(name, CLAIMS[name]), "python docs/claims.py report"
 
 
 def kept(**sides: list[str]) -> str:
