@@ -37,9 +37,9 @@ def bars(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
     metric, paper = claim.get("shown", "error/test"), claim.get("paper", {})
     ours = {side: [100 * value(run, metric) for run in found] for side, found in runs.items()}
     axes, places = figure.subplots(), range(len(runs))
-    drawn = [axes.barh([p + 0.2 for p in places], [100 * paper.get(s, 0) for s in runs], 0.38,
+    drawn = [axes.barh([p - 0.2 for p in places], [100 * paper.get(s, 0) for s in runs], 0.38,
                        label="1998", color="0.75")] if paper else []  # fmt: skip
-    drawn.append(axes.barh([p - 0.2 * bool(paper) for p in places], list(map(mean, ours.values())),
+    drawn.append(axes.barh([p + 0.2 * bool(paper) for p in places], list(map(mean, ours.values())),
                            0.38, label="ours", xerr=list(map(stdev, ours.values()))))  # fmt: skip
     for each in drawn:
         numbers = [f"{bar.get_width():.2f}" if bar.get_width() else "" for bar in each]
@@ -48,7 +48,8 @@ def bars(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel(claim.get("axis", "test error in %"))
     axes.margins(x=0.12)
-    axes.legend(loc="lower right")
+    if paper:
+        axes.legend(loc="lower right")
 
 
 def figure_1(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:

@@ -384,7 +384,11 @@ def quick(names: list[str]) -> None:
         for (of, side), source in sides.items():
             if of == name:
                 own, path = claim["sides"][side], runs[source]
-                one = measured(claim, own, path) if "measure" in claim else numbers(path)
+                one = (
+                    measured(claim | claim["quick"], own, path)
+                    if "measure" in claim
+                    else numbers(path)
+                )
                 result["sides"][side] = {"runs": [one]}
         for rule in claim["quick"]["rule"]:
             left, right = values_of(rule, result)
