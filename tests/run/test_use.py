@@ -223,6 +223,9 @@ def test_other_patches_are_measured_as_a_run_with_them_would(folder):
     answers = net.predict(list(images))
     wrong = sum(a != net.classes[label] for a, label in zip(answers, labels, strict=True))
     assert found.metrics["error/test"] == wrong / len(labels)
+    of_run = json.loads((folder / "nine" / "result.json").read_text())["metrics"]
+    for name, value in found.metrics.items():  # the run tells the middle patch beside the vote
+        assert of_run[f"{name}_centre"] == value
 
 
 def test_other_data_get_the_mean_image_of_the_training(folder, tmp_path):
