@@ -1,4 +1,4 @@
-"""What the claims measure on the checkpoint of a run, with all test images of its data."""
+"""What the claims measure on the checkpoint of a run, with the test images of its data."""
 
 import sys
 from collections.abc import Callable
@@ -15,18 +15,23 @@ REST = 0.005  # errors among those that are not rejected, section III.C of 1998
 
 
 def measure(
-    what: str, run: Path, words: list[str], changes: dict[str, list[float]]
+    what: str,
+    run: Path,
+    words: list[str],
+    changes: dict[str, list[float]],
+    count: int = sys.maxsize,
 ) -> dict[str, float]:
     """Metrics by name, 0 to 1; `words` are other data for the net of a run.
 
     "error" is that of the test, "rejection" the share that must be rejected so that REST of the
-    others are errors, and "robustness" the error after each of the `changes`.
+    others are errors, and "robustness" the error after each of the `changes`. At most `count` test
+    images are looked at.
     """
     checkpoint, config = Composer().of_run(run, words)
     trained = Trained(checkpoint, config)
     prepared = trained.net.prepared
     prepared.test_patches = config.data.test_patches
-    images, labels = trained.images("test", sys.maxsize)
+    images, labels = trained.images("test", count)
     scores = trained.scores(images)
     found = {"error/test": (scores.argmax(1) != labels).double().mean().item()}
     if what == "rejection":

@@ -259,7 +259,8 @@ def measured(claim: dict[str, Any], side: list[str], directory: Path) -> dict[st
     from claim_measures import measure  # here, since importing torch takes seconds
 
     start = time.perf_counter()
-    metrics = measure(claim["measure"], directory, side[1:], claim.get("changes", {}))
+    images = claim.get("images", sys.maxsize)
+    metrics = measure(claim["measure"], directory, side[1:], claim.get("changes", {}), images)
     seconds = round(time.perf_counter() - start, 1)
     return {"status": "finished", "metrics": metrics, "seconds": seconds, "epochs": {}}
 
