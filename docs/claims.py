@@ -186,15 +186,14 @@ def plan(sides: list[tuple[str, str]], more: list[str]) -> str:
         lines.append(f"  {name:24}{runs:4} runs  {duration(seconds / together):>12}")
         total += seconds / together
     for name in dict.fromkeys(name for name, _ in sides if "measure" in found[name]):
-        lines.append(
-            f"  {name:24}   measures runs of {origin(name, [*found[name]['sides']][0])[0]}"
-        )
+        lines.append(f"  {name:24}{needed(name, found[name])}")
     lines += [
         "",
-        f"in all about {duration(total)} with {together} at a time, by the seconds of runs ",
+        f"in all about {duration(total)} with {together} runs at a time: the seconds are those",
     ]
-    lines[-1] += "that have ended, and those that the files state for a core"
-    return "\n".join(lines)
+    return "\n".join(
+        [*lines, "of runs that have ended, else what the claim's file states for a core"]
+    )
 
 
 def estimate(claim: dict[str, Any], side: str) -> float:
