@@ -250,7 +250,19 @@ def train_side(name: str, side: str, more: list[str]) -> tuple[list[str], list[P
     if "rates" in claim:
         rate = best_rate(base, claim["rates"], folder / "rates", more)
         base = [*base, f"optim.lr={rate}"]
-    return base, sweep([*base, f"seed=range({claim['seeds']})"], folder / "seeds", more)
+    return base, seeds(base, claim["seeds"], folder, more)
+
+
+def seeds(base: list[str], count: int, folder: Path, more: list[str]) -> list[Path]:
+    """The runs of so many seeds; those of a start that had fewer are not repeated."""
+    record = folder / "seeds" / "sweep.yaml"
+    grid = yaml.safe_load(record.read_text())["grid"] if record.exists() else []
+    had = [first for first in range(1, count) if f"seed=range({first})" in grid]
+    paths = sweep([*base, f"seed=range({had[0] if had else count})"], folder / "seeds", more)
+    if had:
+        rest = f"seed=range({had[0]},{count})"
+        paths += sweep([*base, rest], folder / f"seeds_from_{had[0]}", more)
+    return paths
 
 
 def measured(claim: dict[str, Any], side: list[str], directory: Path) -> dict[str, Any]:
