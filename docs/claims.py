@@ -135,13 +135,15 @@ def results() -> dict[str, dict[str, Any]]:
     return {name: stored(name) for name in claims()}
 
 
-def is_finished(name: str, claim: dict[str, Any], side: str) -> bool:
-    """Whether what is kept is of this side as its file has it today."""
-    found = stored(name)["sides"].get(side)
+def runs_of_today(name: str, claim: dict[str, Any], side: str) -> int:
+    """How many runs are kept of this side as its file has it today."""
+    found = stored(name)["sides"].get(side, {"words": [], "runs": []})
     own = claim["sides"][side] if "measure" in claim else words(name, claim["sides"][side])
-    return bool(
-        found and found["words"][: len(own)] == own and len(found["runs"]) >= claim["seeds"]
-    )
+    return len(found["runs"]) if found["words"][: len(own)] == own else 0
+
+
+def is_finished(name: str, claim: dict[str, Any], side: str) -> bool:
+    return runs_of_today(name, claim, side) >= claim["seeds"]
 
 
 def wanted(names: list[str]) -> list[tuple[str, str]]:
