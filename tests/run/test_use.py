@@ -301,6 +301,26 @@ def test_files_that_cannot_be_read_are_named_at_the_end(folder, pictures, tmp_pa
     assert len(lines) == 2
 
 
+def test_explain_draws_one_figure_for_each_picture_that_can_be_read(folder, tmp_path, capsys):
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        digit().save(tmp_path / place / "a.png")
+    (tmp_path / "cut.png").touch()
+    paths = [str(tmp_path / name) for name in ("one/a.png", "cut.png", "two/a.png")]
+    run = Composer().of_run(folder / "lenet5")
+    assert predict(*run, paths, True, tmp_path / "new" / "explained") == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    drawn = [tmp_path / "new" / "explained" / f"{name}_layers.png" for name in ("a", "a-1")]
+    assert [line.get("explained") for line in lines] == [str(drawn[0]), None, str(drawn[1])]
+    assert sorted(drawn[0].parent.iterdir()) == sorted(drawn)
+    one, two = (np.asarray(Image.open(path)) for path in drawn)
+    assert np.array_equal(one, two) and 0.05 < (one[..., :3].mean(2) < 128).mean() < 0.95
+    bound = np.nonzero((one[..., :3].mean(2) < 250).any(1))[0]
+    assert one.shape[1] == 1100 and np.ptp(bound) > 0.9 * len(one)  # rows from top to bottom
+    with pytest.raises(UserError, match="--explain=/dev/null/x: "):
+        predict(*run, paths, True, Path("/dev/null/x"))
+
+
 # --- export.py ------------------------------------------------------------------------------------
 
 

@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from classic_cnns.callbacks.activations import activations
 from classic_cnns.classifier import Classifier
 from classic_cnns.data.pictures import read_picture
-from classic_cnns.report import pictures
+from classic_cnns.run.explain import explain, likeliest
 from classic_cnns.run.trained import load_net
 
 
@@ -20,12 +19,9 @@ def answer(net: Classifier, picture: Any) -> tuple[dict[str, float], Any]:
     pixels, _ = read_picture(picture, prepared.channels, prepared.image_size)
     images = torch.from_numpy(np.array(pixels))[None]
     with torch.no_grad():
-        shares = net(prepared(images.clone())).softmax(1)[0].tolist()
-    inputs = prepared.to_input(images)
-    maps = {name: output[0] for name, (_, output) in activations(net.net, inputs).items()}
-    bitmaps = getattr(net.net.output, "weight", None) if hasattr(net.net, "features") else None
-    figure = pictures.maps(inputs[0], maps, bitmaps)
-    return dict(zip(net.classes, shares, strict=True)), figure
+        shares = net(prepared(images.clone())).softmax(1)[0]
+    figure = explain(net, images[0], likeliest(net, shares))
+    return dict(zip(net.classes, shares.tolist(), strict=True)), figure
 
 
 def page(checkpoint: Path, config: DictConfig) -> Any:
