@@ -25,5 +25,6 @@ def explain(net: Classifier, pixels: Tensor, found: dict[str, float]) -> Any:
     """
     inputs = net.prepared.to_input(pixels[None].to(net.device))
     layers = {name: output[0].cpu() for name, (_, output) in activations(net.net, inputs).items()}
-    bitmaps = net.net.output.weight.cpu() if hasattr(net.net, "features") else None  # LeNet-5
+    whole: Any = net.net
+    bitmaps = whole.output.weight.cpu() if hasattr(whole, "features") else None  # LeNet-5's
     return pictures.maps(inputs[0].cpu(), layers, bitmaps, found)
