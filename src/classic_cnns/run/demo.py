@@ -8,7 +8,6 @@ import torch
 from omegaconf import DictConfig
 
 from classic_cnns.classifier import Classifier
-from classic_cnns.data.pictures import read_picture
 from classic_cnns.run.explain import explain, likeliest
 from classic_cnns.run.trained import load_net
 
@@ -16,7 +15,7 @@ from classic_cnns.run.trained import load_net
 def answer(net: Classifier, picture: Any) -> tuple[dict[str, float], Any]:
     """The probability of each class for a PIL image, and what the layers make of it."""
     prepared = net.prepared
-    pixels, _ = read_picture(picture, prepared.channels, prepared.image_size)
+    pixels, _ = prepared.read(picture)
     images = torch.from_numpy(np.array(pixels))[None]
     with torch.no_grad():
         shares = net(prepared(images.clone())).softmax(1)[0]

@@ -15,34 +15,36 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from classic_cnns import UserError
-from classic_cnns.data.pictures import read_picture
+from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.report.pictures import save_figure
 from classic_cnns.run.explain import explain, likeliest
 from classic_cnns.run.trained import load_net
 from classic_cnns.trainer.devices import core_count
 
+NOTES = {"inverted": "dark on light: inverted", "centred": "ink scaled and centred"}
 AT_ONCE = 100  # files of a batch; from as many on, processes decode them
 
 
 class Pictures(Dataset):
     """Of a list of numbers: the pictures that can be read, uint8 (n, C, S, S), and what of each."""
 
-    def __init__(self, paths: Sequence[str], channels: int, side: int) -> None:
-        self.paths, self.form = paths, (channels, side)
+    def __init__(self, paths: Sequence[str], preprocessing: Preprocessing) -> None:
+        self.paths, self.read = paths, preprocessing.read
+        side = preprocessing.image_size
+        self.shape = preprocessing.channels, side, side
 
     def __getitem__(
         self, numbers: Sequence[int]
-    ) -> tuple[torch.Tensor, list[tuple[int, bool, str]]]:
+    ) -> tuple[torch.Tensor, list[tuple[int, dict[str, bool], str]]]:
         pixels, told = [], []
         for number in numbers:
             try:
-                image, inverted = read_picture(self.paths[number], *self.form)
+                image, changes = self.read(self.paths[number])
                 pixels.append(image)
-                told.append((number, inverted, ""))
+                told.append((number, changes, ""))
             except UserError as error:
-                told.append((number, False, str(error)))
-        shape = (0, self.form[0], self.form[1], self.form[1])
-        return torch.from_numpy(np.stack(pixels) if pixels else np.empty(shape, np.uint8)), told
+                told.append((number, {}, str(error)))
+        return torch.from_numpy(np.array(pixels, np.uint8).reshape(-1, *self.shape)), told
 
 
 def predict(
@@ -65,7 +67,7 @@ def predict(
     numbers = range(len(paths))
     batches = [numbers[start : start + AT_ONCE] for start in numbers[::AT_ONCE]]
     loader: DataLoader = DataLoader(
-        Pictures(paths, preprocessing.channels, preprocessing.image_size),
+        Pictures(paths, preprocessing),
         batch_size=None,
         sampler=batches,  # type: ignore[arg-type]
         num_workers=min(core_count(), len(batches) - 1),
@@ -78,7 +80,7 @@ def predict(
         for pixels, told in loader:
             scores = net(preprocessing(pixels.to(net.device)))
             rows = zip(pixels, scores.float().softmax(1).cpu(), strict=True)
-            for number, inverted, failure in told:
+            for number, changes, failure in told:
                 path = paths[number]
                 if failure:
                     failures.append(failure)
@@ -86,12 +88,9 @@ def predict(
                 else:
                     image, shares = next(rows)
                     named = likeliest(net, shares)
-                    line = {"file": path}
-                    if preprocessing.channels == 1:
-                        line["inverted"] = inverted
-                    line["classes"] = [
+                    line = {"file": path, **changes, "classes": [
                         {"class": name, "probability": share} for name, share in named.items()
-                    ]
+                    ]}  # fmt: skip
                     if figures:
                         save_figure(explain(net, image, named), figures[number])
                         line["explained"] = str(figures[number])
@@ -99,7 +98,8 @@ def predict(
                     print(json.dumps(line))
                 elif not failure:
                     answers = "  ".join(f"{name} {share:6.1%}" for name, share in named.items())
-                    note = "  (dark on light: inverted)" if inverted else ""
+                    notes = [NOTES[name] for name, made in changes.items() if made]
+                    note = f"  ({'; '.join(notes)})" if notes else ""
                     print(f"{path:{width}}  {answers}{note}")
                 if figures:
                     bar.update()
