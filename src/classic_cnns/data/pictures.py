@@ -37,12 +37,15 @@ def read_picture(
             if centred is not None:
                 return centred[None], {"inverted": inverted, "centred": True}
         width, height = image.size
-        square = Image.new("L", (max(width, height),) * 2)
-        place = (square.width - width) // 2, (square.width - height) // 2
-        square.paste(Image.fromarray(pixels), place)
-        if square.width != side:
-            square = square.resize((side, side), Image.Resampling.BILINEAR)
-        return np.asarray(square)[None], {"inverted": inverted, "centred": False}
+        if width != height:
+            square = Image.new("L", (max(width, height),) * 2)
+            place = (square.width - width) // 2, (square.width - height) // 2
+            square.paste(Image.fromarray(pixels), place)
+            pixels = np.asarray(square)
+        if len(pixels) != side:
+            square = Image.fromarray(pixels)
+            pixels = np.asarray(square.resize((side, side), Image.Resampling.BILINEAR))
+        return pixels[None], {"inverted": inverted, "centred": False}
     except UserError:
         raise
     except Exception as error:  # a damaged file raises anything
@@ -89,9 +92,12 @@ def flat(image: Image.Image, mode: str) -> Image.Image:
 
 def has_bright_border(pixels: np.ndarray) -> bool:
     """Whether most of the border (H, W) and at least three corners are bright: the ground is."""
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]]
-    return bool(np.median(border) > 127 and (corners > 127).sum() >= 3)
+    return bool((border_of(pixels) > 127).mean() > 0.5 and (corners > 127).sum() >= 3)
+
+
+def border_of(pixels: np.ndarray) -> np.ndarray:
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 
 
 def fitted(pixels: np.ndarray, side: int) -> np.ndarray | None:
@@ -99,8 +105,7 @@ def fitted(pixels: np.ndarray, side: int) -> np.ndarray | None:
 
     The ink is brought to a box of 20 x 20, if `side` is 28, and its centre of mass to the middle.
     """
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    ground, top = int(np.median(border)), int(pixels.max())
+    ground, top = int(np.median(border_of(pixels))), int(pixels.max())
     if ground == top:
         return None
     ink = pixels > ground + (top - ground) / 4
