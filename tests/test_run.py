@@ -127,7 +127,7 @@ def test_the_test_error_is_that_of_the_best_checkpoint_on_the_whole_test_set(tra
 @pytest.mark.fact(
     "The test averages the softmax over the patches of an image",
     source="Krizhevsky 2012, section 4.1",
-    code="classifier.py:Classifier.vote",
+    code="classifier.py:vote",
 )
 @pytest.mark.parametrize("which", ["nine", "ten"])
 def test_the_test_averages_the_softmax_over_patches(train, tiny_mnist, which):
@@ -158,6 +158,10 @@ def test_the_test_averages_the_softmax_over_patches(train, tiny_mnist, which):
     assert found["error/test"] == (mean.argmax(1) != labels).double().mean().item()
     loss = -mean[torch.arange(200), labels.long()].log().mean().item()
     assert found["loss/test"] == pytest.approx(loss, rel=1e-4)
+    with torch.no_grad():
+        alone = net(images[:, :, 2:26, 2:26])
+    assert found["error/test_centre"] == (alone.argmax(1) != labels).double().mean().item()
+    assert f"test, centre{found['loss/test_centre']:11.4f}" in (directory / "train.log").read_text()
 
 
 def test_the_same_seed_gives_bitwise_the_same_weights_and_another_seed_does_not(train):

@@ -28,6 +28,9 @@ from classic_cnns.trainer.checkpoint_io import read_checkpoint
 EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
+CENTRE = 4  # of the nine patches of a test, and of the ten
+
+
 class Diverged(Exception):
     """The loss is no longer a finite number; told in one line."""
 
@@ -37,6 +40,12 @@ def step_seeds(seed: int, epoch: int, rank: int, steps: int) -> list[int]:
     """For what a net draws in each step, as dropout does: so a resumed run draws the same."""
     key = np.random.SeedSequence((seed, epoch, rank))
     return key.generate_state(steps, np.uint64).tolist()
+
+
+def vote(views: Sequence[Tensor]) -> Tensor:
+    """Logarithm of the softmax (B, classes) averaged over the scores of several views."""
+    each = torch.stack([scores.float().log_softmax(1) for scores in views])
+    return each.logsumexp(0) - log(len(views))
 
 
 class ExactMean(MeanMetric):
@@ -122,7 +131,8 @@ class Classifier(pl.LightningModule):
     rate stays. It is stepped after each batch, or if it waits for a plateau after each epoch, with
     the validation error. A batch is images (B, C, H, W), or in a test (B, V, C, H, W), whose V
     patches share a vote, and labels (B,). Logs `loss/`, `error/` and `accuracy/` of train, val and
-    test, with `top5` also `top5_error/`.
+    test, with `top5` also `top5_error/`, and where patches vote those of the middle one alone as
+    `test_centre`.
     """
 
     def __init__(
@@ -141,9 +151,10 @@ class Classifier(pl.LightningModule):
         self.net, self.loss = net, loss
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed, self.num_classes, self.schedule_epochs = seed, num_classes, schedule_epochs
-        self.train_metrics, self.val_metrics, self.test_metrics = (
-            SplitMetrics(top5) for _ in range(3)
+        self.train_metrics, self.val_metrics, self.test_metrics, self.centre_metrics = (
+            SplitMetrics(top5) for _ in range(4)
         )
+        self.voted = False  # in this test
         self.schedule_steps: float = inf  # of the optimizer, once there is a schedule
         self.rank, self.ranks = 0, 1  # of those that share the data
         self.loaded_sums: dict[str, Any] = {}  # of an epoch that goes on
@@ -161,7 +172,11 @@ class Classifier(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W), or patches of them (B, V, C, H, W), to scores (B, classes)."""
-        return self.net(images) if images.dim() == 4 else self.vote(images)
+        return self.net(images) if images.dim() == 4 else vote(self.views(images))
+
+    def views(self, patches: Tensor) -> list[Tensor]:
+        """The scores (B, classes) of each patch of (B, V, C, H, W)."""
+        return [self.net(part) for part in patches.unbind(1)]
 
     # --- Use -------------------------------------------------------------------------------------
 
@@ -364,25 +379,27 @@ class Classifier(pl.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self.test_metrics.reset()
+        self.centre_metrics.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return self.evaluate(self.val_metrics, *batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self.evaluate(self.test_metrics, *batch)
+        images, labels = batch
+        self.voted = images.dim() == 5
+        if not self.voted or not len(labels):
+            return self.evaluate(self.test_metrics, images, labels)
+        views = self.views(images)
+        self.measure(self.centre_metrics, views[CENTRE], labels)
+        return self.measure(self.test_metrics, vote(views), labels)
 
     def evaluate(self, metrics: SplitMetrics, images: Tensor, labels: Tensor) -> Tensor:
         """The answers (B,), after they were added to the metrics of a split."""
-        if not len(labels):
-            return labels
-        scores = self(images)
+        return self.measure(metrics, self.net(images), labels) if len(labels) else labels
+
+    def measure(self, metrics: SplitMetrics, scores: Tensor, labels: Tensor) -> Tensor:
         metrics.add(self.loss(scores, labels), scores, labels)
         return scores.argmax(1)
-
-    def vote(self, patches: Tensor) -> Tensor:
-        """Logarithm of the softmax averaged over the patches of an image (B, V, C, H, W)."""
-        views = [self.net(part).float().log_softmax(1) for part in patches.unbind(1)]
-        return torch.stack(views).logsumexp(0) - log(len(views))  # (B, classes)
 
     def on_validation_epoch_end(self) -> None:
         self.validated = True
@@ -391,6 +408,8 @@ class Classifier(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test", self.test_metrics)
+        if self.voted:
+            self.log_metrics("test_centre", self.centre_metrics)
 
     # --- Metrics ---------------------------------------------------------------------------------
 

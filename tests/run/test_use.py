@@ -255,8 +255,9 @@ def test_colour_pictures_are_cut_as_torchvision_does(folder):
 def test_it_measures_to_the_last_bit_what_the_run_measured(folder, name):
     for split in ("test", "val"):
         found = evaluate(*Composer().of_run(folder / name), split)
-        wanted = {k: x for k, x in result(folder / name).items() if k.endswith(f"/{split}")}
-        assert found.metrics == wanted and len(wanted) == 3
+        wanted = {k: x for k, x in result(folder / name).items() if f"/{split}" in k}
+        both = split == "test" and name == "nine"  # the vote, and the middle patch alone
+        assert found.metrics == wanted and len(wanted) == 3 * (1 + both)
 
 
 def test_it_counts_precision_and_recall_of_each_class(folder):
@@ -281,6 +282,9 @@ def test_other_patches_are_measured_as_a_run_with_them_would(folder):
     answers = net.predict(list(images))
     wrong = sum(a != net.classes[label] for a, label in zip(answers, labels, strict=True))
     assert found.metrics["error/test"] == wrong / len(labels)
+    of_run = json.loads((folder / "nine" / "result.json").read_text())["metrics"]
+    for name, value in found.metrics.items():  # the run tells the middle patch beside the vote
+        assert of_run[f"{name}_centre"] == value
 
 
 def test_other_data_get_the_mean_image_of_the_training(folder, tmp_path):

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,12 +131,16 @@ class Paths(Sequence[str]):
         self.base, self.names, self.ends = base, names, ends
 
     @classmethod
-    def of(cls, base: str, names: Sequence[str]) -> Paths:
+    def of(cls, base: str, groups: Iterable[Sequence[str]]) -> Paths:
+        """Of names in groups, no two of which have to be in memory at a time."""
         import numpy as np  # here, since each start of a program imports this file
 
-        encoded = [os.fsencode(name) + b"\n" for name in names]
-        ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-        return cls(base, np.frombuffer(b"".join(encoded), np.uint8), ends)
+        names, lengths = bytearray(), [np.empty(0, np.int64)]
+        for group in groups:
+            encoded = [os.fsencode(name) + b"\n" for name in group]
+            names += b"".join(encoded)
+            lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        return cls(base, np.frombuffer(names, np.uint8), np.cumsum(np.concatenate(lengths)))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -160,33 +164,37 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
     """
     import numpy as np
 
-    folder, names, counts = folder_of(root, split), [], []
+    folder, known = folder_of(root, split), suffixes()
     base = str(folder.parent)
-    with one_line(root):
+    counts: list[int] = []
+    wrong: list[str] = []
+
+    def names() -> Iterator[list[str]]:
         for name in classes(root):
             own = sorted(walk(folder / name, {} if seen is None else seen))
-            names += [path[len(base) + 1 :] for path in own]
             counts.append(len(own))
+            wrong.extend(path for path in own if os.path.splitext(path)[1].lower() not in known)
+            yield [path[len(base) + 1 :] for path in own]
+
+    with one_line(root):
+        paths = Paths.of(base, names())
     if split == "train" and 0 in counts:
         raise UserError(
             f"data.root={root}: train/{classes(root)[counts.index(0)]} has no images; "
             "remove the folder, or add some to it"
         )
-    if not names:
+    if not len(paths):
         raise UserError(
             f"data.root={root}: {folder.name}/ has no images; it needs "
             f"{folder.name}/<class>/<name>.jpg"
         )
-    known = suffixes()
-    wrong = [name for name in names if os.path.splitext(name)[1].lower() not in known]
     if wrong:
         more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        first = ", ".join(os.path.join(base, name) for name in wrong[:5])
         raise UserError(
-            f"data.root={root}: {len(wrong)} of {len(names)} files in {folder.name}/ are no "
-            f"images by their names; remove or rename {first}{more}"
+            f"data.root={root}: {len(wrong)} of {len(paths)} files in {folder.name}/ are no "
+            f"images by their names; remove or rename {', '.join(wrong[:5])}{more}"
         )
-    return Paths.of(base, names), np.repeat(np.arange(len(counts)), counts)
+    return paths, np.repeat(np.arange(len(counts)), counts)
 
 
 def index(root: str, cache: Path) -> Index:

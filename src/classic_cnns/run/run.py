@@ -340,7 +340,10 @@ def final_table(result: dict) -> str:
     if "error/test" in metrics:
         names = [n for n in ("loss", "error", "accuracy", "top5_error") if f"{n}/test" in metrics]
         lines.append("\n" + f"{'':12}" + "".join(f"{name:>11}" for name in names))
-        for split, title in (("train", "training"), ("val", "validation"), ("test", "test")):
+        rows = {"train": "training", "val": "validation", "test": "test"}
+        if "error/test_centre" in metrics:  # what the patches gain
+            rows |= {"test_centre": "test, centre"}
+        for split, title in rows.items():
             forms = ["{:11.4f}", *["{:11.2%}"] * (len(names) - 1)]
             values = [metrics.get(f"{name}/{split}") for name in names]
             cells = [
