@@ -1,5 +1,6 @@
 """A tiny MNIST in the real file format, and a config for it, so that tests need no network."""
 
+import logging
 import os
 import signal
 import struct
@@ -36,6 +37,16 @@ class Tiny(NamedTuple):
 def idx(array: np.ndarray) -> bytes:
     """The IDX format: two zeros, 8 for unsigned bytes, the rank, big-endian sizes, the bytes."""
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """A command sets what its process says; the next test finds that as it was."""
+    log = logging.getLogger("classic_cnns")
+    level, handlers = log.level, log.handlers[:]
+    yield
+    log.setLevel(level)
+    log.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")
