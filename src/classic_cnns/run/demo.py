@@ -18,9 +18,9 @@ def answer(net: Classifier, picture: Any) -> tuple[dict[str, float], Any]:
     pixels, _ = prepared.read(picture)
     images = torch.from_numpy(np.array(pixels))[None]
     with torch.no_grad():
-        shares = net(prepared(images.clone())).softmax(1)[0]
-    figure = explain(net, images[0], likeliest(net, shares))
-    return dict(zip(net.classes, shares.tolist(), strict=True)), figure
+        shares = net(prepared(images.clone())).softmax(1)
+    figure = explain(net, images[0], likeliest(net, shares)[0])
+    return dict(zip(net.classes, shares[0].tolist(), strict=True)), figure
 
 
 def page(checkpoint: Path, config: DictConfig) -> Any:

@@ -11,11 +11,13 @@ from classic_cnns.report import pictures
 SHOWN = 5  # classes
 
 
-def likeliest(net: Classifier, shares: Tensor) -> dict[str, float]:
-    """The likeliest classes, best first, of the probabilities (classes,) of all."""
-    best = shares.topk(min(SHOWN, len(shares)))
-    names = [net.classes[number] for number in best.indices.tolist()]
-    return dict(zip(names, best.values.tolist(), strict=True))
+def likeliest(net: Classifier, shares: Tensor) -> list[dict[str, float]]:
+    """For each picture its likeliest classes, best first, of the probabilities (N, classes)."""
+    best, classes = shares.topk(min(SHOWN, shares.shape[1]), 1), net.classes
+    return [
+        {classes[number]: share for number, share in zip(numbers, own, strict=True)}
+        for numbers, own in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
 
 
 def explain(net: Classifier, pixels: Tensor, found: dict[str, float]) -> Any:

@@ -85,8 +85,9 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
         if isinstance(layer, nn.Conv2d) and layer.weight.shape[2:].numel() > 1:
             image = pictures.kernels(layer.weight.detach(), getattr(net, "towers", 1))
             yield pictures.save(image, folder / f"kernels_{name}.png")
+    best = likeliest(first.net, scores[:4].softmax(1))
     for number, image in enumerate(images[:4]):
-        figure = explain(first.net, image, likeliest(first.net, scores[number].softmax(0)))
+        figure = explain(first.net, image, best[number])
         yield pictures.save_figure(figure, folder / f"maps_{number}.png")
 
     wrong = (scores.argmax(1) != labels).nonzero().flatten()[:60].tolist()

@@ -79,15 +79,14 @@ def predict(
     ):
         for pixels, told in loader:
             scores = net(preprocessing(pixels.to(net.device)))
-            rows = zip(pixels, scores.float().softmax(1).cpu(), strict=True)
+            rows = zip(pixels, likeliest(net, scores.float().softmax(1)), strict=True)
             for number, changes, failure in told:
                 path = paths[number]
                 if failure:
                     failures.append(failure)
                     line = {"file": path, "error": failure}
                 else:
-                    image, shares = next(rows)
-                    named = likeliest(net, shares)
+                    image, named = next(rows)
                     line = {"file": path, **changes, "classes": [
                         {"class": name, "probability": share} for name, share in named.items()
                     ]}  # fmt: skip
