@@ -1,27 +1,38 @@
 """Runs the papers' claims, and writes `docs/claims.md` from what came out.
 
-    python docs/claims.py run [NAME ...]       what is left of all claims, or of those named
+    python docs/claims.py plan                 what is finished, what is left, and how long it takes
+    python docs/claims.py run [NAME ...]       what is left of all claims, or those named (again)
     python docs/claims.py quick [NAME ...]     the directions that a few thousand images show
-    python docs/claims.py report               docs/claims.md and its pictures, from docs/claims/
+    python docs/claims.py report               docs/claims.md with its pictures, and the README's
+                                               table of results, from docs/claims/
 
 A claim is a file `conf/experiment/claim_<name>.yaml`. Under `claim` it says what the authors wrote
 and where, what we do, the `sides` that are compared as words of the command line, the `seeds`, the
 `rates` of which each side gets the one that is best on held-out images with seed 100, and the
 `rule` of the verdict. All runs are ordinary sweeps in outputs/claims/<name>/<side>, which go on
-where they were stopped; their numbers are kept in docs/claims/<name>.json.
+where they were stopped; their numbers are kept in docs/claims/<name>.json. NAME is that of a claim,
+or <name>/<side>.
+
+A claim with `measure` trains nothing itself: the first word of each side is a side of another
+claim, whose runs are measured, after they were made if need be, as docs/claim_measures.py has it.
 
 A rule compares the means of two sides, or of one with a number, `by` a margin. It holds where the
 95 % interval of the difference, over runs with the same seed, lies on its side, does not hold where
 the interval lies on the other, and is undecided in between.
+
+Files `record_<name>.yaml` are alike: what the old nets reach today. `claim_recipes.yaml` has the
+rows of the README's table.
 """
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from math import inf, sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -29,40 +40,173 @@ from typing import Any
 
 import yaml
 
+from classic_cnns.trainer.devices import core_count, visible_gpus
+
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf" / "experiment"
 KEPT = ROOT / "docs" / "claims"
 PAGE = ROOT / "docs" / "claims.md"
+README = ROOT / "README.md"
 RUNS = Path("outputs") / "claims"
 TRAIN = ROOT / "src" / "train.py"
 RATE_SEED = 100  # of the search for rates, and of no run that counts
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's, 1 to 9 degrees
 HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "does not hold", "undecided", "not run"
+NAMES = {
+    "error/test": "test error",
+    "error/train": "training error",
+    "error/first_epoch": "error after one epoch",
+    "gap": "test error less training error",
+    "rejected": "rejected digits",
+}
+ENDED = {"finished", "diverged"}
 HEAD = """\
 # The papers' claims
 
 What the papers and the tutorials say, what we did, and what came out. Every claim is an experiment
 of `conf/experiment/`, and `python docs/claims.py run <name>` repeats it; `make claims` runs what is
-left of all. Numbers are means and standard deviations over seeds. The rule of a verdict stands in
-the experiment's file, and stood there before the runs: it *holds* where the 95 % interval of a
-difference lies on its side, *does not hold* where it lies on the other one, and is *undecided* in
-between. Rates are chosen on held-out training images, never on test images. Long claims that no
-time was left for are listed as not run.
+left of all, after it has said what that is and how long it takes. Numbers are means and standard
+deviations over seeds. The rule of a verdict stands in the experiment's file, and stood there before
+the runs: it *holds* where the 95 % interval of a difference lies on its side, *does not hold* where
+it lies on the other one, and is *undecided* in between. Rates are chosen on held-out training
+images, never on test images. Long claims that no time was left for are listed as not run.
 """
+TUTORIALS = """\
+## Where the tutorials err
+
+- LeNet: one filter serves all maps of C3 that see as many maps of S2, so that C3 has 76 + 101 +
+  101 + 151 = 429 parameters, not the 1,516 that the text has; the whole net has 59,719. Our
+  `TableConv2d` has a filter for each map.
+- LeNet: digits are stretched to 32 x 32 pixels, where the paper adds a border of background.
+- The AlexNet article: its sum of 60,964,224 parameters leaves out the 1,000 biases of the last
+  layer (60,965,224). The kernels of conv4 and conv5 see the 192 maps of their own tower, not 384.
+- AlexNet on CIFAR-10: images of 96 x 96 pixels end in maps of 2 x 2, which the adaptive pool
+  repeats up to 6 x 6: the 9,216 inputs of fc6 hold 1,024 different values. fc7 has 1,024 units,
+  not 4,096.
+- Batch normalisation: its momentum of 0.9 is the share of the old value, torch's 0.1. Its running
+  variance is the biased one, and its mode is taken from whether gradients are on, not from
+  `eval()`.
+- The generic net: 64 x 7 x 7 = 3,136 units enter its first full layer, where the text has
+  32 x 7 x 7; it has 121,514 parameters.
+"""
+RECORDS = """\
+## Records on a small machine
+
+What the old nets reach with today's training in seconds on 2 cores; every choice is made on
+held-out images. Each line is an experiment, and `python docs/claims.py run record_<name>` measures
+it on five seeds.
+
+| experiment | data | goal | test error | seconds | n | |
+|---|---|---|--:|--:|--:|---|"""
 
 
+@cache
 def claims() -> dict[str, dict[str, Any]]:
-    """What each claim's file says, by name: those of 1998, of 2012, and the tutorials'."""
-    files = sorted(CONF.glob("claim_*.yaml"))
+    """What each claim's file says, by name: those of 1998, of 2012, the tutorials', the records."""
+    files = [*sorted(CONF.glob("claim_*.yaml")), *sorted(CONF.glob("record_*.yaml"))]
     found = {p.stem.removeprefix("claim_"): yaml.safe_load(p.read_text())["claim"] for p in files}
-    papers = {"LeCun": 0, "Krizhevsky": 1}
+    papers = {"LeCun": 0, "Krizhevsky": 1, "records": 3}
     return dict(sorted(found.items(), key=lambda c: papers.get(c[1]["where"].split()[0], 2)))
+
+
+def compared() -> dict[str, dict[str, Any]]:
+    """The claims alone, without the README's recipes and the records."""
+    return {n: c for n, c in claims().items() if "rows" not in c and not n.startswith("record_")}
 
 
 def words(name: str, side: list[str]) -> list[str]:
     """The command line of a side; it may name more experiments itself."""
     own = any(word.startswith("experiment=") for word in side)
-    return [*([] if own else [f"experiment=claim_{name}"]), *side]
+    return [*([] if own else [f"experiment={file_of(name).stem}"]), *side]
+
+
+# --- What is left --------------------------------------------------------------------------------
+
+
+def stored(name: str) -> dict[str, Any]:
+    """What is kept of a claim: `sides`, each with its words, its runs and their provenance."""
+    path = KEPT / f"{name}.json"
+    result = json.loads(path.read_text()) if path.exists() else {"sides": {}}
+    made = result.pop("provenance", None)  # results of before had one for all sides
+    return {"sides": {side: {"provenance": made} | x for side, x in result["sides"].items()}}
+
+
+def results() -> dict[str, dict[str, Any]]:
+    return {name: stored(name) for name in claims()}
+
+
+def runs_of_today(name: str, claim: dict[str, Any], side: str) -> int:
+    """How many runs are kept of this side as its file has it today."""
+    found = stored(name)["sides"].get(side, {"words": [], "runs": []})
+    own = claim["sides"][side] if "measure" in claim else words(name, claim["sides"][side])
+    return len(found["runs"]) if found["words"][: len(own)] == own else 0
+
+
+def is_finished(name: str, claim: dict[str, Any], side: str) -> bool:
+    return runs_of_today(name, claim, side) >= claim["seeds"]
+
+
+def wanted(names: list[str]) -> list[tuple[str, str]]:
+    """The sides of these claims, or of all that are not finished."""
+    return [
+        (name, side)
+        for name, claim in claims().items()
+        for side in claim["sides"]
+        if (not names and not is_finished(name, claim, side))
+        or {name, f"{name}/{side}"} & set(names)
+    ]
+
+
+def origin(name: str, side: str) -> tuple[str, str]:
+    """The side whose runs a side is measured on: mostly its own."""
+    claim = claims()[name]
+    if "measure" not in claim:
+        return name, side
+    of, _, kind = claim["sides"][side][0].partition("/")
+    return of, kind
+
+
+def plan(sides: list[tuple[str, str]], more: list[str]) -> str:
+    """What is finished, what is left, and how long that takes, from runs that have ended."""
+    found = claims()
+    done = [n for n, c in found.items() if all(is_finished(n, c, side) for side in c["sides"])]
+    lines = [f"finished: {', '.join(done) or 'nothing'}", "", "left:"]
+    trained = dict.fromkeys(origin(*side) for side in sides)
+    given = [int(w.removeprefix("sweep.parallel=")) for w in more if "sweep.parallel=" in w]
+    together = given[-1] if given else len(visible_gpus()) or core_count()
+    total = 0.0
+    for name in dict.fromkeys(name for name, _ in trained):
+        claim, runs, seconds = found[name], 0, 0.0
+        for side in [side for of, side in trained if of == name]:
+            ended = [json.loads(p.read_text()) for p in RUNS.glob(f"{name}/{side}/*/*/result.json")]
+            ended = [result for result in ended if result["status"] in ENDED]
+            left = claim["seeds"] + len(claim.get("rates", [])) - len(ended)
+            known = ended or stored(name)["sides"].get(side, {}).get("runs", [])
+            each = [x["seconds"] for x in known if x["status"] == "finished"]
+            runs += left
+            seconds += left * (mean(each) if each else estimate(claim, side))
+        lines.append(f"  {name:24}{runs:4} runs  {duration(seconds / together):>12}")
+        total += seconds / together
+    for name in dict.fromkeys(name for name, _ in sides if "measure" in found[name]):
+        lines.append(f"  {name:24}{needed(name, found[name])}")
+    lines += [
+        "",
+        f"in all about {duration(total)} with {together} runs at a time: the seconds are those",
+    ]
+    return "\n".join(
+        [*lines, "of runs that have ended, else what the claim's file states for a core"]
+    )
+
+
+def estimate(claim: dict[str, Any], side: str) -> float:
+    """Seconds of a run on one core, as its file states them."""
+    said = claim["seconds"]
+    return said[side] if isinstance(said, dict) else said
+
+
+def duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min"
 
 
 # --- Runs ----------------------------------------------------------------------------------------
@@ -70,32 +214,68 @@ def words(name: str, side: list[str]) -> list[str]:
 
 def run(names: list[str], more: list[str], together: bool) -> None:
     """Run what is left of these claims and keep their numbers."""
+    sides = wanted(names)
+    print(plan(sides, more), flush=True)
     for name, claim in claims().items():
-        if names and name not in names:
-            continue
-        with ThreadPoolExecutor(len(claim["sides"]) if together else 1) as pool:
-            sides = pool.map(partial(run_side, name, claim, more), claim["sides"])
-            found = dict(zip(claim["sides"], sides, strict=True))
-        result = {
-            "provenance": found[next(iter(found))].pop("provenance"),
-            "sides": {side: {"words": x["words"], "runs": x["runs"]} for side, x in found.items()},
-        }
-        KEPT.mkdir(exist_ok=True)
-        (KEPT / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-        print(f"\n{claim['title']}: {verdict(claim, result)}", flush=True)
+        own = [side for of, side in sides if of == name]
+        with ThreadPoolExecutor(len(own) or 1 if together else 1) as pool:
+            for side, found in zip(own, pool.map(partial(run_side, name, more), own), strict=True):
+                keep(name, side, found)
+        if own:
+            print(f"\n{claim['title']}: {verdict(claim, stored(name))}", flush=True)
 
 
-def run_side(name: str, claim: dict[str, Any], more: list[str], side: str) -> dict[str, Any]:
+def keep(name: str, side: str, found: dict[str, Any]) -> None:
+    """Keep one more side of a claim."""
+    sides = stored(name)["sides"] | {side: found}
+    order = [side for side in claims()[name]["sides"] if side in sides]
+    KEPT.mkdir(exist_ok=True)
+    text = json.dumps({"sides": {side: sides[side] for side in order}}, indent=1)
+    (KEPT / f"{name}.json").write_text(text + "\n")
+
+
+def run_side(name: str, more: list[str], side: str) -> dict[str, Any]:
+    claim = claims()[name]
+    base, paths = train_side(*origin(name, side), more)
+    if "measure" not in claim:
+        runs = [numbers(path) for path in paths]
+    else:
+        base = claim["sides"][side]
+        runs = [measured(claim, base, path) for path in paths[: claim["seeds"]]]
+    return {"words": base, "provenance": provenance(paths[0]), "runs": runs}
+
+
+def train_side(name: str, side: str, more: list[str]) -> tuple[list[str], list[Path]]:
+    """The words of a side, with the rate that was chosen for it, and its runs, which have ended."""
+    claim = claims()[name]
     folder, base = RUNS / name / side, words(name, claim["sides"][side])
     if "rates" in claim:
         rate = best_rate(base, claim["rates"], folder / "rates", more)
         base = [*base, f"optim.lr={rate}"]
-    runs = sweep([*base, f"seed=range({claim['seeds']})"], folder / "seeds", more)
-    return {
-        "words": base,
-        "runs": [numbers(path) for path in runs],
-        "provenance": provenance(runs[0]),
-    }
+    return base, seeds(base, claim["seeds"], folder, more)
+
+
+def seeds(base: list[str], count: int, folder: Path, more: list[str]) -> list[Path]:
+    """The runs of so many seeds; those of a start that had fewer are not repeated."""
+    record = folder / "seeds" / "sweep.yaml"
+    grid = yaml.safe_load(record.read_text())["grid"] if record.exists() else []
+    had = [first for first in range(1, count) if f"seed=range({first})" in grid]
+    paths = sweep([*base, f"seed=range({had[0] if had else count})"], folder / "seeds", more)
+    if had:
+        rest = f"seed=range({had[0]},{count})"
+        paths += sweep([*base, rest], folder / f"seeds_from_{had[0]}", more)
+    return paths
+
+
+def measured(claim: dict[str, Any], side: list[str], directory: Path) -> dict[str, Any]:
+    """The same as `numbers`, of what is measured on the checkpoint of a run."""
+    from claim_measures import measure  # here, since importing torch takes seconds
+
+    start = time.perf_counter()
+    images = claim.get("images", sys.maxsize)
+    metrics = measure(claim["measure"], directory, side[1:], claim.get("changes", {}), images)
+    seconds = round(time.perf_counter() - start, 1)
+    return {"status": "finished", "metrics": metrics, "seconds": seconds, "epochs": {}}
 
 
 def sweep(job: list[str], folder: Path, more: list[str]) -> list[Path]:
@@ -105,7 +285,7 @@ def sweep(job: list[str], folder: Path, more: list[str]) -> list[Path]:
     subprocess.run([sys.executable, TRAIN, *given])
     runs = sorted(folder.glob("[0-9]*"), key=lambda path: int(path.name))
     states = [json.loads((path / "result.json").read_text())["status"] for path in runs]
-    if not states or set(states) - {"finished", "diverged"}:
+    if not states or set(states) - ENDED:
         sys.exit(f"error: {folder}: {', '.join(states) or 'no run'}; the same command goes on")
     return runs
 
@@ -147,6 +327,8 @@ def provenance(directory: Path) -> dict[str, Any]:
 
 def value(run: dict[str, Any], metric: str) -> float:
     """A metric of a run: of its best epoch, or one of those made here."""
+    if metric == "seconds":
+        return run["seconds"]
     metrics, epochs = run["metrics"], run["epochs"]
     if metric == "gap":  # between test and training
         return metrics["error/test"] - metrics["error/train"]
@@ -159,18 +341,19 @@ def value(run: dict[str, Any], metric: str) -> float:
     return metrics.get(metric, 1.0 if metric.startswith("error") else inf)  # if it diverged
 
 
-def interval(rule: dict[str, Any], result: dict[str, Any]) -> tuple[float, float]:
-    """95 % interval of what the rule says is below 0."""
+def values_of(rule: dict[str, Any], result: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """What a rule says is smaller, of each run, and what than."""
     sides = {side: found["runs"] for side, found in result["sides"].items()}
     left = [value(run, rule["metric"]) for run in sides[rule["smaller"]]]
-    other = rule["than"]
-    right = (
-        [value(run, rule["metric"]) for run in sides[other]]
-        if other in sides
-        else [float(other)] * len(left)
-    )
-    margin = rule.get("by", 0)
-    differences = [a - b + margin for a, b in zip(left, right, strict=True)]
+    if rule["than"] not in sides:
+        return left, [float(rule["than"])] * len(left)
+    return left, [value(run, rule["metric"]) for run in sides[rule["than"]]]
+
+
+def interval(rule: dict[str, Any], result: dict[str, Any]) -> tuple[float, float]:
+    """95 % interval of what the rule says is below 0."""
+    left, right = values_of(rule, result)
+    differences = [a - b + rule.get("by", 0) for a, b in zip(left, right, strict=True)]
     n = len(differences)
     width = T95[min(n - 2, len(T95) - 1)] * stdev(differences) / sqrt(n) if n > 1 else inf
     return mean(differences) - width, mean(differences) + width
@@ -181,58 +364,100 @@ def judge(rule: dict[str, Any], result: dict[str, Any]) -> str:
     return HOLDS if high < 0 else FAILS if low > 0 else UNDECIDED
 
 
-def verdict(claim: dict[str, Any], result: dict[str, Any] | None) -> str:
+def sides_of(rule: dict[str, Any]) -> set[str]:
+    return {rule[key] for key in ("smaller", "than") if isinstance(rule[key], str)}
+
+
+def verdict(claim: dict[str, Any], result: dict[str, Any]) -> str:
     """Of all rules of a claim: the worst one."""
-    if result is None:
+    if not claim["sides"].keys() <= result["sides"].keys():
         return NOT_RUN
     found = [judge(rule, result) for rule in claim["rule"]]
-    return next(x for x in (FAILS, UNDECIDED, HOLDS) if x in found)
+    return next((x for x in (FAILS, UNDECIDED, HOLDS) if x in found), HOLDS)
+
+
+# --- In minutes ----------------------------------------------------------------------------------
 
 
 def quick(names: list[str]) -> None:
-    """Each direction that shows on few images, from one run a side; fails where one does not."""
+    """Each direction that shows on few images, from a run a side; fails where one does not."""
+    found = {n: c for n, c in claims().items() if "quick" in c and (not names or n in names)}
+    sides = {
+        (name, side): origin(name, side)
+        for name, claim in found.items()
+        for side in claim["sides"]
+        if side in set().union(*map(sides_of, claim["quick"]["rule"]))
+    }
+    os.environ["OMP_NUM_THREADS"] = "1"  # small steps gain more from a core each
+    trained = list(dict.fromkeys(sides.values()))
+    with ThreadPoolExecutor(core_count()) as pool:
+        runs = dict(zip(trained, pool.map(lambda side: quick_run(*side), trained), strict=True))
     wrong = []
-    for name, claim in claims().items():
-        if "quick" not in claim or (names and name not in names):
-            continue
-        rules = [claim["rule"][number] for number in claim["quick_rules"]]
-        needed = {rule[key] for rule in rules for key in ("smaller", "than")}
-        result: dict[str, Any] = {"sides": {}}
-        for side, own in claim["sides"].items():
-            if side in needed:
-                job = [*words(name, own), *claim["quick"], "seed=0,1"]
-                runs = sweep(job, RUNS / "quick" / name / side, [])
-                result["sides"][side] = {"runs": [numbers(path) for path in runs]}
-        for rule in rules:
-            pairs = [
-                [value(run, rule["metric"]) for run in result["sides"][rule[key]]["runs"]]
-                for key in ("smaller", "than")
-            ]
-            if not max(pairs[0]) < min(pairs[1]):
-                wrong.append(f"{name}: {rule} with {pairs}")
+    for name, claim in found.items():
+        result: dict[str, dict[str, dict[str, Any]]] = {"sides": {}}
+        for (of, side), source in sides.items():
+            if of == name:
+                own, path = claim["sides"][side], runs[source]
+                one = (
+                    measured(claim | claim["quick"], own, path)
+                    if "measure" in claim
+                    else numbers(path)
+                )
+                result["sides"][side] = {"runs": [one]}
+        for rule in claim["quick"]["rule"]:
+            left, right = values_of(rule, result)
+            holds = left[0] + rule["by"] < right[0]
+            line = f"{name}: {rule} with {left[0]:.4g} and {right[0]:.4g}"
+            print(line, flush=True)
+            wrong += [] if holds else [line]
     if wrong:
-        sys.exit("\n".join(wrong))
+        sys.exit("\n".join(["not as the papers say:", *wrong]))
     print("\nall directions are as the papers say")
 
 
+def quick_run(name: str, side: str) -> Path:
+    return sweep(quick_words(name, side), RUNS / "quick" / name / side, ["sweep.parallel=1"])[0]
+
+
+def quick_words(name: str, side: str) -> list[str]:
+    claim = claims()[name]
+    own = [*claim["quick"].get("words", []), *claim["quick"].get("sides", {}).get(side, [])]
+    job = [*words(name, claim["sides"][side]), *own, "seed=0"]
+    return list({word.partition("=")[0]: word for word in job}.values())  # the last of each key
+
+
 # --- The report ----------------------------------------------------------------------------------
-
-
-def results() -> dict[str, dict[str, Any] | None]:
-    paths = {name: KEPT / f"{name}.json" for name in claims()}
-    return {n: json.loads(p.read_text()) if p.exists() else None for n, p in paths.items()}
 
 
 def page() -> str:
     """The text of docs/claims.md."""
     found = results()
     parts = [HEAD, "| claim | where | verdict |", "|---|---|---|"]
-    for name, claim in claims().items():
+    for name, claim in compared().items():
         link = f"[{claim['title']}](#{anchor(claim['title'])})"
         parts.append(f"| {link} | {claim['where']} | {verdict(claim, found[name])} |")
-    for name, claim in claims().items():
+    for name, claim in compared().items():
         parts += ["", *section(name, claim, found[name])]
+    parts += [
+        "",
+        TUTORIALS,
+        RECORDS,
+        *(record(n, c, found[n]) for n, c in claims().items() if "goal" in c),
+    ]
     return "\n".join(parts) + "\n"
+
+
+def record(name: str, claim: dict[str, Any], result: dict[str, Any]) -> str:
+    """A line of the table of records."""
+    runs = result["sides"].get("ours", {}).get("runs", [])
+    found = (
+        [spread(runs, "error/test"), f"{mean(r['seconds'] for r in runs):.0f}"]
+        if runs
+        else ["", ""]
+    )
+    known = claim["known"] if not runs else verdict(claim, result)
+    cells = [f"`{name}`", claim["data"], claim["goal"], *found, str(len(runs) or ""), known]
+    return f"| {' | '.join(cells)} |"
 
 
 def anchor(title: str) -> str:
@@ -240,18 +465,19 @@ def anchor(title: str) -> str:
     return kept.replace(" ", "-")
 
 
-def section(name: str, claim: dict[str, Any], result: dict[str, Any] | None) -> list[str]:
+def section(name: str, claim: dict[str, Any], result: dict[str, Any]) -> list[str]:
     lines = [
         f"## {claim['title']}", "", f"**{claim['where']}:** {claim['says']}", "",
         f"**What we did:** {claim['did']} `python docs/claims.py run {name}`", "",
     ]  # fmt: skip
-    if result is None:
-        return [*lines, "**Not run.**"]
+    if verdict(claim, result) == NOT_RUN:
+        return [*lines, f"**Not run:** {needed(name, claim)}."]
+    columns = claim.get("columns", ["error/test", "error/train"])
     lines += [
         f"**The claim {verdict(claim, result)}.**".replace("claim undecided", "claim is undecided"),
         "",
-        "| | test error | training error | n | seconds | chosen |",
-        "|---|--:|--:|--:|--:|---|",
+        f"| | {' | '.join(NAMES.get(m, m) for m in columns)} | n | seconds | chosen |",
+        f"|---|{'--:|' * len(columns)}--:|--:|---|",
     ]
     for side, found in result["sides"].items():
         runs = found["runs"]
@@ -259,17 +485,61 @@ def section(name: str, claim: dict[str, Any], result: dict[str, Any] | None) -> 
         diverged = sum(run["status"] == "diverged" for run in runs)
         cells = [
             side.replace("_", " ") + (f" ({diverged} diverged)" if diverged else ""),
-            spread(runs, "error/test"), spread(runs, "error/train"),
+            *(spread(runs, metric) for metric in columns),
             str(len(runs)), f"{mean(run['seconds'] for run in runs):.0f}",
             f"`{rate[-1]}`" if "rates" in claim else "",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"- {told(rule, result)}" for rule in claim["rule"])]
-    made = result["provenance"]
+    lines += ["", f"{hardware(result)}."]
+    lines += ["", f"**Why it may differ:** {claim['why']}"] if "why" in claim else []
+    return [*lines, "", f"![{claim['title']}](claims/{name}.png)"]
+
+
+def hardware(result: dict[str, Any]) -> str:
+    made = next(iter(result["sides"].values()))["provenance"]
     commit = (made.get("git") or {}).get("commit", "unknown")[:7]
     where = f"{made['processor']}, {made['threads']} thread{'s' * (made['threads'] != 1)} a run"
-    lines += ["", f"{where}, torch {made['packages']['torch']}, commit {commit}."]
-    return [*lines, "", f"![{claim['title']}](claims/{name}.png)"]
+    return f"{where}, torch {made['packages']['torch']}, commit {commit}"
+
+
+def needed(name: str, claim: dict[str, Any]) -> str:
+    """What a claim takes that was not run yet."""
+    if "measure" in claim:
+        sources = dict.fromkeys(origin(name, side)[0] for side in claim["sides"])
+        return f"it measures the nets of {' and '.join(sources)}"
+    each = claim["seeds"] + len(claim.get("rates", []))
+    seconds = each * sum(estimate(claim, side) for side in claim["sides"])
+    return f"{each * len(claim['sides'])} runs, about {duration(seconds)} on one core"
+
+
+def header(name: str, claim: dict[str, Any]) -> str:
+    """The first lines of a claim's file: its command, what was measured, on what, the verdict."""
+    result = stored(name)
+    found = verdict(claim, result)
+    lines = [f"{found}: {needed(name, claim)}"]
+    if found != NOT_RUN:
+        metric = claim.get("shown", "error/test")
+        lines = [
+            f"{found}; {NAMES.get(metric, metric)}, mean and deviation of {claim['seeds']} runs:"
+        ]
+        for side, x in result["sides"].items():
+            seconds = mean(run["seconds"] for run in x["runs"])
+            lines.append(f"  {side} {spread(x['runs'], metric)} in {seconds:.0f} s")
+        lines.append(hardware(result))
+    first = ["# @package _global_", f"# python docs/claims.py run {name}"]
+    return "\n".join([*first, *(f"# {line}" for line in lines)]) + "\n"
+
+
+def file_of(name: str) -> Path:
+    return CONF / f"{name if name.startswith('record_') else f'claim_{name}'}.yaml"
+
+
+def headed(name: str, claim: dict[str, Any]) -> str:
+    """The file of a claim with these lines."""
+    lines = file_of(name).read_text().splitlines(keepends=True)
+    rest = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return header(name, claim) + "".join(lines[rest:])
 
 
 def spread(runs: list[dict[str, Any]], metric: str) -> str:
@@ -287,9 +557,7 @@ def told(rule: dict[str, Any], result: dict[str, Any]) -> str:
     elif metric.startswith("loss"):
         what, scale, unit = metric, 1, ""
     else:
-        names = {"gap": "test error less training error", "error/first_epoch": "error after one "
-                 "epoch", "error/test": "test error"}  # fmt: skip
-        what, scale, unit = names.get(metric, metric), 100, "points"
+        what, scale, unit = NAMES.get(metric, metric), 100, "points"
     other = rule["than"]
     if isinstance(other, float | int):
         other = f"{scale * other:g}{' %' if scale == 100 else ''}"
@@ -302,73 +570,70 @@ def told(rule: dict[str, Any], result: dict[str, Any]) -> str:
     )
 
 
-def pictures() -> None:
-    """For each claim the curves of its sides, or bars beside the paper's, as PNG and SVG."""
-    import matplotlib
+# --- The README's table --------------------------------------------------------------------------
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+TABLE = """\
+| model | data | epochs | paper | ours | seeds | seconds | parameters |
+|---|---|--:|--:|--:|--:|--:|--:|"""
 
-    plt.rcParams["svg.hashsalt"] = "claims"  # the same file from the same numbers
-    stored = results()
-    for name, claim in claims().items():
-        result = stored[name]
-        if result is None:
-            continue
-        figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-        sides = result["sides"]
-        if claim.get("picture") == "bars":
-            places = range(len(sides))
-            ours = [[100 * value(run, "error/test") for run in s["runs"]] for s in sides.values()]
-            axes.barh([p + 0.2 for p in places], [100 * claim["paper"][s] for s in sides], 0.38,
-                      label="the paper", color="0.75")  # fmt: skip
-            axes.barh([p - 0.2 for p in places], list(map(mean, ours)), 0.38, label="ours",
-                      xerr=list(map(stdev, ours)))  # fmt: skip
-            axes.set_yticks(list(places), list(sides))
-            axes.set_xlabel("test error in %")
-        else:
-            for color, (side, found) in enumerate(sides.items()):
-                for split, line in (("val", "-"), ("train", ":")):
-                    curves = [run["epochs"][f"error/{split}"] for run in found["runs"]]
-                    curves = [curve for curve in curves if curve]  # some may have diverged
-                    shortest = min(map(len, curves), default=0)
-                    middle = [100 * mean(c[i] for c in curves) for i in range(shortest)]
-                    label = side.replace("_", " ") if split == "val" else None
-                    axes.plot(range(1, shortest + 1), middle, line, color=f"C{color}", label=label)
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-            axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-            axes.set_xlabel("epoch")
-            axes.set_ylabel("error in %: held-out (lines), training (dots)")
-        axes.set_title(claim["title"])
-        axes.legend()
-        for suffix in ("png", "svg"):
-            stamp = {"Date": None} if suffix == "svg" else {"Software": None}
-            figure.savefig(KEPT / f"{name}.{suffix}", dpi=110, metadata=stamp)
-        plt.close(figure)
+
+def recipes() -> str:
+    """The README's table of results: the project's own recipes."""
+    found = results()
+    lines = [TABLE]
+    for side, row in claims()["recipes"]["rows"].items():
+        name, _, kind = row.get("from", f"recipes/{side}").partition("/")
+        runs = found[name]["sides"].get(kind, {}).get("runs", [])
+        if runs:
+            core = found[name]["sides"][kind]["provenance"]["threads"] == 1
+            seconds = f"{mean(run['seconds'] for run in runs):,.0f}{' on one core' * core}"
+            ours = [spread(runs, "error/test"), str(len(runs)), seconds]
+        else:  # of before results were kept
+            ours = [f"{row['before'][0]} *", *map(str, row["before"][1:])]
+        cells = [row["model"], row["data"], row["epochs"], row.get("paper", ""), *ours]
+        lines.append(f"| {' | '.join(map(str, cells))} | {row['parameters']:,} |")
+    return "\n".join(lines) + "\n"
+
+
+def readme() -> str:
+    """The README with that table."""
+    before, rest = README.read_text().split("<!-- results -->\n")
+    after = rest.partition("<!-- end of results -->\n")[2]
+    marks = ("<!-- results -->\n", "<!-- end of results -->\n")
+    return before + marks[0] + recipes() + marks[1] + after
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["run", "quick", "report"])
+    parser.add_argument("what", choices=["plan", "run", "quick", "report"])
     parser.add_argument("names", nargs="*", metavar="NAME", help="of claims; none: all of them")
     parser.add_argument("--sweep", default="", help="words for each sweep, as in sweep.parallel=1")
     parser.add_argument("--together", action="store_true", help="run all sides at a time")
     given = parser.parse_args()
-    unknown = set(given.names) - claims().keys()
-    if unknown:
+    known = {
+        x for name, c in claims().items() for x in (name, *(f"{name}/{s}" for s in c["sides"]))
+    }
+    if unknown := set(given.names) - known:
         parser.error(f"{unknown.pop()}: is no claim; there are {', '.join(claims())}")
+    if given.what == "plan":
+        print(plan(wanted(given.names), shlex.split(given.sweep)))
     if given.what == "run":
         run(given.names, shlex.split(given.sweep), given.together)
-    elif given.what == "quick":
+    if given.what == "quick":
         quick(given.names)
-    if given.what != "quick":
-        pictures()
+    if given.what in ("run", "report"):
+        import claim_pictures  # here, since importing matplotlib takes a second
+
+        for name, claim in compared().items():
+            if verdict(claim, result := stored(name)) != NOT_RUN:
+                claim_pictures.draw(claim, result, KEPT / name)
         PAGE.write_text(page())
+        README.write_text(readme())
+        for name, claim in claims().items():
+            if name != "recipes":
+                file_of(name).write_text(headed(name, claim))
 
 
 if __name__ == "__main__":

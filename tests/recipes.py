@@ -14,7 +14,7 @@ SEARCH = "search_lenet5"  # an experiment that is a sweep, of another one's reci
 MODELS = sorted(path.stem for path in CONF.glob("model/*.yaml"))
 EXPERIMENTS = sorted(
     name for path in CONF.glob("experiment/*.yaml")
-    if (name := path.stem) != SEARCH and not name.startswith("claim_")  # of the recipes above
+    if (name := path.stem) != SEARCH and not name.startswith(("claim_", "record_"))
 )  # fmt: skip
 # Each model with its own optimizer, and each other recipe; new files come in by themselves.
 RECIPES = [f"model={name}" for name in MODELS] + [f"experiment={name}" for name in EXPERIMENTS]

@@ -1,15 +1,20 @@
-"""The papers' claims: each side can be run, verdicts are those of Student, the page is of today."""
+"""The papers' claims: each side can be run, verdicts are those of Student, the pages of today."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from classic_cnns.config.compose import Composer
+from classic_cnns.config.compose import Composer, compose
+from classic_cnns.run.run import run
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "docs"))
+import claim_measures  # noqa: E402
+import claim_pictures  # noqa: E402
 import claims  # noqa: E402
 
 CLAIMS = claims.claims()
@@ -20,12 +25,31 @@ COMPOSER = Composer()
 def test_each_claim_says_what_it_compares_and_each_side_can_be_run(name):
     claim = CLAIMS[name]
     assert claim["seeds"] >= 3 and claim["says"] and claim["where"] and claim["did"]
-    for rule in claim["rule"]:
+    for rule in [*claim["rule"], *claim.get("quick", {}).get("rule", [])]:
         assert rule["smaller"] in claim["sides"]
         assert rule["than"] in claim["sides"] or type(rule["than"]) in (int, float)
+    if "measure" in claim:  # on the runs of other claims, as many as it wants
+        for side in claim["sides"]:
+            of, kind = claims.origin(name, side)
+            assert kind in CLAIMS[of]["sides"] and CLAIMS[of]["seeds"] >= claim["seeds"]
+        return
+    assert all(claims.estimate(claim, side) > 0 for side in claim["sides"])
     configs = [COMPOSER.compose(claims.words(name, side)) for side in claim["sides"].values()]
     configs = [{**config, "claim": None} for config in configs]
+    for side in claim["sides"] if "quick" in claim else []:
+        COMPOSER.compose(claims.quick_words(name, side))
     assert all(one != other for i, one in enumerate(configs) for other in configs[:i])
+
+
+def test_each_claim_has_a_direction_that_shows_in_minutes_and_its_margin():
+    for claim in claims.compared().values():
+        assert claim["quick"]["rule"] and all("by" in rule for rule in claim["quick"]["rule"])
+
+
+def test_what_is_kept_is_of_the_sides_that_the_files_have_today():
+    for name, claim in CLAIMS.items():
+        for side in claims.stored(name)["sides"]:
+            assert claims.runs_of_today(name, claim, side) >= 3, f"{name}/{side}"
 
 
 def result(**sides: list[float]) -> dict:
@@ -66,8 +90,134 @@ def test_epochs_until_an_error_is_reached_are_counted_from_one():
     assert claims.value(run, "epochs/error/train/0.05") == 5  # one more than it had
 
 
-def test_the_page_is_what_the_results_say():
+def test_the_pages_are_what_the_results_say():
     assert claims.PAGE.read_text() == claims.page(), "python docs/claims.py report"
+    assert claims.README.read_text() == claims.readme(), "python docs/claims.py report"
+    for name in CLAIMS.keys() - {"recipes"}:
+        text = claims.file_of(name).read_text()
+        assert text == claims.headed(name, CLAIMS[name]), "python docs/claims.py report"
+
+
+def kept(**sides: list[str]) -> str:
+    run = {"status": "finished", "metrics": {}, "seconds": 60, "epochs": {}}
+    return json.dumps({"provenance": {"threads": 1}, "sides": {
+        side: {"words": words, "runs": [run] * 5} for side, words in sides.items()
+    }})  # fmt: skip
+
+
+def test_what_is_left_is_counted_with_the_seconds_of_what_has_ended(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(claims, "KEPT", tmp_path)
+    words = ["experiment=claim_c3", "optim.lr=0.02"]
+    (tmp_path / "c3.json").write_text(kept(table=words))
+    assert claims.is_finished("c3", CLAIMS["c3"], "table")
+    assert ("c3", "full") in claims.wanted([]) and ("c3", "table") not in claims.wanted([])
+    assert claims.wanted(["c3"]) == [("c3", "table"), ("c3", "full")]  # named: both again
+    for number, seconds in enumerate((100, 140)):
+        folder = claims.RUNS / "c3" / "full" / "rates" / str(number)
+        folder.mkdir(parents=True)
+        ended = {"status": "finished", "seconds": seconds}
+        (folder / "result.json").write_text(json.dumps(ended))
+    # Six of three rates and five seeds are left, of two minutes each.
+    assert "6 runs    0 h 12 min" in claims.plan([("c3", "full")], ["sweep.parallel=1"])
+    # All eight, of the minute that was kept.
+    assert "8 runs    0 h 04 min" in claims.plan([("c3", "table")], ["sweep.parallel=2"])
+    # Those that a claim only measures are runs of the other one.
+    assert "figure_9" in claims.plan([("rejection", "linear")], [])
+
+
+def test_more_seeds_leave_those_that_are_there(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(claims, "sweep", lambda job, folder, more: made.append((job, folder)) or [])
+    claims.seeds(["model=a"], 5, tmp_path, [])
+    assert made == [(["model=a", "seed=range(5)"], tmp_path / "seeds")]
+    made.clear()
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds" / "sweep.yaml").write_text("grid: [model=a, 'seed=range(3)']")
+    claims.seeds(["model=a"], 5, tmp_path, [])
+    assert made == [
+        (["model=a", "seed=range(3)"], tmp_path / "seeds"),
+        (["model=a", "seed=range(3,5)"], tmp_path / "seeds_from_3"),
+    ]
+
+
+def test_a_side_is_added_to_what_is_kept_in_the_order_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "KEPT", tmp_path)
+    (tmp_path / "c3.json").write_text(kept(full=["experiment=claim_c3", "model.net.c3=full"]))
+    claims.keep("c3", "table", {"words": [], "runs": [], "provenance": {"threads": 2}})
+    sides = claims.stored("c3")["sides"]
+    assert list(sides) == ["table", "full"]
+    assert [sides[side]["provenance"]["threads"] for side in sides] == [2, 1]
+
+
+def test_rejected_are_the_fewest_with_the_closest_best_scores():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(400, 10, generator=generator)
+    labels = scores.argmax(1)
+    wrong = torch.rand(400, generator=generator) < 0.1
+    labels = torch.where(wrong, (labels + 1) % 10, labels)
+    pairs = []
+    for row, label in zip(scores.tolist(), labels.tolist(), strict=True):
+        first, second = sorted(row, reverse=True)[:2]
+        pairs.append((first - second, row.index(first) != label))
+    pairs.sort()
+    for rest in (0.0, 0.02, 0.2):
+        count = 0
+        while sum(error for _, error in pairs[count:]) > rest * (400 - count):
+            count += 1
+        assert claim_measures.rejected(scores, labels, rest) == pytest.approx(count / 400)
+
+
+def test_pixels_are_inverted_with_their_probability():
+    images = torch.full((10, 1, 30, 30), 200, dtype=torch.uint8)
+    found = claim_measures.inverted(images, 0.1)
+    assert set(found.unique().tolist()) == {55, 200}
+    assert (found == 55).double().mean().item() == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.slow
+def test_what_is_measured_on_a_run_is_what_it_measured_itself(
+    tiny_mnist, tiny_config_dir, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["data=tiny", f"data_dir={tiny_mnist.folder}", "run_dir=a", "trainer.max_epochs=1"]
+    words += ["model=lenet5_relu", "trainer.accelerator=cpu", "trainer.log_every_n_steps=2"]
+    config = compose(*words, config_dirs=[str(tiny_config_dir)])
+    error = run(config)["metrics"]["error/test"]
+    changes = {"rotation": [0, 180], "scale": [1], "vertical shift": [0], "inverted pixels": [0]}
+    found = claim_measures.measure("robustness", Path("a"), [], changes)
+    assert found.pop("error/rotation 180") != pytest.approx(error)
+    assert all(x == pytest.approx(error) for x in found.values()) and len(found) == 5
+
+
+PICTURED = {
+    side: [
+        {"metrics": {"error/test": x, "error/train": x / 2}, "epochs": {"error/train": [0.5, x],
+         "error/val": [0.6, x]}} for x in (0.1, 0.2, 0.3)
+    ]
+    for side in ("15000", "30000")
+}  # fmt: skip
+
+
+def test_figures_have_the_papers_form():
+    def drawn(name: str, **claim) -> list:
+        figure = claim_pictures.plt.figure()
+        claim_pictures.PICTURES[name](figure, claim, PICTURED)
+        return figure.axes
+
+    (axes,) = drawn("figure_1")
+    solid, dashed, quarter = axes.lines
+    assert (solid.get_linestyle(), dashed.get_linestyle()) == ("-", "--")
+    assert solid.get_ydata() == pytest.approx([50, 20]) and set(quarter.get_ydata()) == {25}
+    (axes,) = drawn("figure_6")
+    assert axes.lines[0].get_xdata() == pytest.approx([15, 30])
+    assert axes.lines[0].get_ydata() == pytest.approx([20, 20])
+    (axes,) = drawn("figure_5")
+    assert axes.get_ylim() == (0, 5) and axes.get_yscale() == "linear"
+    (axes,) = drawn("bars", paper={"15000": 0.12, "30000": 0.05})
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([12, 5, 20, 20])
+    assert len(drawn("robustness", changes={x: [0, 1] for x in "abcd"})) == 4
+    claim_pictures.plt.close("all")
 
 
 @pytest.mark.slow

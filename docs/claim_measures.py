@@ -1,0 +1,73 @@
+"""What the claims measure on the checkpoint of a run, with the test images of its data."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from classic_cnns.config.compose import Composer
+from classic_cnns.data.transforms import pad_to
+from classic_cnns.run.pictures import Trained, moved
+
+REST = 0.005  # errors among those that are not rejected, section III.C of 1998
+
+
+def measure(
+    what: str,
+    run: Path,
+    words: list[str],
+    changes: dict[str, list[float]],
+    count: int = sys.maxsize,
+) -> dict[str, float]:
+    """Metrics by name, 0 to 1; `words` are other data for the net of a run.
+
+    "error" is that of the test, "rejection" the share that must be rejected so that REST of the
+    others are errors, and "robustness" the error after each of the `changes`. At most `count` test
+    images are looked at.
+    """
+    checkpoint, config = Composer().of_run(run, words)
+    trained = Trained(checkpoint, config)
+    prepared = trained.net.prepared
+    prepared.test_patches = config.data.test_patches
+    images, labels = trained.images("test", count)
+    scores = trained.scores(images)
+    found = {"error/test": (scores.argmax(1) != labels).double().mean().item()}
+    if what == "rejection":
+        found["rejected"] = rejected(scores, labels)
+    if what == "robustness":
+        field = pad_to(images, prepared.size) if prepared.fit == "pad" else images
+        for change, values in changes.items():
+            for value in values:
+                error = trained.errors(CHANGES[change](field, value), labels)
+                found[f"error/{change} {value:g}"] = error
+    return found
+
+
+def rejected(scores: Tensor, labels: Tensor, rest: float = REST) -> float:
+    """The smallest share whose rejection leaves at most `rest` errors among the others.
+
+    Rejected is where the two best of the scores (N, classes) are closest, as in 1998.
+    """
+    best = scores.topk(2, 1).values
+    wrong = (scores.argmax(1) != labels)[(best[:, 0] - best[:, 1]).argsort()]
+    left = wrong.flip(0).cumsum(0).flip(0)  # errors among those from here on
+    kept = torch.arange(len(wrong), 0, -1)
+    enough = (left <= rest * kept).nonzero()
+    return enough[0].item() / len(wrong) if len(enough) else 1.0
+
+
+def inverted(images: Tensor, share: float) -> Tensor:
+    """Each pixel inverted with the probability `share`, as in section III.E of 1998."""
+    chosen = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) < share
+    return torch.where(chosen, 255 - images, images)
+
+
+# What is done to images, uint8 (N, C, H, W); shifts are in pixels, rotations in degrees.
+CHANGES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "vertical shift": lambda x, v: moved(x.mT, shift=v).mT,
+    "rotation": lambda x, v: moved(x, angle=v),
+    "scale": lambda x, v: moved(x, scale=v),
+    "inverted pixels": inverted,
+}

@@ -1,0 +1,146 @@
+"""The pictures of the claims, PNG and SVG: in the paper's own form where it has one."""
+
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from claims import value  # noqa: E402
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import ticker  # noqa: E402
+
+plt.rcParams["svg.hashsalt"] = "claims"  # the same file from the same numbers
+
+
+def draw(claim: dict[str, Any], result: dict[str, Any], path: Path) -> None:
+    """Write `path`.png and `path`.svg of a claim's results."""
+    runs = {side: found["runs"] for side, found in result["sides"].items()}
+    figure = plt.figure(figsize=(7, 4), layout="constrained")
+    PICTURES[claim.get("picture", "curves")](figure, claim, runs)
+    figure.suptitle(claim["title"])
+    for suffix, stamp in (("png", {"Software": None}), ("svg", {"Date": None})):
+        figure.savefig(path.with_suffix(f".{suffix}"), dpi=110, metadata=stamp)
+    plt.close(figure)
+
+
+def middle(runs: list[dict[str, Any]], metric: str) -> tuple[range, list[float]]:
+    """Epochs, and the mean over seeds of a metric in %; some runs may have diverged."""
+    curves = [run["epochs"][metric] for run in runs if run["epochs"][metric]]
+    shortest = min(map(len, curves), default=0)
+    return range(1, shortest + 1), [100 * mean(c[i] for c in curves) for i in range(shortest)]
+
+
+def bars(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
+    """Figures 9 and 10 of 1998: a bar for each network, with its number, beside the paper's."""
+    metric, paper = claim.get("shown", "error/test"), claim.get("paper", {})
+    ours = {side: [100 * value(run, metric) for run in found] for side, found in runs.items()}
+    axes, places = figure.subplots(), range(len(runs))
+    drawn = [axes.barh([p - 0.2 for p in places], [100 * paper.get(s, 0) for s in runs], 0.38,
+                       label="1998", color="0.75")] if paper else []  # fmt: skip
+    drawn.append(axes.barh([p + 0.2 * bool(paper) for p in places], list(map(mean, ours.values())),
+                           0.38, label="ours", xerr=list(map(stdev, ours.values()))))  # fmt: skip
+    for each in drawn:
+        numbers = [f"{bar.get_width():.2f}" if bar.get_width() else "" for bar in each]
+        axes.bar_label(each, numbers, padding=4, fontsize="small")
+    axes.set_yticks(list(places), list(runs))
+    axes.invert_yaxis()
+    axes.set_xlabel(claim.get("axis", "test error in %"))
+    axes.margins(x=0.12)
+    if paper:
+        axes.legend(loc="lower right")
+
+
+def figure_1(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
+    """Figure 1 of 2012: training error against epochs, solid and dashed, with a line at 25 %."""
+    axes = figure.subplots()
+    for (side, found), line in zip(runs.items(), ("-", "--", ":"), strict=False):
+        axes.plot(*middle(found, "error/train"), f"k{line}", label=side)
+    axes.axhline(25, color="k", linestyle=(0, (1, 4)), linewidth=1)
+    axes.set_ylim(0, 75)
+    axes.set_yticks([0, 25, 50, 75])
+    axes.set_xlim(0)
+    axes.set_xlabel("epochs")
+    axes.set_ylabel("training error rate in %")
+    axes.legend()
+
+
+def figure_5(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
+    """Figure 5 of 1998: training and test error against passes, linear up to 5 %.
+
+    The test images are read once, after the training: before, it is held-out images that tell.
+    """
+    axes = figure.subplots()
+    for color, (side, found) in enumerate(runs.items()):
+        for split, line in (("val", "-"), ("train", ":")):
+            passes, errors = middle(found, f"error/{split}")
+            label = f"{side}, {'held-out' if split == 'val' else 'training'}"
+            axes.plot(passes, errors, line, marker=".", color=f"C{color}", label=label)
+        test = [100 * value(run, "error/test") for run in found]
+        axes.errorbar(len(passes) + 0.3 + 0.2 * color, mean(test), stdev(test), fmt="s", capsize=3,
+                      color=f"C{color}", label=f"{side}, test")  # fmt: skip
+    axes.set_ylim(0, 5)
+    axes.set_xlim(0)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    axes.set_xlabel("training set iterations")
+    axes.set_ylabel("error rate in %")
+    axes.legend()
+
+
+def figure_6(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
+    """Figure 6 of 1998: training and test error against the size of the training set."""
+    axes = figure.subplots()
+    sizes = [int(side) / 1000 for side in runs]
+    for split, line in (("test", "s-"), ("train", "o--")):
+        errors = [[100 * value(run, f"error/{split}") for run in found] for found in runs.values()]
+        axes.errorbar(sizes, list(map(mean, errors)), list(map(stdev, errors)), fmt=f"k{line}",
+                      capsize=3, label="test" if split == "test" else "training")  # fmt: skip
+    axes.set_xlim(0, 70)
+    axes.set_ylim(0)
+    axes.set_xlabel("training set size in thousands")
+    axes.set_ylabel("error rate in %")
+    axes.legend()
+
+
+def robustness(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
+    """The error against what was done to the test images, a chart for each change."""
+    figure.set_size_inches(9, 6.5)
+    charts = figure.subplots(2, 2).flat
+    for axes, (change, values) in zip(charts, claim["changes"].items(), strict=True):
+        for side, found in runs.items():
+            metrics = [f"error/{change} {x:g}" for x in values]
+            errors = [100 * mean(value(run, metric) for run in found) for metric in metrics]
+            axes.plot(values, errors, marker=".", label=side.replace("_", " "))
+        axes.set_xlabel(change)
+        axes.set_ylabel("test error in %")
+        axes.set_ylim(0)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+
+
+def curves(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
+    """Errors against epochs, on a logarithmic scale."""
+    axes = figure.subplots()
+    for color, (side, found) in enumerate(runs.items()):
+        label = side.replace("_", " ")
+        axes.plot(*middle(found, "error/val"), "-", color=f"C{color}", label=label)
+        axes.plot(*middle(found, "error/train"), ":", color=f"C{color}")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("error in %: held-out (lines), training (dots)")
+    axes.legend()
+
+
+PICTURES = {
+    "bars": bars,
+    "curves": curves,
+    "figure_1": figure_1,
+    "figure_5": figure_5,
+    "figure_6": figure_6,
+    "robustness": robustness,
+}
