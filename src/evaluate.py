@@ -16,7 +16,7 @@ from classic_cnns.trainer.launch import in_rank, launch
 def main() -> None:
     parser = Command(__doc__)
     parser.add_argument(
-        "words", nargs="*", metavar="key=value",
+        "words", nargs="*", default=[], metavar="key=value",
         help="split=val or split=test; data=, data_dir= and trainer=, and keys of theirs",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one line of JSON in place of tables")

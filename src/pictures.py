@@ -14,7 +14,10 @@ from classic_cnns.trainer.devices import share_cores
 def main() -> None:
     parser = Command(__doc__)
     parser.add_argument(
-        "more", nargs="*", help="further runs, whose robustness is drawn beside that of the first"
+        "more",
+        nargs="*",
+        default=[],
+        help="further runs, whose robustness is drawn beside that of the first",
     )
     parser.add_argument("--to", type=Path, help="a folder; without it pictures/ of the run")
     given = parser.parse_args()

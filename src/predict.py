@@ -2,10 +2,11 @@
 
 python src/predict.py outputs/lenet5-mnist/latest digit.png
 python src/predict.py outputs/convnet_cifar10-cifar10/latest photos/ *.jpg --json
-python src/predict.py best.ckpt scans/ --trust my_package
+python src/predict.py best.ckpt scans/ --explain explained --trust my_package
 """
 
 import sys
+from pathlib import Path
 
 from classic_cnns.config.command_line import Command, one_line_errors
 from classic_cnns.config.compose import Composer
@@ -17,6 +18,10 @@ def main() -> None:
     parser = Command(__doc__)
     parser.add_argument("pictures", nargs="+", help="files, and folders of any depth")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each file")
+    parser.add_argument(
+        "--explain", type=Path, metavar="FOLDER",
+        help="draw there for each file its input, the maps of every layer and the answer",
+    )  # fmt: skip
     given = parser.parse_args()
     with one_line_errors():
         share_cores()
@@ -24,7 +29,7 @@ def main() -> None:
         paths = pictures_in(given.pictures)
         from classic_cnns.run.predict import predict  # here, since importing torch takes seconds
 
-        sys.exit(predict(checkpoint, config, paths, given.json))
+        sys.exit(predict(checkpoint, config, paths, given.json, given.explain))
 
 
 if __name__ == "__main__":

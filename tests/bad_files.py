@@ -3,6 +3,7 @@
 import os
 import shutil
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -45,6 +46,13 @@ class Executes:
         return os.system, ("touch executed",)
 
 
+def laughs() -> bytes:
+    """YAML of a few hundred bytes that stands for ten to the power of nine values."""
+    rows = ["a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha, ha]"]
+    rows += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    return "\n".join([*rows, "model: *a8"]).encode()
+
+
 def write(folder: Path) -> None:
     golden.make_data(folder)
     run = folder / "run"
@@ -65,6 +73,8 @@ def write(folder: Path) -> None:
         (folder / place / text).write_text("open('executed', 'w')\n")
 
     for name, text in (("bytes", b"\x00\xff\x80"), ("list", b"[1, 2]"), ("text", b"a: [b"),
+                       ("laughs", laughs()), ("deep", b"a: " + 5000 * b"[" + 5000 * b"]"),
+                       ("nested", b"a: " + 50 * b"{a: " + 50 * b"}"), ("long", b"a: b\n" * 10**6),
                        ("groups", b"model: 5\ndata: {}\ntrainer: {}\noptim: {}"),
                        ("empty", b"")):  # fmt: skip
         (folder / "configs" / name / "checkpoints").mkdir(parents=True)
@@ -78,8 +88,13 @@ def write(folder: Path) -> None:
     own = {"hyper_parameters": {**state["hyper_parameters"], "model": {
         "net": {"_target_": "os.system", "command": "touch executed"}}}}  # fmt: skip
     other = {"state_dict": {"net.weight": torch.zeros(3)}}
+    laughing: list = ["ha"] * 10
+    for _ in range(9):
+        laughing = [laughing] * 10  # each the same list, in the file too
     alone = {"state_dict": state["state_dict"]}
+    endless = {"hyper_parameters": {**state["hyper_parameters"], "x": laughing}}
     checkpoints = {"foreign": {"model": torch.zeros(3)}, "alone": alone,
+                   "laughs": state | endless,
                    "pickle": {"state_dict": {}, "x": Executes()}, "target": state | own,
                    "misfit": state | other}  # fmt: skip
     for name, value in checkpoints.items():
@@ -87,6 +102,8 @@ def write(folder: Path) -> None:
         shutil.copytree(run, folder / "with" / name)
         shutil.copy(folder / f"{name}.ckpt", folder / "with" / name / "checkpoints" / "best.ckpt")
         shutil.copy(folder / f"{name}.ckpt", folder / "with" / name / "checkpoints" / "last.ckpt")
+    with zipfile.ZipFile(folder / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("archive/data.pkl", bytes(10**8))
     (folder / "cut.ckpt").write_bytes(best.read_bytes()[:5000])
     (folder / "text.ckpt").write_text("weights")
     (folder / "empty.ckpt").touch()
@@ -96,6 +113,8 @@ def write(folder: Path) -> None:
     (folder / "text.png").write_text("a picture")
     (folder / "empty.png").touch()
     (folder / "nothing").mkdir()
+    (folder / "around").mkdir()
+    (folder / "around" / "again").symlink_to(folder / "around")
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     chunk = b"IHDR" + head
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk

@@ -163,7 +163,7 @@ REFUSED = {
 
 
 def count(tag: str) -> int:
-    return len(EventAccumulator("run/tensorboard").Reload().Scalars(tag))
+    return len(EventAccumulator("run").Reload().Scalars(tag))
 
 
 def test_every_argument_of_trainer_is_tested_here():
@@ -233,7 +233,7 @@ def test_lightnings_own_callbacks_run_together(train):
     names = sorted(path.name for path in Path("run/checkpoints").iterdir())
     assert {names[0], names[-1]} == {"best.ckpt", "last.ckpt"}
     assert len([name for name in names if name.startswith("epoch_0")]) == 3
-    tags = EventAccumulator("run/tensorboard").Reload().Tags()["scalars"]
+    tags = EventAccumulator("run").Reload().Tags()["scalars"]
     assert "lr-SGD" in tags and "lr-SGD-momentum" in tags
 
 
@@ -244,15 +244,15 @@ def test_ones_own_callback_comes_from_the_command_line_and_any_can_be_left_out(t
     kinds = {type(callback).__name__ for callback in witness().trainer.callbacks}
     assert "Timer" in kinds and "Pictures" not in kinds
     assert (
-        "images" not in EventAccumulator("run/tensorboard").Reload().Tags()
-        or not (EventAccumulator("run/tensorboard").Reload().Tags()["images"])
+        "images" not in EventAccumulator("run").Reload().Tags()
+        or not (EventAccumulator("run").Reload().Tags()["images"])
     )
 
 
 def test_without_callbacks_and_loggers_it_trains_too(train):
     result = train("callbacks=null", "logger=null")
     assert result["metrics"]["error/test"] < 0.9
-    assert not Path("run/checkpoints").exists() and not Path("run/tensorboard").exists()
+    assert not Path("run/checkpoints").exists() and not list(Path("run").glob("events.*"))
 
 
 def test_a_csv_file_holds_the_metrics_of_the_run(train):
@@ -261,7 +261,7 @@ def test_a_csv_file_holds_the_metrics_of_the_run(train):
         rows = list(csv.DictReader(file))
     last = [row["error/val"] for row in rows if row["error/val"]][-1]
     assert float(last) == result["last"]["error/val"]
-    assert (Path("run") / "tensorboard").is_dir()
+    assert list(Path("run").glob("events.*"))
 
 
 @pytest.mark.filterwarnings("ignore")  # of the services' own libraries
@@ -362,7 +362,7 @@ def test_a_finished_run_trains_further_to_the_weights_of_a_longer_one(train):
     assert same(weights(), weights("long")) and result["epochs"] == 4
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
-    curve = [e.step for e in EventAccumulator("run/tensorboard").Reload().Scalars("error/val")]
+    curve = [e.step for e in EventAccumulator("run").Reload().Scalars("error/val")]
     assert curve == [STEPS * (epoch + 1) - 1 for epoch in range(4)]
     assert train("resume=run")["epochs"] == 4  # and is finished
 
@@ -371,7 +371,7 @@ def test_after_its_schedule_a_run_goes_on_at_the_last_rate(train, caplog):
     train("trainer.log_every_n_steps=1")
     train("resume=run", "trainer.max_epochs=3")
     assert "the schedule runs over 2 epochs; after them the rate stays" in caplog.text
-    rates = [e.value for e in EventAccumulator("run/tensorboard").Reload().Scalars("optim/lr")]
+    rates = [e.value for e in EventAccumulator("run").Reload().Scalars("optim/lr")]
     assert set(rates[2 * STEPS :]) == {min(rates)}
 
 

@@ -64,3 +64,5 @@ def test_the_demonstration_answers_as_the_net_does_and_shows_every_layer():
     assert list(shares.values()) == pytest.approx(net.probabilities(picture)[0].tolist())
     names = [axes.get_ylabel() for axes in figure.axes]
     assert names == ["input", "C1", "S2", "C3", "S4", "C5", "F6", "RBF"]
+    best = max(shares, key=shares.get)
+    assert figure.get_suptitle().startswith(f"{best} {shares[best]:.1%}  ")

@@ -136,7 +136,7 @@ def test_the_readmes_python_commands_work(line, workplace):
 def test_the_readmes_sweep_has_a_row_for_each_job_in_tensorboard(workplace):
     seen = []
     for row in sheet(workplace / "outputs" / "sweep" / "rates"):
-        log = EventAccumulator(f"{workplace / row['directory']}/tensorboard").Reload()
+        log = EventAccumulator(str(workplace / row["directory"])).Reload()
         plugin = {
             tag: HParamsPluginData.FromString(content)
             for tag, content in log._plugin_to_tag_to_content["hparams"].items()
@@ -180,14 +180,16 @@ def test_the_readmes_tensorboard_command_shows_each_run_once(workplace):
         port = next(
             m[1] for text in server.stdout if (m := re.search(r"http://[^ ]+?:(\d+)", text))
         )
-        folders = [p for p in (workplace / "outputs").rglob("tensorboard")]
+        outputs = workplace / "outputs"
+        folders = {str(p.parent.relative_to(outputs)) for p in outputs.rglob("events.*")}
         for _ in range(60):
             url = f"http://localhost:{port}/data/runs"
             runs = json.loads(urllib.request.urlopen(url, timeout=10).read())
             if len(runs) >= len(folders):
                 break
             time.sleep(1)
-        assert len(runs) == len(folders) > 0
+        assert sorted(runs) == sorted(folders)
+        assert any(re.fullmatch(r"lenet5-mnist/20[\d_-]+", run) for run in runs)
     finally:
         server.kill()
         server.wait()

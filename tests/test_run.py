@@ -14,6 +14,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer import event_file_writer
 
@@ -22,6 +23,7 @@ from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import compose
 from classic_cnns.config.stored import find_run
 from classic_cnns.data.batches import Batches
+from classic_cnns.logger.tensorboard import TensorBoard
 from classic_cnns.model.lenet5 import LeNet5, MAPLoss, MLELoss
 from classic_cnns.run.run import run
 
@@ -80,7 +82,7 @@ def same(a: dict, b: dict) -> bool:
 
 
 def events(directory: Path) -> EventAccumulator:
-    return EventAccumulator(str(directory / "tensorboard")).Reload()
+    return EventAccumulator(str(directory)).Reload()
 
 
 def test_a_run_leaves_everything_that_repeats_and_explains_it(train, tiny_mnist):
@@ -91,10 +93,10 @@ def test_a_run_leaves_everything_that_repeats_and_explains_it(train, tiny_mnist)
         "metrics.jsonl",
         "provenance.json",
         "result.json",
-        "tensorboard",
         "train.log",
+        *(path.name for path in directory.glob("events.out.tfevents.*")),
     }
-    assert len(list((directory / "tensorboard").iterdir())) == 1
+    assert len(list(directory.glob("events.*"))) == 1
     assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == [
         "best.ckpt",
         "last.ckpt",
@@ -444,6 +446,16 @@ def test_tensorboard_has_each_curve_once_an_epoch_and_the_texts(train):
     shown = {"kernels/C1", "kernels/C5", "confusion/test"}  # and no mistakes
     assert set(log.Tags()["images"]) == inputs | shown
     assert len(log.Images("kernels/C1")) == 4  # at the start and after each epoch
+
+
+def test_a_run_has_its_own_name_in_tensorboard_and_one_of_before_keeps_its_folder(tmp_path):
+    (tmp_path / "earlier" / "tensorboard").mkdir(parents=True)
+    for name in ("new", "earlier"):
+        logger = TensorBoard(tmp_path / name)
+        logger.experiment.add_scalar("a", 1, 1)
+        logger.close()
+    runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Runs()
+    assert sorted(runs) == ["earlier/tensorboard", "new"]
 
 
 @pytest.mark.parametrize("model", ["lenet5", "convnet_cifar10_13pct"])

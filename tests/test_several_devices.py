@@ -130,7 +130,7 @@ def optimizer_state(checkpoint: dict) -> dict:
 
 
 def board(directory: Path) -> EventAccumulator:
-    return EventAccumulator(str(directory / "tensorboard")).Reload()
+    return EventAccumulator(str(directory)).Reload()
 
 
 def answers(directory: Path) -> list[bytes]:
@@ -176,7 +176,7 @@ def test_two_processes_give_the_numbers_of_one(train, beside, tmp_path):
     runs = tmp_path / "outputs" / "lenet5-tiny"
     (two,) = [path for path in runs.iterdir() if path.is_dir()]
     assert (runs / "latest.txt").read_text() == f"{two.name}\n"
-    assert len(list((two / "tensorboard").iterdir())) == 1
+    assert len(list(two.glob("events.*"))) == 1
     assert re.findall(r"^epoch +(\d)/3", out, re.M) == ["1", "2", "3"]
     assert json.loads((two / "provenance.json").read_text())[0]["device"] == "2 x cpu"
 

@@ -19,7 +19,6 @@ from typing_extensions import Self
 
 from classic_cnns import UserError
 from classic_cnns.config.stored import checked, read_config
-from classic_cnns.data.pictures import read_picture
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
@@ -234,9 +233,8 @@ class Classifier(pl.LightningModule):
         `pictures` is one or a list: paths, PIL images, uint8 arrays (H, W) or (H, W, C), tensors
         (C, H, W); of any size. Raises UserError for what is no picture.
         """
-        side, channels = self.prepared.image_size, self.prepared.channels
         several = pictures if isinstance(pictures, (list, tuple)) else [pictures]
-        pixels = [read_picture(picture, channels, side)[0] for picture in several]
+        pixels = [self.prepared.read(picture)[0] for picture in several]
         return self.prepared(torch.from_numpy(np.stack(pixels)).to(self.device))
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from tests.bench.start import start
 from tests.bench.steps import steps
 from tests.bench.sweep import sweeps
 from tests.bench.towers import towers
+from tests.bench.use import use
 
 # Each with the most rounds it gets: fewer where a round is long, or differs little from the next.
 PARTS: dict[str, tuple[Callable[[int], Iterable[Row]], int]] = {
@@ -34,6 +35,7 @@ PARTS: dict[str, tuple[Callable[[int], Iterable[Row]], int]] = {
     "ddp": (ddp, 3),
     "towers": (towers, 3),
     "busy": (busy, 2),
+    "use": (use, 2),
     "sweeps": (sweeps, 1),
 }
 

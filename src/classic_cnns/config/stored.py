@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from classic_cnns import UserError
 from classic_cnns.config.trust import check_stored
+from classic_cnns.files import read_json, read_yaml
 
 OUTPUTS = Path("outputs")
 # What a sweep has put into the directory of a job before it starts, or an earlier start of it.
@@ -84,7 +85,7 @@ def check_new(directory: Path) -> None:
 def read_config(path: Path, trusted: Sequence[str] = (), folders: Sequence[str] = ()) -> DictConfig:
     """A run's `config.yaml`; UserError where it cannot be read or names unknown code."""
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        values = read_yaml(path)
     except Exception as error:  # a file from elsewhere holds anything
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: is no config of a run ({line}); try another run") from error
@@ -148,8 +149,6 @@ def resumed(
 
 def check_epochs(own: DictConfig, config: DictConfig) -> None:
     """Raise UserError where the run has done more epochs already than it is to do."""
-    from classic_cnns.files import read_json
-
     result = read_json(find_run(config.resume) / "result.json") or {}
     done, wanted = result.get("epochs", 0), own.trainer.max_epochs
     if wanted != -1 and wanted < done:

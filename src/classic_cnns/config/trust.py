@@ -9,10 +9,12 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from classic_cnns import UserError
+from classic_cnns.files import DEEPEST
 
 ROOT = Path(__file__).parents[1]
 # Classes, which names of torch and Lightning show by their first letter; nothing within them.
@@ -24,6 +26,7 @@ KNOWN = re.compile(
 )
 # Packages that nobody can mean to trust as a whole.
 NEVER = {*sys.stdlib_module_names, "classic_cnns", "hydra", "lightning", "numpy", "torch"}
+MOST = 20_000  # values of a config
 OURS = re.compile(r"classic_cnns\.(model|optim|data|callbacks|logger|trainer)\.(\w+)\.(\w+)")
 
 
@@ -34,6 +37,7 @@ def check_stored(
 
     `trusted` are packages named by the user; so are all that lie in one of `folders`.
     """
+    check_size(config, place)
     for key, value in strings(config):
         if "${" in value:
             raise UserError(
@@ -47,6 +51,22 @@ def check_stored(
                 f"{place}: {key}={value}: is no part of this project, of torch or of Lightning "
                 f"that a run needs; {'try another run' if package in NEVER else way_out}"
             )
+
+
+def check_size(config: Any, place: Any) -> None:
+    """Raise UserError for a config that no run writes: one value may be there a million times."""
+    level, count, depth = [config], 0, 0
+    while level:
+        count, depth = count + len(level), depth + 1
+        if count > MOST or depth > DEEPEST:
+            raise UserError(
+                f"{place}: is no config of a run (more than {MOST:,} values or {DEEPEST} levels); "
+                "try another run"
+            )
+        inner = (
+            x.values() if isinstance(x, dict) else x if isinstance(x, list) else () for x in level
+        )
+        level = list(islice(chain.from_iterable(inner), MOST + 1))
 
 
 def strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -92,8 +92,9 @@ def read_cache(folder: Path, sums: dict[str, str]) -> Arrays:
 
 def write_cache(folder: Path, arrays: Arrays) -> None:
     folder.mkdir(exist_ok=True)
-    for rest in folder.glob(".*"):  # of a writer that was killed; the lock shuts out others
-        rest.unlink()
+    for name in (*(f"{name}.npy" for name in arrays), "cache.json"):
+        for rest in folder.glob(f".{name}.*"):  # of a writer that was killed; we have the lock
+            rest.unlink()
     for name, array in arrays.items():
         with replacing(folder / f"{name}.npy") as file:
             # Not the file itself, whose descriptor numpy writes to without telling an errno.

@@ -75,16 +75,25 @@ def classes(root: str | None) -> list[str]:
 
 
 def walk(folder: Path, seen: dict[str, int]) -> Iterator[str]:
-    """All files in the folder and in those below it, but for hidden ones."""
+    """All files in the folder and in those below it, but for hidden ones.
+
+    Links are followed, also to elsewhere; one that leads back to a folder of before is passed.
+    """
     seen[str(folder)] = -1  # unless it is there
+    known: set[tuple[int, int]] = set()  # folders, by device and number
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # a class may be missing in val/
             raise error
 
     for place, below, names in os.walk(folder, onerror=refuse, followlinks=True):
-        seen[place] = os.stat(place).st_mtime_ns
-        below[:] = [name for name in below if name[0] != "."]
+        found = os.stat(place)
+        if (found.st_dev, found.st_ino) in known:
+            below.clear()
+            continue
+        known.add((found.st_dev, found.st_ino))
+        seen[place] = found.st_mtime_ns
+        below[:] = sorted(name for name in below if name[0] != ".")
         yield from (os.path.join(place, name) for name in names if name[0] != ".")
 
 
@@ -101,7 +110,11 @@ def pictures_in(names: Sequence[str]) -> list[str]:
     known = suffixes()
     for name in names:
         if os.path.isdir(name):
-            own = sorted(p for p in walk(Path(name), {}) if os.path.splitext(p)[1].lower() in known)
+            try:
+                files = sorted(walk(Path(name), {}))
+            except OSError as error:
+                raise UserError(f"{error.filename}: {error.strerror}; try others") from error
+            own = [path for path in files if os.path.splitext(path)[1].lower() in known]
             if not own:
                 raise UserError(f"{name}: holds no pictures; name a folder with .png or .jpg files")
             paths += own

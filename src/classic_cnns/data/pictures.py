@@ -9,31 +9,43 @@ from torch import Tensor
 
 from classic_cnns import UserError
 
+PAGE = 20  # how much larger than a digit the page may be on which it stands
 MOST = 80_000_000  # pixels of a picture; one that claims more is not decoded
 
 
-def read_picture(source: Any, channels: int, side: int) -> tuple[np.ndarray, bool]:
-    """A picture as (channels, side, side) uint8, and whether it was inverted.
+def read_picture(
+    source: Any, channels: int, side: int, digits: bool = False
+) -> tuple[np.ndarray, dict[str, bool]]:
+    """A picture as (channels, side, side) uint8, and whether it was `inverted` or `centred`.
 
     `source` is a path, a PIL image, or uint8: an array (H, W) or (H, W, C), a tensor (H, W) or
     (C, H, W). In shades of grey, data sets have bright figures on a dark ground: a picture with a
-    bright border is inverted, and one that is not square gets dark borders. Of a colour picture the
-    middle square is taken, as in training. Raises UserError for what is no picture.
+    bright border is inverted, and one that is not square gets dark borders. If they are `digits`,
+    and the picture has another size, its ink is fitted and centred as that of MNIST was. Of a
+    colour picture the middle square is taken, as in training. Raises UserError for what is no
+    picture.
     """
     try:
-        image = oriented(source, side)
+        image = oriented(source, PAGE * side if digits else side)
         if channels == 3:
-            return np.asarray(middle(flat(image, "RGB"), side)).transpose(2, 0, 1), False
+            return np.asarray(middle(flat(image, "RGB"), side)).transpose(2, 0, 1), {}
         pixels = np.asarray(flat(image, "L"))
         if inverted := has_bright_border(pixels):
             pixels = 255 - pixels
+        if digits and image.size != (side, side):
+            centred = fitted(pixels, side)
+            if centred is not None:
+                return centred[None], {"inverted": inverted, "centred": True}
         width, height = image.size
-        square = Image.new("L", (max(width, height),) * 2)
-        place = (square.width - width) // 2, (square.width - height) // 2
-        square.paste(Image.fromarray(pixels), place)
-        if square.width != side:
-            square = square.resize((side, side), Image.Resampling.BILINEAR)
-        return np.asarray(square)[None], inverted
+        if width != height:
+            square = Image.new("L", (max(width, height),) * 2)
+            place = (square.width - width) // 2, (square.width - height) // 2
+            square.paste(Image.fromarray(pixels), place)
+            pixels = np.asarray(square)
+        if len(pixels) != side:
+            square = Image.fromarray(pixels)
+            pixels = np.asarray(square.resize((side, side), Image.Resampling.BILINEAR))
+        return pixels[None], {"inverted": inverted, "centred": False}
     except UserError:
         raise
     except Exception as error:  # a damaged file raises anything
@@ -80,9 +92,37 @@ def flat(image: Image.Image, mode: str) -> Image.Image:
 
 def has_bright_border(pixels: np.ndarray) -> bool:
     """Whether most of the border (H, W) and at least three corners are bright: the ground is."""
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]]
-    return bool(np.median(border) > 127 and (corners > 127).sum() >= 3)
+    return bool((border_of(pixels) > 127).mean() > 0.5 and (corners > 127).sum() >= 3)
+
+
+def border_of(pixels: np.ndarray) -> np.ndarray:
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+
+
+def fitted(pixels: np.ndarray, side: int) -> np.ndarray | None:
+    """Bright ink (H, W) as MNIST's authors have it: uint8 (side, side); None without any ink.
+
+    The ink is brought to a box of 20 x 20, if `side` is 28, and its centre of mass to the middle.
+    """
+    ground, top = int(np.median(border_of(pixels))), int(pixels.max())
+    if ground == top:
+        return None
+    ink = pixels > ground + (top - ground) / 4
+    parts = [np.nonzero(ink.any(axis))[0] for axis in (1, 0)]
+    rows, columns = (slice(part[0], part[-1] + 1) for part in parts)
+    image = Image.fromarray(pixels[rows, columns].clip(ground).astype(np.float32) - ground)
+    longest = side * 5 // 7
+    width, height = (max(1, round(longest * length / max(image.size))) for length in image.size)
+    box = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    field = np.zeros((side, side), np.uint8)
+    places = []
+    for axis, length in ((1, height), (0, width)):
+        centre = (box.sum(axis) * np.arange(length)).sum() / box.sum()
+        places.append(min(max(round(side / 2 - centre), 0), side - length))
+    top_row, left = places
+    field[top_row : top_row + height, left : left + width] = box * (255 / box.max())
+    return field
 
 
 def middle(image: Image.Image, size: int) -> Image.Image:

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
+from classic_cnns.data.pictures import read_picture
 from classic_cnns.data.transforms import crop_to, pad_to, patches_of, resize_to, scale
 
 FITS = {"pad": pad_to, "crop": crop_to, "resize": resize_to}
@@ -56,6 +58,11 @@ class Preprocessing(nn.Module):
         else:
             images = self.scaled(fit(images, size))
         return images if self.mean is None else images.sub_(self.mean)
+
+    def read(self, picture: Any) -> tuple[np.ndarray, dict[str, bool]]:
+        """A picture of any kind in the form of the data's images, see `read_picture`."""
+        digits = self.classes == [str(number) for number in range(10)]
+        return read_picture(picture, self.channels, self.image_size, digits)
 
     def scaled(self, images: Tensor) -> Tensor:
         return scale(images, self.low, self.high)

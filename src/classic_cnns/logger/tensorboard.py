@@ -26,8 +26,8 @@ CHARTS = {
 class TensorBoard(TensorBoardLogger):
     """Scalars, texts, pictures and the HPARAMS row of one start of a run, all in one event file.
 
-    It lies in `<save_dir>/tensorboard`. What an interrupted start wrote from `purge_step` on is not
-    shown. `metrics` are the columns of the HPARAMS tab.
+    It lies in `save_dir`, whose path is the run's name in TensorBoard. What an interrupted start
+    wrote from `purge_step` on is not shown. `metrics` are the columns of the HPARAMS tab.
     """
 
     def __init__(
@@ -40,8 +40,9 @@ class TensorBoard(TensorBoardLogger):
 
     @property
     def log_dir(self) -> str:
-        """Beside it Lightning's callbacks write their own: checkpoints/ stays the run's."""
-        return str(Path(self.save_dir) / "tensorboard")
+        """The run's own directory; runs of before that go on have theirs in one below it."""
+        earlier = Path(self.save_dir) / "tensorboard"
+        return str(earlier if earlier.is_dir() else self.save_dir)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:

@@ -99,11 +99,13 @@ def new_figure(width: float, height: float) -> Any:
     return Figure((width, height), layout="constrained")
 
 
-def maps(image: Tensor, layers: dict[str, Tensor], bitmaps: Tensor | None) -> Any:
+def maps(
+    image: Tensor, layers: dict[str, Tensor], bitmaps: Tensor | None, found: dict[str, float]
+) -> Any:
     """What the layers make of an image (C, H, W): their maps (C, H, W) or units, a row each.
 
     Like Fig. 2 of the LeNet-5 paper. With `bitmaps` (10, 84), the RBF units' of LeNet-5, the last
-    units are shown as such a one, above all ten.
+    units are shown as such a one, above all ten. `found` are the probabilities of classes.
     """
     figure = new_figure(10, 1.1 * (len(layers) + 1 + (bitmaps is not None)))
     rows = {"input": image, **layers}
@@ -124,6 +126,7 @@ def maps(image: Tensor, layers: dict[str, Tensor], bitmaps: Tensor | None) -> An
         axes.set_ylabel(name, rotation=0, ha="right", va="center")
         axes.set_xticks([])
         axes.set_yticks([])
+    figure.suptitle("    ".join(f"{name} {share:.1%}" for name, share in found.items()))
     return figure
 
 

@@ -12,10 +12,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from classic_cnns import UserError
-from classic_cnns.files import read_json, replacing
+from classic_cnns.files import read_json, read_yaml, replacing
 from classic_cnns.report.markdown import aligned
 
 OVER = ("finished", "pruned")  # states of a run that has ended as it should
@@ -202,8 +200,7 @@ def read_record(directory: Path) -> dict[str, Any]:
 def plain_yaml(path: Path) -> dict[str, Any]:
     """What a file says, of which nothing is looked up; UserError where that is no mapping."""
     try:
-        values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        return values | {}
+        return read_yaml(path, most=500_000) | {}
     except Exception as error:  # a file from elsewhere holds anything
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cannot be read ({line}); try another folder") from error

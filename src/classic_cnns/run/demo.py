@@ -7,25 +7,20 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from classic_cnns.callbacks.activations import activations
 from classic_cnns.classifier import Classifier
-from classic_cnns.data.pictures import read_picture
-from classic_cnns.report import pictures
+from classic_cnns.run.explain import explain, likeliest
 from classic_cnns.run.trained import load_net
 
 
 def answer(net: Classifier, picture: Any) -> tuple[dict[str, float], Any]:
     """The probability of each class for a PIL image, and what the layers make of it."""
     prepared = net.prepared
-    pixels, _ = read_picture(picture, prepared.channels, prepared.image_size)
+    pixels, _ = prepared.read(picture)
     images = torch.from_numpy(np.array(pixels))[None]
     with torch.no_grad():
-        shares = net(prepared(images.clone())).softmax(1)[0].tolist()
-    inputs = prepared.to_input(images)
-    maps = {name: output[0] for name, (_, output) in activations(net.net, inputs).items()}
-    bitmaps = getattr(net.net.output, "weight", None) if hasattr(net.net, "features") else None
-    figure = pictures.maps(inputs[0], maps, bitmaps)
-    return dict(zip(net.classes, shares, strict=True)), figure
+        shares = net(prepared(images.clone())).softmax(1)
+    figure = explain(net, images[0], likeliest(net, shares)[0])
+    return dict(zip(net.classes, shares[0].tolist(), strict=True)), figure
 
 
 def page(checkpoint: Path, config: DictConfig) -> Any:

@@ -18,7 +18,7 @@ from classic_cnns.classifier import Classifier
 from classic_cnns.report.log import show_log
 from classic_cnns.run.trained import data_of, load_net
 
-TESTED = 1000  # pictures at most
+TESTED, AT_ONCE = 1000, 20  # pictures at most; with ten patches, 200 images
 NEAR = 1e-4  # the largest difference of a probability
 NEEDS = {
     ".onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -98,7 +98,7 @@ def test_pictures(config: DictConfig, net: Classifier) -> tuple[Tensor, str]:
 @torch.no_grad()
 def compare(module: nn.Module, run: Run, pictures: Tensor, whose: str, path: Path) -> str:
     """How near the file's probabilities are to torch's; UserError where they are not."""
-    parts = [*pictures[:1].split(1), *pictures[1:].split(100)]  # one alone, too
+    parts = [*pictures[:1].split(1), *pictures[1:].split(AT_ONCE)]  # one alone, too
     ours, theirs = (torch.cat([answer(part) for part in parts]) for answer in (module, run))
     largest = (ours - theirs).abs().max().item()
     same = (ours.argmax(1) == theirs.argmax(1)).sum().item()

@@ -13,6 +13,7 @@ from classic_cnns.callbacks.activations import activations
 from classic_cnns.classifier import Classifier
 from classic_cnns.data.transforms import patches_of
 from classic_cnns.report import pictures
+from classic_cnns.run.explain import explain, likeliest
 from classic_cnns.run.trained import data_of, load_net
 
 TESTED = 2000  # images for a point of a robustness curve
@@ -84,10 +85,9 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
         if isinstance(layer, nn.Conv2d) and layer.weight.shape[2:].numel() > 1:
             image = pictures.kernels(layer.weight.detach(), getattr(net, "towers", 1))
             yield pictures.save(image, folder / f"kernels_{name}.png")
-    for number, image in enumerate(prepared.to_input(images[:4].clone())):
-        maps = {k: x[0] for k, (_, x) in activations(net, image[None]).items()}
-        bitmaps = getattr(getattr(net, "output", None), "weight", None)
-        figure = pictures.maps(image, maps, bitmaps if hasattr(net, "features") else None)
+    best = likeliest(first.net, scores[:4].softmax(1))
+    for number, image in enumerate(images[:4]):
+        figure = explain(first.net, image, best[number])
         yield pictures.save_figure(figure, folder / f"maps_{number}.png")
 
     wrong = (scores.argmax(1) != labels).nonzero().flatten()[:60].tolist()

@@ -1,6 +1,7 @@
 """What pictures show, by a trained net: decoded by several processes, judged in batches."""
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,46 +15,59 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from classic_cnns import UserError
-from classic_cnns.data.pictures import read_picture
+from classic_cnns.data.preprocessing import Preprocessing
+from classic_cnns.report.pictures import save_figure
+from classic_cnns.run.explain import explain, likeliest
 from classic_cnns.run.trained import load_net
 from classic_cnns.trainer.devices import core_count
 
+NOTES = {"inverted": "dark on light: inverted", "centred": "ink scaled and centred"}
 AT_ONCE = 100  # files of a batch; from as many on, processes decode them
-SHOWN = 5  # classes
 
 
 class Pictures(Dataset):
     """Of a list of numbers: the pictures that can be read, uint8 (n, C, S, S), and what of each."""
 
-    def __init__(self, paths: Sequence[str], channels: int, side: int) -> None:
-        self.paths, self.form = paths, (channels, side)
+    def __init__(self, paths: Sequence[str], preprocessing: Preprocessing) -> None:
+        self.paths, self.read = paths, preprocessing.read
+        side = preprocessing.image_size
+        self.shape = preprocessing.channels, side, side
 
     def __getitem__(
         self, numbers: Sequence[int]
-    ) -> tuple[torch.Tensor, list[tuple[int, bool, str]]]:
+    ) -> tuple[torch.Tensor, list[tuple[int, dict[str, bool], str]]]:
         pixels, told = [], []
         for number in numbers:
             try:
-                image, inverted = read_picture(self.paths[number], *self.form)
+                image, changes = self.read(self.paths[number])
                 pixels.append(image)
-                told.append((number, inverted, ""))
+                told.append((number, changes, ""))
             except UserError as error:
-                told.append((number, False, str(error)))
-        shape = (0, self.form[0], self.form[1], self.form[1])
-        return torch.from_numpy(np.stack(pixels) if pixels else np.empty(shape, np.uint8)), told
+                told.append((number, {}, str(error)))
+        return torch.from_numpy(np.array(pixels, np.uint8).reshape(-1, *self.shape)), told
 
 
-def predict(checkpoint: Path, config: DictConfig, paths: Sequence[str], as_json: bool) -> int:
-    """Print the likeliest classes of each picture; 1 where one could not be read, else 0."""
+def predict(
+    checkpoint: Path,
+    config: DictConfig,
+    paths: Sequence[str],
+    as_json: bool,
+    folder: Path | None = None,
+) -> int:
+    """Print the likeliest classes of each picture; 1 where one could not be read, else 0.
+
+    The `folder` gets a figure for each, which shows what the layers make of it.
+    """
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused all the same
     net = load_net(checkpoint, config)
     preprocessing = net.prepared
     if torch.cuda.is_available() and config.trainer.accelerator != "cpu":
         net.cuda()
+    figures = figure_paths(folder, paths) if folder else []
     numbers = range(len(paths))
     batches = [numbers[start : start + AT_ONCE] for start in numbers[::AT_ONCE]]
     loader: DataLoader = DataLoader(
-        Pictures(paths, preprocessing.channels, preprocessing.image_size),
+        Pictures(paths, preprocessing),
         batch_size=None,
         sampler=batches,  # type: ignore[arg-type]
         num_workers=min(core_count(), len(batches) - 1),
@@ -65,31 +79,46 @@ def predict(checkpoint: Path, config: DictConfig, paths: Sequence[str], as_json:
     ):
         for pixels, told in loader:
             scores = net(preprocessing(pixels.to(net.device)))
-            best = scores.float().softmax(1).topk(min(SHOWN, scores.shape[1]), 1)
-            rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            for number, inverted, failure in told:
+            rows = zip(pixels, likeliest(net, scores.float().softmax(1)), strict=True)
+            for number, changes, failure in told:
                 path = paths[number]
                 if failure:
                     failures.append(failure)
                     line = {"file": path, "error": failure}
                 else:
-                    named = [
-                        (net.classes[index], share)
-                        for share, index in zip(*next(rows), strict=True)
-                    ]
-                    line = (
-                        {"file": path, "inverted": inverted}
-                        if preprocessing.channels == 1
-                        else {"file": path}
-                    )
-                    line["classes"] = [{"class": name, "probability": p} for name, p in named]
+                    image, named = next(rows)
+                    line = {"file": path, **changes, "classes": [
+                        {"class": name, "probability": share} for name, share in named.items()
+                    ]}  # fmt: skip
+                    if figures:
+                        save_figure(explain(net, image, named), figures[number])
+                        line["explained"] = str(figures[number])
                 if as_json:
                     print(json.dumps(line))
                 elif not failure:
-                    answers = "  ".join(f"{name} {share:6.1%}" for name, share in named)
-                    note = "  (dark on light: inverted)" if inverted else ""
+                    answers = "  ".join(f"{name} {share:6.1%}" for name, share in named.items())
+                    notes = [NOTES[name] for name, made in changes.items() if made]
+                    note = f"  ({'; '.join(notes)})" if notes else ""
                     print(f"{path:{width}}  {answers}{note}")
-            bar.update(len(told))
+                if figures:
+                    bar.update()
+            bar.update(0 if figures else len(told))
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return int(bool(failures))
+
+
+def figure_paths(folder: Path, paths: Sequence[str]) -> list[Path]:
+    """Where the figures go, each with a name of its own; UserError where the folder cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(0, "may not be written to")
+    except OSError as error:
+        raise UserError(f"--explain={folder}: {error.strerror}; try another folder") from error
+    named: dict[str, int] = {}  # how often, by the names of files in all folders
+    for stem in (Path(path).stem for path in paths):
+        while (name := f"{stem}-{named[stem] + 1}" if stem in named else stem) in named:
+            named[stem] += 1
+        named[name] = 0
+    return [folder / f"{name}_layers.png" for name in named]

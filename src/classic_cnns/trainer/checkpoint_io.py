@@ -40,6 +40,8 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as file:
+            unpacked = sum(member.file_size for member in file.infolist())
+            assert unpacked <= Path(path).stat().st_size  # torch does not compress
             damaged = file.testzip()
         assert damaged is None
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
