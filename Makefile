@@ -8,15 +8,16 @@ train: .venv/ready
 	$(VENV)/python src/train.py model=lenet5 data=mnist
 
 test: .venv/ready
-	$(VENV)/python -m pytest -m "not gpu"
+	$(VENV)/pip install --quiet --constraint .ci/constraints.txt --editable ".[test]"
+	$(VENV)/python -m pytest -m "not gpu" -n auto --dist loadscope
 
 test-gpu: .venv/ready
 	$(VENV)/python -m pytest -m gpu tests/gpu
 
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/pip install --quiet --constraint .ci/oldest.txt --editable .
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/pip install --quiet --constraint .ci/oldest.txt --editable ".[test]"
+	.venv-oldest/bin/python -m pytest -n auto --dist loadscope
 	rm -rf .venv-oldest
 
 bench: .venv/ready

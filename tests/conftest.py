@@ -14,10 +14,16 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from classic_cnns.trainer.devices import core_count
+
 # A shell gives what it starts in the background a deaf ear for Ctrl-C, which our children inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # With it a child prints a line in two pieces, between which another one may print.
 os.environ.pop("PYTHONUNBUFFERED", None)
+
+# Tests that run side by side share the cores; each of their processes reads this with torch.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, core_count() // int(workers))))
 
 TRAIN, TEST, VAL = 640, 200, 128
 FILES = {
