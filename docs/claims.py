@@ -35,7 +35,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from math import inf, sqrt
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 import yaml
@@ -184,7 +184,7 @@ def plan(sides: list[tuple[str, str]], more: list[str]) -> str:
             known = ended or stored(name)["sides"].get(side, {}).get("runs", [])
             each = [x["seconds"] for x in known if x["status"] == "finished"]
             runs += left
-            seconds += left * (mean(each) if each else estimate(claim, side))
+            seconds += left * (median(each) if each else estimate(claim, side))
         lines.append(f"  {name:24}{runs:4} runs  {duration(seconds / together):>12}")
         total += seconds / together
     for name in dict.fromkeys(name for name, _ in sides if "measure" in found[name]):
@@ -524,7 +524,7 @@ def header(name: str, claim: dict[str, Any]) -> str:
             f"{found}; {NAMES.get(metric, metric)}, mean and deviation of {claim['seeds']} runs:"
         ]
         for side, x in result["sides"].items():
-            seconds = mean(run["seconds"] for run in x["runs"])
+            seconds = median(run["seconds"] for run in x["runs"])
             lines.append(f"  {side} {spread(x['runs'], metric)} in {seconds:.0f} s")
         lines.append(hardware(result))
     first = ["# @package _global_", f"# python docs/claims.py run {name}"]
