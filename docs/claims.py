@@ -66,10 +66,11 @@ HEAD = """\
 What the papers and the tutorials say, what we did, and what came out. Every claim is an experiment
 of `conf/experiment/`, and `python docs/claims.py run <name>` repeats it; `make claims` runs what is
 left of all, after it has said what that is and how long it takes. Numbers are means and standard
-deviations over seeds. The rule of a verdict stands in the experiment's file, and stood there before
-the runs: it *holds* where the 95 % interval of a difference lies on its side, *does not hold* where
-it lies on the other one, and is *undecided* in between. Rates are chosen on held-out training
-images, never on test images. Long claims that no time was left for are listed as not run.
+deviations over seeds, and seconds are medians. The rule of a verdict stands in the experiment's
+file, and stood there before the runs: it *holds* where the 95 % interval of a difference lies on
+its side, *does not hold* where it lies on the other one, and is *undecided* in between. Rates are
+chosen on held-out training images, never on test images. Long claims that no time was left for are
+listed as not run.
 """
 TUTORIALS = """\
 ## Where the tutorials err
@@ -451,7 +452,7 @@ def record(name: str, claim: dict[str, Any], result: dict[str, Any]) -> str:
     """A line of the table of records."""
     runs = result["sides"].get("ours", {}).get("runs", [])
     found = (
-        [spread(runs, "error/test"), f"{mean(r['seconds'] for r in runs):.0f}"]
+        [spread(runs, "error/test"), f"{median(r['seconds'] for r in runs):.0f}"]
         if runs
         else ["", ""]
     )
@@ -486,7 +487,7 @@ def section(name: str, claim: dict[str, Any], result: dict[str, Any]) -> list[st
         cells = [
             side.replace("_", " ") + (f" ({diverged} diverged)" if diverged else ""),
             *(spread(runs, metric) for metric in columns),
-            str(len(runs)), f"{mean(run['seconds'] for run in runs):.0f}",
+            str(len(runs)), f"{median(run['seconds'] for run in runs):.0f}",
             f"`{rate[-1]}`" if "rates" in claim else "",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -520,9 +521,8 @@ def header(name: str, claim: dict[str, Any]) -> str:
     lines = [f"{found}: {needed(name, claim)}"]
     if found != NOT_RUN:
         metric = claim.get("shown", "error/test")
-        lines = [
-            f"{found}; {NAMES.get(metric, metric)}, mean and deviation of {claim['seeds']} runs:"
-        ]
+        count = min(len(x["runs"]) for x in result["sides"].values())
+        lines = [f"{found}; {NAMES.get(metric, metric)}, mean and deviation of {count} runs:"]
         for side, x in result["sides"].items():
             seconds = median(run["seconds"] for run in x["runs"])
             lines.append(f"  {side} {spread(x['runs'], metric)} in {seconds:.0f} s")
@@ -586,7 +586,7 @@ def recipes() -> str:
         runs = found[name]["sides"].get(kind, {}).get("runs", [])
         if runs:
             core = found[name]["sides"][kind]["provenance"]["threads"] == 1
-            seconds = f"{mean(run['seconds'] for run in runs):,.0f}{' on one core' * core}"
+            seconds = f"{median(run['seconds'] for run in runs):,.0f}{' on one core' * core}"
             ours = [spread(runs, "error/test"), str(len(runs)), seconds]
         else:  # of before results were kept
             ours = [f"{row['before'][0]} *", *map(str, row["before"][1:])]
