@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from classic_cnns.trainer.devices import core_count
+from classic_cnns.trainer.devices import core_count, share_cores
 
 # A shell gives what it starts in the background a deaf ear for Ctrl-C, which our children inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # With it a child prints a line in two pieces, between which another one may print.
 os.environ.pop("PYTHONUNBUFFERED", None)
 
+# As the command does before torch is imported: tests train in this process too.
+share_cores()
 # Tests that run side by side share the cores; each of their processes reads this with torch.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, core_count() // int(workers))))
