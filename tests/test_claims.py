@@ -222,6 +222,12 @@ def test_figures_have_the_papers_form():
 
 @pytest.mark.slow
 def test_directions_show_on_few_images(tmp_path):
-    command = [sys.executable, claims.__file__, "quick"]
+    # A margin below 0 says only that nothing is lost: `make claims-quick` has these too.
+    names = [
+        name
+        for name, claim in CLAIMS.items()
+        if any(rule["by"] > 0 for rule in claim.get("quick", {}).get("rule", []))
+    ]
+    command = [sys.executable, claims.__file__, "quick", *names]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
