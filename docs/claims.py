@@ -565,7 +565,7 @@ def told(rule: dict[str, Any], result: dict[str, Any]) -> str:
     first, second = (str(x).replace("_", " ") for x in (rule["smaller"], other))
     return (
         f"{what} of {first} below {second}{margin}: {judge(rule, result)} (the difference "
-        f"{'and the margin ' if margin else ''}lies in {scale * low:.2g} to {scale * high:.2g} "
+        f"{'with the margin ' if margin else ''}lies in {scale * low:.2g} to {scale * high:.2g} "
         f"{unit})".replace(" )", ")")
     )
 

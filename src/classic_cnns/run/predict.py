@@ -100,9 +100,7 @@ def predict(
                     notes = [NOTES[name] for name, made in changes.items() if made]
                     note = f"  ({'; '.join(notes)})" if notes else ""
                     print(f"{path:{width}}  {answers}{note}")
-                if figures:
-                    bar.update()
-            bar.update(0 if figures else len(told))
+                bar.update()
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return int(bool(failures))
