@@ -15,6 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from classic_cnns.trainer.devices import core_count, share_cores
+from tests.forks import SRC, Process, Server
 
 # A shell gives what it starts in the background a deaf ear for Ctrl-C, which our children inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -95,6 +96,29 @@ def tiny_config_dir(tmp_path: Path, tiny_mnist: Tiny) -> Path:
     tiny = {"defaults": ["mnist"], **sizes, "batch_size": 16, "sha256": tiny_mnist.sums}
     OmegaConf.save(tiny, folder / "data" / "tiny.yaml")
     return folder
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def server_without_torch(tmp_path_factory) -> Iterator[Server]:
+    """Its commands raise where they import torch: a stub stands in its place."""
+    stub = tmp_path_factory.mktemp("stub")
+    (stub / "torch").mkdir()
+    (stub / "torch" / "__init__.py").write_text('raise ImportError("torch was imported")\n')
+    with Server(PYTHONPATH=f"{stub}:{SRC}", CUDA_VISIBLE_DEVICES="") as server:
+        yield server
+
+
+@pytest.fixture
+def fork(server) -> Iterator[Callable[..., Process]]:
+    """A function that starts a program as `spawn` does, but at once; the test leaves none behind."""
+    yield server.start
+    server.end()
 
 
 @pytest.fixture

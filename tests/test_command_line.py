@@ -1,58 +1,23 @@
 """Mistakes on the command line: one line on stderr, exit code 2, nothing left, no torch."""
 
-import json
-import os
 import re
 import shlex
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
 import yaml
 
 from tests import bad_files
+from tests.forks import SRC, TRAIN, Server
 
-SRC = Path(__file__).parents[1] / "src"
-TRAIN, CONF = SRC / "train.py", SRC.parent / "conf"
-
-# A process that has imported what the commands need, and forks into a fresh one for each of them:
-# real exit codes and streams without paying for the imports each time.
-SERVER = """
-import gc, json, os, runpy, sys, traceback
-import classic_cnns.__main__
-from classic_cnns.config.compose import compose
-compose("seed=1")  # warms Hydra's search for plugins and its parser
-if WITH_TORCH:
-    import classic_cnns.run.evaluate, classic_cnns.run.export, classic_cnns.run.predict
-gc.freeze()
-for line in sys.stdin:
-    folder, streams, env, argv = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.environ.update(env)
-        os.chdir(folder)
-        for number, name in enumerate(("in", "out", "err")):
-            os.dup2(os.open(f"{streams}/{name}", os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-        sys.argv, code = argv, 0
-        try:
-            runpy.run_path(argv[0], run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code or 0
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        os._exit(code)  # what is frozen would be told as leaked
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+CONF = SRC.parent / "conf"
 
 
 class Answer(NamedTuple):
@@ -77,48 +42,26 @@ class Answer(NamedTuple):
         return self.err
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    fake = tmp_path_factory.mktemp("fake")
-    (fake / "torch").mkdir()
-    (fake / "torch" / "__init__.py").write_text('raise ImportError("torch was imported")\n')
-    return os.environ | {"PYTHONPATH": f"{fake}:{SRC}", "CUDA_VISIBLE_DEVICES": ""}
+def calls(server: Server) -> Callable[..., Answer]:
+    def call(command: str, *argv: str, folder: Path, **env: str) -> Answer:
+        before = set(folder.rglob("*"))
+        process = server.start(SRC / command, *argv, cwd=folder, env=env)
+        out, err = process.communicate()
+        server.end()
+        left = sorted(str(p.relative_to(folder)) for p in set(folder.rglob("*")) - before)
+        return Answer(process.returncode, out, err, left)
+
+    return call
 
 
-@contextmanager
-def serving(environment: dict[str, str], with_torch: bool) -> Iterator[Callable]:
-    program = f"WITH_TORCH = {with_torch}" + SERVER
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with (
-        TemporaryDirectory() as streams,
-        subprocess.Popen([sys.executable, "-c", program], env=environment, **pipes) as process,
-    ):
-
-        def call(command: str, *argv: str, folder: Path, **env: str) -> Answer:
-            before = set(folder.rglob("*"))
-            request = [str(folder), streams, env, [str(SRC / command), *argv]]
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            code = int(process.stdout.readline())
-            left = sorted(str(p.relative_to(folder)) for p in set(folder.rglob("*")) - before)
-            out, err = ((Path(streams) / name).read_text() for name in ("out", "err"))
-            return Answer(code, out, err, left)
-
-        yield call
-        process.stdin.close()
+@pytest.fixture
+def call(server_without_torch):
+    return calls(server_without_torch)
 
 
-@pytest.fixture(scope="module")
-def call(environment):
-    with serving(environment, with_torch=False) as call:
-        yield call
-
-
-@pytest.fixture(scope="module")
-def call_with_torch(environment):
-    own = {"PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
-    with serving(environment | own, with_torch=True) as call:
-        yield call
+@pytest.fixture
+def call_with_torch(server):
+    return calls(server)
 
 
 @pytest.fixture
@@ -231,8 +174,10 @@ def test_an_earlier_run_may_go_on_with_other_devices(train):
     run = train.folder / "run"
     run.mkdir()
     (run / "config.yaml").write_text(train("--cfg", "job", "--resolve", "trainer=ddp").out)
-    for words in ("", "trainer=cpu", "trainer.devices=1", "trainer.devices=2"):
-        assert train("resume=run", *shlex.split(words)).started, words
+    assert train("resume=run").started  # two ranks; below as if torchrun had started them
+    ranks = {"trainer=cpu": 1, "trainer.devices=1": 1, "trainer.devices=2": 2}
+    for words, count in ranks.items():
+        assert train("resume=run", words, LOCAL_RANK="0", WORLD_SIZE=f"{count}").started, words
     line = train("resume=run", "trainer.devices=99").line()
     assert "trainer.devices=99: this machine has" in line
     assert "seed=1" in train("resume=run", "trainer=cpu", "seed=1").line()
@@ -240,8 +185,9 @@ def test_an_earlier_run_may_go_on_with_other_devices(train):
 
     words = shlex.split("--cfg job --resolve trainer=two_gpu model=alexnet_small")
     (run / "config.yaml").write_text(train(*words).out)
-    for words in ("", "trainer=cpu", "trainer=ddp", "trainer.devices=4"):
-        assert train("resume=run", *shlex.split(words)).started, words
+    for words, count in {"": 2, "trainer=cpu": 1, "trainer=ddp": 2, "trainer.devices=4": 4}.items():
+        env = {"LOCAL_RANK": "0", "WORLD_SIZE": f"{count}"}
+        assert train("resume=run", *shlex.split(words), **env).started, words
     assert "trainer.devices=1: each copy" in train("resume=run", "trainer.devices=1").line()
 
 
@@ -297,12 +243,13 @@ def test_cfg_job_prints_every_key_without_torch(train):
 
 
 @pytest.mark.parametrize("argument", ["--help", "--cfg=job", "optim.lr=-1", "lr=-1"])
-def test_a_real_process_answers_within_one_and_a_half_seconds(environment, tmp_path, argument):
+def test_a_real_process_answers_within_one_and_a_half_seconds(
+    server_without_torch, tmp_path, argument
+):
     def seconds() -> float:
         start = time.perf_counter()
-        answer = subprocess.run(
-            [sys.executable, TRAIN, argument], env=environment, cwd=tmp_path, capture_output=True
-        )
+        command, env = [sys.executable, TRAIN, argument], server_without_torch.environment
+        answer = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True)
         mistake = not argument.startswith("--")
         assert answer.returncode == (2 if mistake else 0)
         assert answer.stderr.count(b"\n") == mistake and list(tmp_path.iterdir()) == []

@@ -31,6 +31,7 @@ HERE = Path(__file__)
 # Installed, the configs lie in the package; in a checkout beside src/.
 CONF = next(c for c in (HERE.parents[1] / "conf", HERE.parents[3] / "conf") if c.is_dir())
 COMBINED = ("callbacks", "logger")  # groups whose choices can be combined, or left out
+READ: dict[tuple, tuple[dict, dict]] = {}  # what was read of the files, while they do not change
 # The moment is one for all jobs of a sweep.
 STARTED = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 OmegaConf.register_new_resolver("started", lambda: STARTED, replace=True)
@@ -64,16 +65,20 @@ class Composer:
         for place in places:
             if not place.is_dir():
                 raise UserError(f"--config-dir={place}: is not found; try another folder")
-        names = sorted({path.stem for place in places for path in place.glob("*.yaml")})
+        tops = [path for place in places for path in place.glob("*.yaml")]
+        names = sorted({path.stem for path in tops})
         if config_name not in names:
             raise UserError(f"--config-name={config_name}: must be one of {', '.join(names)}")
         groups: dict[str, set[str]] = {}
-        for place in places:
-            for path in place.glob("*/*.yaml"):
-                groups.setdefault(path.parent.name, set()).add(path.stem)
+        inner = [path for place in places for path in place.glob("*/*.yaml")]
+        for path in inner:
+            groups.setdefault(path.parent.name, set()).add(path.stem)
         self.groups = {name: sorted(groups[name]) for name in sorted(groups)}
-        self.composed: dict[tuple[str, ...], DictConfig] = {}  # by the choices of groups
-        self.examples: dict[tuple[str, ...], dict[str, Any]] = {}  # what their files hold
+        stamps = [(path, path.stat().st_mtime_ns) for path in [*tops, *inner] if path.is_file()]
+        # By the choices of groups: the config, and the values that its files hold.
+        self.composed, self.examples = READ.setdefault(
+            (config_name, *self.config_dirs, *stamps), ({}, {})
+        )
         # Where `_target_` finds modules beside the user's configs, and in the working directory.
         self.folders = [str(p) for f in self.config_dirs for p in (f, *groups_in(f))]
         add_to_path([*self.folders, os.getcwd()])
