@@ -116,7 +116,7 @@ def server_without_torch(tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture
 def fork(server) -> Iterator[Callable[..., Process]]:
-    """A function that starts a program as `spawn` does, but at once; the test leaves none behind."""
+    """A function that starts a program of ours at once; the test leaves none behind."""
     yield server.start
     server.end()
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,9 +17,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from classic_cnns.trainer.devices import free_port
+from tests.forks import SRC, TRAIN, Process
 
-ROOT = Path(__file__).parents[1]
-TRAIN = [sys.executable, str(ROOT / "src" / "train.py")]
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 pytestmark = pytest.mark.slow
 
@@ -56,11 +55,11 @@ class Loss(torch.nn.Module):
 
 
 @pytest.fixture
-def start(spawn, tiny_mnist, tiny_config_dir, tmp_path):
+def start(fork, spawn, tiny_mnist, tiny_config_dir, tmp_path):
     """A function that starts a run of the tiny data set in `tmp_path` and gives its process."""
     (tmp_path / "fateful.py").write_text(FATEFUL)
 
-    def start(*words: str, command=TRAIN, **env: str) -> subprocess.Popen:
+    def start(*words: str, command: Sequence[str] = (), **env: str) -> Process | subprocess.Popen:
         new = [word for word in words if word.startswith("resume=")] == []
         usual = ["data=tiny", f"data_dir={tiny_mnist.folder}", "trainer=cpu"]
         # 8 batches: 7 of 73 images, which are not even, and the last of one image for two ranks.
@@ -68,11 +67,11 @@ def start(spawn, tiny_mnist, tiny_config_dir, tmp_path):
         usual += ["trainer.max_epochs=3"]
         given = {word.partition("=")[0] for word in words}
         usual = [word for word in usual if word.partition("=")[0] not in given] * new
-        return spawn(
-            [*command, "--config-dir", str(tiny_config_dir), *usual, *words],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"} | env,
-        )
+        words = ("--config-dir", str(tiny_config_dir), *usual, *words)
+        env |= {"PYTHONPATH": f"{tmp_path}:{SRC}", "OMP_NUM_THREADS": "1"}
+        if not command:
+            return fork(TRAIN, *words, cwd=tmp_path, env=env)
+        return spawn([*command, TRAIN, *words], cwd=tmp_path, env=os.environ | env)
 
     return start
 
@@ -139,20 +138,13 @@ def answers(directory: Path) -> list[bytes]:
     return [test.tensor_proto.string_val[0] for test in tests]
 
 
-def ranks(process: subprocess.Popen) -> list[int]:
+def ranks(process: Process) -> list[int]:
     """The ranks' process ids, in their order."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/status"):
-        try:
-            if f"\nPPid:\t{process.pid}\n" in path.read_text():
-                environ = (path.parent / "environ").read_bytes()
-                found[int(re.search(rb"\0RANK=(\d)", environ)[1])] = int(path.parent.name)
-        except (OSError, TypeError):
-            continue  # it has ended, or is not yet what it will be
-    return [found[rank] for rank in sorted(found)]
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return sorted(map(int, children.read_text().split()))
 
 
-def until(process: subprocess.Popen, words: str) -> None:
+def until(process: Process, words: str) -> None:
     for line in process.stdout:
         if words in line:
             return
@@ -298,7 +290,7 @@ def test_torchrun_on_two_nodes_gives_the_numbers_of_one_process(start, beside, t
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     launcher += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     words = ["trainer.num_nodes=2", "name=lenet5-tiny"]
-    commands = [[*launcher, f"--node-rank={rank}", TRAIN[1]] for rank in range(2)]
+    commands = [[*launcher, f"--node-rank={rank}"] for rank in range(2)]
     with beside(f"run_dir={one}"):
         nodes = [start(*words, command=command) for command in commands]
         outs = [node.communicate(timeout=120) for node in nodes]
@@ -363,21 +355,21 @@ def test_two_pairs_of_towers_share_the_batch_and_clip_the_norm_of_the_whole_grad
         assert metrics(four)[name] == pytest.approx(value, abs=1e-6)
 
 
-OWN_PARTS = ["--config-dir", str(ROOT / "tests" / "own_parts")]
+OWN_PARTS = ["--config-dir", str(Path(__file__).parent / "own_parts")]
 
 
-def test_somebody_elses_module_and_data_train_on_two_processes_and_in_a_sweep(spawn, tmp_path):
+def test_somebody_elses_module_and_data_train_on_two_processes_and_in_a_sweep(fork, tmp_path):
     words = ["model=lit_classifier", "data=per_sample", "trainer.max_epochs=1", "trainer=ddp"]
     words += ["trainer.accelerator=cpu", "callbacks.checkpoint.monitor=val_acc"]
     words += ["callbacks.checkpoint.mode=max", "trainer.log_every_n_steps=1"]
-    process = spawn([*TRAIN, *OWN_PARTS, *words, "run_dir=run"], cwd=tmp_path)
+    process = fork(TRAIN, *OWN_PARTS, *words, "run_dir=run", cwd=tmp_path)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert result(tmp_path / "run")["steps"] == 4  # 64 images, in batches of 8, over 2 ranks
     sweep = ["-m", *OWN_PARTS, *words[:3], "callbacks.checkpoint.monitor=val_acc", "trainer=cpu"]
     sweep += ["callbacks.checkpoint.mode=max", "model.lr=0.1,0.01", "sweep.dir=sweep"]
     sweep += ["sweep.metric=val_acc", "sweep.direction=maximize"]
-    process = spawn([*TRAIN, *sweep], cwd=tmp_path)
+    process = fork(TRAIN, *sweep, cwd=tmp_path)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, out + err
     table = (tmp_path / "sweep" / "results.csv").read_text()
