@@ -9,6 +9,7 @@ another interpreter, start real ones: `spawn` of conftest.py.
 import atexit
 import contextlib
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -189,7 +190,9 @@ def serve() -> None:
     gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
-        if "pid" in request:
+        if "module" in request:
+            answer = bool(importlib.import_module(request["module"]))
+        elif "pid" in request:
             answer = children[request["pid"]].poll()
         else:
             argv = request["argv"]

@@ -21,6 +21,7 @@ from classic_cnns.data.fetch import cache_directory
 from classic_cnns.run.evaluate import evaluate
 from classic_cnns.run.predict import predict
 from tests import golden
+from tests.forks import SRC, TRAIN
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -215,9 +216,17 @@ def test_a_page_without_ink_and_digits_of_the_right_size_stay_as_they_are(folder
 
 
 @pytest.mark.slow
-def test_digits_somewhere_on_a_page_are_recognised_nearly_as_well(tmp_path):
-    train(compose("model=lenet5", "trainer.max_epochs=1", f"run_dir={tmp_path / 'run'}"))
-    net = classic_cnns.load(tmp_path / "run")
+def test_lenet5_learns_real_mnist_in_one_epoch_also_for_digits_somewhere_on_a_page(fork, tmp_path):
+    words = ["model=lenet5", "data=mnist", "trainer.max_epochs=1"]
+    process = fork(TRAIN, *words, cwd=tmp_path)
+    printed, errors = process.communicate()
+    assert process.returncode == 0, printed + errors
+    runs = tmp_path / "outputs" / "lenet5-mnist"
+    directory = runs / (runs / "latest.txt").read_text().strip()
+    assert result(directory)["error/test"] < 0.04  # a full run ends below 0.01
+    assert str(directory.relative_to(tmp_path)) in printed
+
+    net = classic_cnns.load(directory)
     cache = cache_directory(None) / "mnist"
     images, labels = (np.load(cache / f"test_{name}.npy")[:1000] for name in ("images", "labels"))
     random = np.random.RandomState(0)
@@ -306,13 +315,12 @@ def test_other_data_get_the_mean_image_of_the_training(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_does(folder):
-    command = [sys.executable, ROOT / "src" / "evaluate.py", folder / "lenet5", "--json"]
-    done = subprocess.run(
-        [*command, "trainer=ddp", "trainer.accelerator=cpu"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["metrics"]
+def test_two_processes_measure_what_one_does(fork, folder):
+    words = [folder / "lenet5", "--json", "trainer=ddp", "trainer.accelerator=cpu"]
+    process = fork(SRC / "evaluate.py", *words, cwd=folder)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    found = json.loads(out)["metrics"]
     assert found == {name: result(folder / "lenet5")[name] for name in found}
 
 

@@ -1,15 +1,13 @@
 """Sweeps of stand-ins for runs, in processes of their own."""
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-TRAIN = Path(__file__).parents[2] / "src" / "train.py"
+from tests.forks import Process
+
 STAND_IN = Path(__file__).parent / "stand_in.py"
 
 
@@ -20,33 +18,23 @@ class Done(NamedTuple):
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(server_without_torch, tmp_path):
     """A function that calls `train.py -m` with stand-ins for runs, in a folder of its own."""
-    (tmp_path / "fake" / "torch").mkdir(parents=True)
-    broken = 'raise ImportError("a sweep by itself needs no torch")'
-    (tmp_path / "fake" / "torch" / "__init__.py").write_text(broken)
     folder = tmp_path / "work"
     folder.mkdir()
 
-    def start(*words: str, **environment: str) -> subprocess.Popen:
+    def start(*words: str, **env: str) -> Process:
         epochs = [] if any("max_epochs=" in word for word in words) else ["trainer.max_epochs=3"]
-        paths = [str(tmp_path / "fake"), str(TRAIN.parent), os.environ.get("PYTHONPATH", "")]
-        return subprocess.Popen(
-            [sys.executable, STAND_IN, "-m", *epochs, *words],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment,
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return server_without_torch.start(STAND_IN, "-m", *epochs, *words, cwd=folder, env=env)
 
-    def sweep(*words: str, **environment: str) -> Done:
-        process = start(*words, **environment)
+    def sweep(*words: str, **env: str) -> Done:
+        process = start(*words, **env)
         out, err = process.communicate(timeout=100)
         return Done(process.returncode, out, err)
 
     sweep.start, sweep.folder = start, folder
-    return sweep
+    yield sweep
+    server_without_torch.end()
 
 
 def sheet(directory: Path) -> list[dict[str, str]]:

@@ -1,7 +1,7 @@
 """train.py with a stand-in for its runs: it counts without torch, and keeps what a run keeps.
 
 Its error follows from lr and seed alone, it can be told to fail, and it goes on from its
-checkpoint, as a run does.
+checkpoint, as a run does. $HIDDEN names a package that is as if it were not installed.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from importlib import metadata, util
 from pathlib import Path
 
 FATES = {0.5: "raise", 0.6: "kill", 0.7: "hang", 0.8: "diverge"}  # of a learning rate
@@ -71,7 +72,14 @@ def run(words: list[str]) -> None:
     write_result(status="finished", error="", **facts)
 
 
+def hide(package: str) -> None:
+    find_spec, version = util.find_spec, metadata.version
+    util.find_spec = lambda name: None if name == package else find_spec(name)
+    metadata.version = lambda name: version("no such package" if name == package else name)
+
+
 if __name__ == "__main__":
+    hide(os.environ.get("HIDDEN", ""))
     if "-m" in sys.argv:
         from classic_cnns.__main__ import main
 

@@ -1,41 +1,32 @@
 """Sweeps of real runs: real kills, real resumes, real ranks."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from tests.sweep.conftest import TRAIN, sheet
+from tests.forks import TRAIN, Process
+from tests.sweep.conftest import sheet
 
 pytestmark = pytest.mark.slow
 METRICS = ("error/val", "last error/val", "error/test")
 
 
 @pytest.fixture
-def start(tiny_config_dir, tiny_mnist, tmp_path):
-    def start(*words: str, trainer: str = "cpu") -> subprocess.Popen:
-        own = ["--config-dir", str(tiny_config_dir), "data=tiny", f"data_dir={tiny_mnist.folder}"]
-        return subprocess.Popen(
-            [sys.executable, TRAIN, "-m", *own, f"trainer={trainer}", *words],
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+def start(fork, tiny_config_dir, tiny_mnist, tmp_path):
+    def start(*words: str, trainer: str = "cpu") -> Process:
+        own = ["--config-dir", tiny_config_dir, "data=tiny", f"data_dir={tiny_mnist.folder}"]
+        return fork(TRAIN, "-m", *own, f"trainer={trainer}", *words, cwd=tmp_path)
 
     return start
 
 
-def end(process: subprocess.Popen) -> str:
-    out = process.communicate(timeout=170)[0]
-    assert process.returncode == 0, out
+def end(process: Process) -> str:
+    out, err = process.communicate(timeout=170)
+    assert process.returncode == 0, out + err
     return out
 
 
