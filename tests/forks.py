@@ -134,10 +134,11 @@ class Server:
 # --- In the server --------------------------------------------------------------------------------
 
 
-def popen(command: list[str], *, env: dict[str, str], preexec_fn=None, pass_fds=(), **options):
+def popen(command: list, env=None, preexec_fn=None, pass_fds=(), **options) -> subprocess.Popen:
     """Popen for our programs: the new process stays in this interpreter, in place of a new one."""
     if command[0] != sys.executable or not str(command[1]).endswith(".py"):
         return Popen(command, env=env, preexec_fn=preexec_fn, pass_fds=pass_fds, **options)
+    env = dict(os.environ if env is None else env)
 
     def become() -> None:
         if preexec_fn:
@@ -184,7 +185,7 @@ def serve() -> None:
         import classic_cnns.run.evaluate
         import classic_cnns.run.export
         import classic_cnns.run.predict  # noqa: F401
-    processes.Popen = popen
+    processes.Popen = subprocess.Popen = popen
     composer, children = Composer(), {}
     composer.compose(["seed=1"])  # warms Hydra's search for plugins and its parser
     gc.freeze()

@@ -1,6 +1,7 @@
 """Sweeps of stand-ins for runs, in processes of their own."""
 
 import csv
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,3 +41,10 @@ def sweep(server_without_torch, tmp_path):
 def sheet(directory: Path) -> list[dict[str, str]]:
     with open(directory / "results.csv") as file:
         return list(csv.DictReader(file))
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.02)

@@ -1,7 +1,6 @@
 """Searches of stand-ins for runs: what they try, give up, survive and refuse."""
 
 import json
-import time
 from math import log
 from pathlib import Path
 from statistics import median
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.sweep.conftest import sheet
+from tests.sweep.conftest import sheet, wait_for
 from tests.sweep.stand_in import error
 
 pytestmark = pytest.mark.slow  # whole runs and processes
@@ -46,12 +45,6 @@ def study(folder: Path):
 
 def starts(directory: Path) -> list[dict]:
     return [json.loads(line) for line in (directory / "starts").read_text().splitlines()]
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 def test_each_trial_is_a_row_and_the_study_knows_its_value(sweep, experiment):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.sweep.conftest import sheet
+from tests.sweep.conftest import sheet, wait_for
 
 WORDS = ["model=lenet5,simple_cnn", "seed=range(2)", "sweep.parallel=2"]
 
@@ -143,9 +143,7 @@ def test_a_finished_sweep_starts_nothing(sweep):
 def test_another_grid_a_foreign_directory_or_a_second_process_is_refused_in_one_line(sweep):
     words = ["seed=0,1", "sweep.dir=s"]
     process = sweep.start(*words, EPOCH_SECONDS="2")
-    deadline = time.time() + 60
-    while not (sweep.folder / "s" / "0" / "starts").exists() and time.time() < deadline:
-        time.sleep(0.1)
+    wait_for(sweep.folder / "s" / "0" / "starts")
     second = sweep(*words)
     assert second.code == 2 and "another process is running this sweep" in second.err
     process.terminate()
