@@ -6,10 +6,7 @@ that is not meant to change what is computed leaves it alone. For one that is me
 """
 
 import json
-import os
 import platform
-import subprocess
-import sys
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from classic_cnns import compose, train
+from tests import forks
 
 STORED = Path(__file__).with_suffix(".json")
 TRAIN, VAL, TEST = 160, 40, 40  # images
@@ -89,16 +87,18 @@ def make_data(folder: Path) -> None:
                 image.save(place / f"{number}.png")
 
 
-def carry_out(name: str, folder: Path) -> dict:
-    """Train a recipe on the data in `folder`: its fingerprint and its metrics."""
+def carry_out(name: str, folder: Path, server: forks.Server | None) -> dict:
+    """Train a recipe on the data in `folder`: its fingerprint and its metrics.
+
+    Those of two processes are started by `server`.
+    """
     directory = folder / "runs" / name
     given = [*words(name, folder), f"run_dir={directory}", "logger=null"]
     threads = torch.get_num_threads()
     if name in TWO_PROCESSES:
-        program = Path(__file__).parents[1] / "src" / "train.py"
-        command = [sys.executable, str(program), "--config-dir", str(folder / "conf"), *given]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, capture_output=True, env=environment)
+        process = server.start(forks.TRAIN, "--config-dir", folder / "conf", *given, cwd=folder)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
     else:
         torch.set_num_threads(1)
         try:
@@ -141,12 +141,12 @@ def stored() -> dict:
 
 def write() -> None:
     """Train every recipe and write `golden.json` anew, a recipe a line."""
-    with TemporaryDirectory() as place:
+    with TemporaryDirectory() as place, forks.Server() as server:
         folder = Path(place)
         make_data(folder)
         lines = []
         for name in RECIPES:
-            found = carry_out(name, folder)
+            found = carry_out(name, folder, server)
             found["norms"] = {key: float(f"{norm:.9g}") for key, norm in found["norms"].items()}
             lines.append(f"  {json.dumps(name)}: {json.dumps(found)}")
     recipes = ",\n".join(lines)

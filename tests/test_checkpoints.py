@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,13 +36,14 @@ def words(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch) -> list[str]:
 
 # --- Kills ----------------------------------------------------------------------------------------
 
-# Forks, since to import torch takes longer than the run: argv has the configs' folder, where a
-# number of events after which the child is killed, 0 for never, and the words of the command.
+# A run that is killed after a number of events, never for 0: argv has it, and the run's words.
 KILLED = """
 import os, signal, sys
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import compose
 from classic_cnns.run.run import run
+
+left = int(sys.argv[2])
 
 def counting(holder, name):
     original = getattr(holder, name)
@@ -61,31 +60,19 @@ for holder, name in [
     (os, "fsync"), (os, "replace"),
 ]:
     counting(holder, name)
-for line in sys.stdin:
-    left, *words = line.split()
-    left = int(left)
-    child = os.fork()
-    if not child:
-        run(compose(*words, config_dirs=[sys.argv[1]]))
-        sys.stdout.flush()
-        os._exit(0)
-    print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+run(compose(*sys.argv[3:], config_dirs=[sys.argv[1]]))
 """
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_twenty_random_moments_ends_with_the_undisturbed_weights(
-    words, tiny_config_dir, tmp_path
+    fork, words, tiny_config_dir, tmp_path
 ):
     words[3] = "trainer.max_epochs=12"
-    command = [sys.executable, "-c", KILLED, str(tiny_config_dir)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **pipes, cwd=tmp_path)
+    (tmp_path / "killed.py").write_text(KILLED)
 
     def attempt(events: int, *words: str) -> int:
-        process.stdin.write(f"{events} {' '.join(words)}\n")
-        process.stdin.flush()
-        return next(int(x.split()[1]) for x in process.stdout if x.startswith("ended"))
+        return fork(tmp_path / "killed.py", tiny_config_dir, events, *words, cwd=tmp_path).wait()
 
     assert attempt(0, *words, "run_dir=whole") == 0
     moments = random.Random(time.time_ns() // 1000)
@@ -95,7 +82,6 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_undisturbed_weights
         code = attempt(moments.randrange(1, 60), "resume=killed")
         assert code == -9, (kill, state)  # not over yet, and nothing else went wrong
     assert attempt(0, "resume=killed") == 0
-    process.communicate(timeout=10)
     assert same(weights(Path("killed")), weights(Path("whole"))), state
     kept = ("metrics", "last", "epochs", "steps")
     ends = [json.loads(Path(name, "result.json").read_text()) for name in ("killed", "whole")]

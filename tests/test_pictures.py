@@ -10,6 +10,7 @@ from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import Composer, compose
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.model.lenet5 import MLELoss
+from classic_cnns.run import pictures
 from classic_cnns.run.demo import answer
 from classic_cnns.run.pictures import Trained, draw, moved, noisy, what_differs
 from classic_cnns.run.run import run
@@ -42,6 +43,7 @@ def test_a_run_is_drawn_with_all_its_pictures(
     tiny_mnist, tiny_config_dir, tmp_path, monkeypatch, model
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pictures, "TESTED", 40)
     words = ["data.test_patches=ten"] if model != "lenet5" else []
     words += ["data=tiny", f"data_dir={tiny_mnist.folder}", f"model={model}", "run_dir=a"]
     words += ["trainer.max_epochs=1", "trainer.accelerator=cpu", "trainer.log_every_n_steps=2"]

@@ -62,6 +62,19 @@ def train(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch):
     return train
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def whole(train, kept) -> Path:
+    """A run that nothing stopped, carried out once for all tests."""
+    if not (kept / "whole").exists():
+        train("whole").rename(kept / "whole")
+    return kept / "whole"
+
+
 def result(directory: Path) -> dict:
     return json.loads((directory / "result.json").read_text())
 
@@ -85,42 +98,40 @@ def events(directory: Path) -> EventAccumulator:
     return EventAccumulator(str(directory)).Reload()
 
 
-def test_a_run_leaves_everything_that_repeats_and_explains_it(train, tiny_mnist):
-    directory = train("a")
-    assert {path.name for path in directory.iterdir()} == {
+def test_a_run_leaves_everything_that_repeats_and_explains_it(whole, tiny_mnist):
+    assert {path.name for path in whole.iterdir()} == {
         "checkpoints",
         "config.yaml",
         "metrics.jsonl",
         "provenance.json",
         "result.json",
         "train.log",
-        *(path.name for path in directory.glob("events.out.tfevents.*")),
+        *(path.name for path in whole.glob("events.out.tfevents.*")),
     }
-    assert len(list(directory.glob("events.*"))) == 1
-    assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == [
+    assert len(list(whole.glob("events.*"))) == 1
+    assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == [
         "best.ckpt",
         "last.ckpt",
     ]
-    (start,) = json.loads((directory / "provenance.json").read_text())
+    (start,) = json.loads((whole / "provenance.json").read_text())
     assert start["data"]["sha256"] == tiny_mnist.sums
     assert len(start["data"]["val_indices_sha256"]) == 64
     assert start["packages"]["torch"] == torch.__version__.split("+")[0]
-    assert "60,000" in (directory / "train.log").read_text()
-    outcome = result(directory)
+    assert "60,000" in (whole / "train.log").read_text()
+    outcome = result(whole)
     assert outcome["status"] == "finished"
     assert (outcome["epochs"], outcome["steps"]) == (3, 3 * 64)  # 512 images in batches of 8
     assert outcome["seconds"] > 0 and outcome["metrics"]["speed/images_per_second"] > 0
 
 
-def test_the_test_error_is_that_of_the_best_checkpoint_on_the_whole_test_set(train, tiny_mnist):
-    directory = train("a")
+def test_the_test_error_is_that_of_the_best_checkpoint_on_the_whole_test_set(whole, tiny_mnist):
     net = LeNet5()
-    best = weights(directory, "best")
+    best = weights(whole, "best")
     net.load_state_dict({key.removeprefix("net."): value for key, value in best.items()})
     pixels = np.full((200, 1, 32, 32), -0.1, np.float32)
     pixels[:, 0, 2:30, 2:30] = tiny_mnist.arrays["test_images"] / 255 * 1.275 - 0.1
     wrong = net(torch.from_numpy(pixels)).argmax(1).numpy() != tiny_mnist.arrays["test_labels"]
-    assert result(directory)["metrics"]["error/test"] == wrong.mean()
+    assert result(whole)["metrics"]["error/test"] == wrong.mean()
     assert wrong.mean() < 0.8  # ten classes: guessing gives 0.9
 
 
@@ -164,16 +175,16 @@ def test_the_test_averages_the_softmax_over_patches(train, tiny_mnist, which):
     assert f"test, centre{found['loss/test_centre']:11.4f}" in (directory / "train.log").read_text()
 
 
-def test_the_same_seed_gives_bitwise_the_same_weights_and_another_seed_does_not(train):
-    first = weights(train("a", "seed=0"))
+def test_the_same_seed_gives_bitwise_the_same_weights_and_another_seed_does_not(train, whole):
+    first = weights(whole)
     assert same(first, weights(train("b", "seed=0")))
     assert same(first, weights(train("c", "seed=0", "trainer.deterministic=true")))
     torch.use_deterministic_algorithms(False)
     assert not same(first, weights(train("d", "seed=1")))
 
 
-def test_augmentation_is_part_of_the_seed(train):
-    assert not same(weights(train("a")), weights(train("b", "data.augment=none")))
+def test_augmentation_is_part_of_the_seed(train, whole):
+    assert not same(weights(whole), weights(train("b", "data.augment=none")))
 
 
 def fail_in_epoch(monkeypatch, epoch: int) -> None:
@@ -187,18 +198,19 @@ def fail_in_epoch(monkeypatch, epoch: int) -> None:
     monkeypatch.setattr(Classifier, "on_train_epoch_start", failing)
 
 
-def test_a_failed_run_says_so_and_resumes_to_bitwise_the_undisturbed_result(train, monkeypatch):
-    whole = train("whole")
+def test_a_failed_run_says_so_and_resumes_to_bitwise_the_undisturbed_result(
+    train, whole, monkeypatch
+):
     with monkeypatch.context() as patch:
         fail_in_epoch(patch, 2)
         with pytest.raises(RuntimeError):
             train("broken")
-    broken = whole.with_name("broken")
+    broken = Path("broken")
     assert result(broken)["status"] == "failed"
     assert "the power went" in result(broken)["error"]
 
     train("unused", "resume=broken")
-    assert not whole.with_name("unused").exists()
+    assert not Path("unused").exists()
     assert same(weights(broken), weights(whole))
     assert metrics(broken) == metrics(whole)
     assert len(json.loads((broken / "provenance.json").read_text())) == 2
@@ -224,8 +236,7 @@ def test_alexnets_rate_falls_where_the_validation_error_stalls_also_after_a_resu
 
 
 @pytest.mark.parametrize(("epoch", "batch"), [(0, 0), (1, 20), (1, 62), (1, 63), (2, 63)])
-def test_a_signal_is_heard_at_a_step_and_nothing_is_lost(train, monkeypatch, epoch, batch):
-    whole = train("whole")
+def test_a_signal_is_heard_at_a_step_and_nothing_is_lost(train, whole, monkeypatch, epoch, batch):
     with monkeypatch.context() as patch:
         original = Classifier.training_step
 
@@ -270,23 +281,21 @@ def test_a_net_with_dropout_resumes_to_bitwise_the_undisturbed_weights(train, mo
     assert same(weights(Path("broken")), weights(whole))
 
 
-def test_a_run_that_failed_before_its_first_checkpoint_starts_over(train, monkeypatch):
+def test_a_run_that_failed_before_its_first_checkpoint_starts_over(train, whole, monkeypatch):
     with monkeypatch.context() as patch:
         fail_in_epoch(patch, 0)
         with pytest.raises(RuntimeError):
             train("broken")
     train("unused", "resume=broken")
-    broken = Path("broken")
-    assert same(weights(broken), weights(train("whole")))
+    assert same(weights(Path("broken")), weights(whole))
 
 
-def test_a_finished_run_is_not_trained_again(train, caplog):
-    directory = train("a")
-    before = (directory / "result.json").stat().st_mtime_ns
+def test_a_finished_run_is_not_trained_again(train, whole, caplog):
+    before = (whole / "result.json").stat().st_mtime_ns
     caplog.clear()
-    train("unused", "resume=a")
+    train("unused", f"resume={whole}")
     assert "finished already" in caplog.text
-    assert (directory / "result.json").stat().st_mtime_ns == before
+    assert (whole / "result.json").stat().st_mtime_ns == before
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_one_line(train, caplog, monkeypatch):
@@ -354,13 +363,14 @@ def test_runs_that_start_in_the_same_second_get_two_directories_and_latest_the_n
     assert metrics(first) == metrics(second)
 
 
-def test_a_directory_that_holds_a_run_is_not_written_over(train):
-    train("a")
-    with pytest.raises(UserError, match="run_dir=a: holds a run already; try resume=a"):
-        train("a")
+def test_a_directory_that_holds_a_run_is_not_written_over(train, whole):
+    with pytest.raises(
+        UserError, match=f"run_dir={whole}: holds a run already; try resume={whole}"
+    ):
+        train(str(whole))
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(train, monkeypatch):
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(train, whole, monkeypatch):
     real, calls = os.fsync, []
 
     def full_at_the_third_checkpoint(descriptor):
@@ -377,7 +387,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(train, mon
     left = sorted(path.name for path in Path("a/checkpoints").iterdir())
     assert left == ["best.ckpt", "last.ckpt"]
     train("unused", "resume=a")
-    assert same(weights(Path("a")), weights(train("whole")))
+    assert same(weights(Path("a")), weights(whole))
 
 
 def test_the_time_that_steps_wait_for_data_is_measured(train, monkeypatch, caplog):
@@ -475,9 +485,9 @@ def test_tensorboard_says_what_was_mistaken_for_what(train, tiny_arrays, model):
     assert image.height == 28 + min(-(-wrong // 12), 10) * (64 + 28)
 
 
-def test_the_hparams_tab_has_real_metrics_and_the_same_few_keys_in_every_run(train):
+def test_the_hparams_tab_has_real_metrics_and_the_same_few_keys_in_every_run(train, whole):
     rows = []
-    for directory in (train("a"), train("b", "optim.lr=0.001", "data.augment=none")):
+    for directory in (whole, train("b", "optim.lr=0.001", "data.augment=none")):
         log = events(directory)
         plugin = {
             tag: HParamsPluginData.FromString(content)

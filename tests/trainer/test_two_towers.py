@@ -4,18 +4,12 @@
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from classic_cnns.trainer.devices import free_port
 
 pytestmark = pytest.mark.slow  # whole runs and processes
-
-ROOT = Path(__file__).parents[2]
 
 # Both processes train the whole net, and one tower of a second one that is born the same.
 RANK = """
@@ -120,15 +114,13 @@ dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory) -> list[list[dict]]:
+def told(server, tmp_path_factory) -> list[list[dict]]:
     """What each of the two processes tells of 20 steps, in single and in double precision."""
     folder = tmp_path_factory.mktemp("pair")
-    env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    (folder / "rank.py").write_text(RANK)
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK], cwd=folder, env=env | {"RANK": str(rank)}, stderr=-1
-        )
+        server.start(folder / "rank.py", cwd=folder, env=env | {"RANK": str(rank)})
         for rank in range(2)
     ]
     errors = [rank.communicate(timeout=120)[1] for rank in ranks]
