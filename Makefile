@@ -10,7 +10,7 @@ train: .venv/ready
 test: .venv/ready
 	$(VENV)/pip install --quiet --constraint .ci/constraints.txt --editable ".[test]"
 	$(VENV)/python -m pytest -n auto --dist loadscope
-	$(VENV)/python -m pytest -m "slow and not gpu"
+	$(VENV)/python -m pytest -n auto --maxprocesses 8 --dist loadscope -m "slow and not gpu"
 
 test-gpu: .venv/ready
 	$(VENV)/python -m pytest -m gpu tests/gpu

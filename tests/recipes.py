@@ -1,10 +1,13 @@
 """Net, loss and optimizer of every recipe in `conf`, for the tests that take single steps."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from torch import nn
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -35,12 +38,18 @@ class Recipe(NamedTuple):
     pixels: tuple[float, float]  # the range of their values, about 0 where a mean is subtracted
 
 
-def compose(words: str) -> Any:
+@cache
+def composed(*words: str) -> DictConfig:
+    """The config of these overrides as Hydra has it, with nothing of ours; to be copied."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", [*words, "name=x"])
+
+
+def compose(words: str) -> DictConfig:
     """The config of these overrides, the first one of RECIPES, for images of its usual data set."""
     name = words.split()[0].partition("=")[2]
     dataset = "mnist" if name.startswith(DIGITS) else "cifar10"
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", [*words.split(), f"data={dataset}", "name=x"])
+    return deepcopy(composed(*words.split(), f"data={dataset}"))
 
 
 def recipe(words: str) -> Recipe:

@@ -1,12 +1,12 @@
 """Mistakes on the command line: one line on stderr, exit code 2, nothing left, no torch."""
 
 import re
+import runpy
 import shlex
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +14,9 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from classic_cnns import compose
 from tests import bad_files
-from tests.forks import SRC, TRAIN, Server
+from tests.forks import SRC, TRAIN
 
 CONF = SRC.parent / "conf"
 
@@ -42,26 +43,20 @@ class Answer(NamedTuple):
         return self.err
 
 
-def calls(server: Server) -> Callable[..., Answer]:
+@pytest.fixture
+def call(server_without_torch):
     def call(command: str, *argv: str, folder: Path, **env: str) -> Answer:
         before = set(folder.rglob("*"))
-        process = server.start(SRC / command, *argv, cwd=folder, env=env)
+        process = server_without_torch.start(SRC / command, *argv, cwd=folder, env=env)
         out, err = process.communicate()
-        server.end()
-        left = sorted(str(p.relative_to(folder)) for p in set(folder.rglob("*")) - before)
-        return Answer(process.returncode, out, err, left)
+        server_without_torch.end()
+        return Answer(process.returncode, out, err, new(folder, before))
 
     return call
 
 
-@pytest.fixture
-def call(server_without_torch):
-    return calls(server_without_torch)
-
-
-@pytest.fixture
-def call_with_torch(server):
-    return calls(server)
+def new(folder: Path, before: set[Path]) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in set(folder.rglob("*")) - before)
 
 
 @pytest.fixture
@@ -99,8 +94,15 @@ def test_a_mistake_is_one_line_that_names_it_and_a_way_out(call, files, command)
 
 
 @pytest.mark.parametrize("command", WITH_TORCH)
-def test_a_file_from_elsewhere_is_one_line_too(call_with_torch, files, command):
-    answer = call_with_torch(*shlex.split(command), folder=files)
+def test_a_file_from_elsewhere_is_one_line_too(files, command, monkeypatch, capfd):
+    program, *words = shlex.split(command)
+    monkeypatch.chdir(files)
+    monkeypatch.setattr(sys, "argv", [str(SRC / program), *words])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(files.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SRC / program), run_name="__main__")
+    answer = Answer(stop.value.code, *capfd.readouterr(), new(files, before))
     code, expected = 2, WITH_TORCH[command]
     if "predict.py" in command and "cannot be read" in expected:  # the others were answered
         code = 1
@@ -204,6 +206,13 @@ def test_a_mistake_in_a_config_of_the_users_own_is_one_line_too(train, tiny_conf
     assert "data.augmnt=none" in line and "did you mean data.augment" in line
     line = train("--config-dir", str(tiny_config_dir), "data=tinny").line()
     assert "data=tinny" in line and "did you mean data=tiny?" in line
+
+
+def test_a_config_that_has_changed_is_read_again(tiny_config_dir):
+    file = tiny_config_dir / "data" / "tiny.yaml"
+    for size in (16, 32):
+        file.write_text(re.sub("batch_size: .*", f"batch_size: {size}", file.read_text()))
+        assert compose("data=tiny", config_dirs=[str(tiny_config_dir)]).data.batch_size == size
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
 """What the tests of all nets ask: what a layer holds, what it puts out, what a file configures."""
 
+from copy import deepcopy
 from typing import Any
 
-import hydra
 import torch
 from hydra.utils import get_class
 from torch import nn
 
-from classic_cnns.config.compose import CONF
+from tests.recipes import composed
 
 
 def count(module: nn.Module) -> int:
@@ -42,8 +42,7 @@ def norms_ran(net: nn.Module) -> list[int]:
 
 def model_config(name: str, channels: int, **net: Any):
     """model=<name> with ten classes and what a command line would override."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("train", [f"model={name}", "name=x"])
+    config = deepcopy(composed(f"model={name}"))
     config.data.channels = channels
     for key, value in net.items():
         assert key in config.model.net, key

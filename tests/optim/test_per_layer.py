@@ -1,14 +1,13 @@
 """Rates and decay for each layer against cuda-convnet's rule and files."""
 
-import hydra
 import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from classic_cnns.config.compose import CONF
 from classic_cnns.optim.momentum_2012 import Momentum2012, per_layer
+from tests.recipes import composed
 
 VARIANTS = {  # wc of the files
     "convnet_cifar10": [0.004, 0.004, 0.004, 0.03, 0.03],
@@ -17,11 +16,6 @@ VARIANTS = {  # wc of the files
     "convnet_cifar10_11pct_first": [0, 0, 0.004, 0.004, 0.004],
     "convnet_cifar10_11pct": [0, 0, 0.004, 0.004, 0.01],
 }
-
-
-def composed(choice: str) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", [choice, "name=x"])
 
 
 def make(net: nn.Module, weight_decay: dict[str, float]) -> Momentum2012:

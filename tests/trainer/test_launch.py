@@ -18,7 +18,7 @@ import os, signal, sys, time
 from classic_cnns import UserError
 from classic_cnns.trainer import processes
 from classic_cnns.trainer import launch
-processes.GRACE = 1.0
+processes.GRACE = 0.5
 rank = int(os.environ.get("RANK", -1))
 if rank < 0:
     launch.launch(2)
@@ -89,7 +89,9 @@ def test_what_goes_wrong_at_the_interpreters_end_does_not_fail_a_finished_run(ru
     assert run(code) == (0, "", "")
 
 
-CASUALTY = "time.sleep(1 - rank); rank == 0 and 1 / 0"  # what rank 0 makes of the loss of rank 1
+CASUALTY = (
+    "time.sleep(0.4 - 0.4 * rank); rank == 0 and 1 / 0"  # what rank 0 makes of the loss of rank 1
+)
 
 
 @pytest.mark.parametrize(
