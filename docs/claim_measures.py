@@ -9,7 +9,7 @@ from torch import Tensor
 
 from classic_cnns.config.compose import Composer
 from classic_cnns.data.transforms import pad_to
-from classic_cnns.run.pictures import Trained, moved
+from classic_cnns.run.pictures import TrainedNet, transformed
 
 REST = 0.005  # errors among those that are not rejected, section III.C of 1998
 
@@ -27,8 +27,8 @@ def measure(
     others are errors, and "robustness" the error after each of the `changes`. At most `count` test
     images are looked at.
     """
-    checkpoint, config = Composer().of_run(run, words)
-    trained = Trained(checkpoint, config)
+    checkpoint, config = Composer().load_run(run, words)
+    trained = TrainedNet(checkpoint, config)
     prepared = trained.net.prepared
     prepared.test_patches = config.data.test_patches
     images, labels = trained.images("test", count)
@@ -66,8 +66,8 @@ def inverted(images: Tensor, share: float) -> Tensor:
 
 # What is done to images, uint8 (N, C, H, W); shifts are in pixels, rotations in degrees.
 CHANGES: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "vertical shift": lambda x, v: moved(x.mT, shift=v).mT,
-    "rotation": lambda x, v: moved(x, angle=v),
-    "scale": lambda x, v: moved(x, scale=v),
+    "vertical shift": lambda x, v: transformed(x.mT, shift=v).mT,
+    "rotation": lambda x, v: transformed(x, angle=v),
+    "scale": lambda x, v: transformed(x, scale=v),
     "inverted pixels": inverted,
 }

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from classic_cnns import UserError
 from classic_cnns.config.command_line import Command, one_line_errors
 from classic_cnns.config.compose import Composer
-from classic_cnns.trainer.devices import share_cores
+from classic_cnns.trainer.devices import limit_spinning
 
 
 def main() -> None:
@@ -19,8 +19,8 @@ def main() -> None:
     with one_line_errors():
         if find_spec("gradio") is None:
             raise UserError("demo.py: needs an extra; try pip install -e '.[demo]'")
-        share_cores()
-        checkpoint, config = Composer(given.config_dir, trusted=given.trust).of_run(given.run)
+        limit_spinning()
+        checkpoint, config = Composer(given.config_dir, trusted=given.trust).load_run(given.run)
         from classic_cnns.run.demo import page  # here, since importing torch takes seconds
 
         try:

@@ -10,7 +10,7 @@ from classic_cnns import UserError
 from classic_cnns.config.command_line import Command, one_line_errors
 from classic_cnns.config.compose import Composer
 from classic_cnns.trainer import devices
-from classic_cnns.trainer.launch import in_rank, launch
+from classic_cnns.trainer.launch import launch, run_in_rank
 
 
 def main() -> None:
@@ -28,12 +28,12 @@ def main() -> None:
             split = word.removeprefix("split=")
             if split not in ("val", "test"):
                 raise UserError(f"{word}: must be one of val, test; try split=test")
-        devices.share_cores()
-        checkpoint, config = Composer(given.config_dir, trusted=given.trust).of_run(
+        devices.limit_spinning()
+        checkpoint, config = Composer(given.config_dir, trusted=given.trust).load_run(
             given.run, given.words
         )
-        count = devices.count(config.trainer.devices)
-        if count > 1 and devices.started_outside() is None:
+        count = devices.device_count(config.trainer.devices)
+        if count > 1 and devices.launched_processes() is None:
             return launch(count)
 
         def task() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
             if found := evaluate(checkpoint, config, split):
                 print(found.json() if given.json else found.table())
 
-        in_rank(task)
+        run_in_rank(task)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from classic_cnns.config.command_line import Command, one_line_errors
 from classic_cnns.config.compose import Composer
-from classic_cnns.trainer.devices import share_cores
+from classic_cnns.trainer.devices import limit_spinning
 
 
 def main() -> None:
@@ -22,9 +22,9 @@ def main() -> None:
     parser.add_argument("--to", type=Path, help="a folder; without it pictures/ of the run")
     given = parser.parse_args()
     with one_line_errors():
-        share_cores()
+        limit_spinning()
         composer = Composer(given.config_dir, trusted=given.trust)
-        runs = [composer.of_run(run) for run in (given.run, *given.more)]
+        runs = [composer.load_run(run) for run in (given.run, *given.more)]
         from classic_cnns.run.pictures import draw  # here, since importing torch takes seconds
 
         for path in draw(runs, given.to):

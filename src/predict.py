@@ -11,7 +11,7 @@ from pathlib import Path
 from classic_cnns.config.command_line import Command, one_line_errors
 from classic_cnns.config.compose import Composer
 from classic_cnns.data.folders import pictures_in
-from classic_cnns.trainer.devices import share_cores
+from classic_cnns.trainer.devices import limit_spinning
 
 
 def main() -> None:
@@ -24,8 +24,8 @@ def main() -> None:
     )  # fmt: skip
     given = parser.parse_args()
     with one_line_errors():
-        share_cores()
-        checkpoint, config = Composer(given.config_dir, trusted=given.trust).of_run(given.run)
+        limit_spinning()
+        checkpoint, config = Composer(given.config_dir, trusted=given.trust).load_run(given.run)
         paths = pictures_in(given.pictures)
         from classic_cnns.run.predict import predict  # here, since importing torch takes seconds
 

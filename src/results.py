@@ -33,7 +33,7 @@ def main() -> None:
         table.write(folder)
         print(table.markdown())
 
-        from classic_cnns.report import curves  # here, since matplotlib takes a second
+        from classic_cnns.report import curves  # here, since importing matplotlib takes a second
 
         curves.write(folder / "curves.png", table)
         print(f"\nIn {folder}: results.csv, results.md and curves.png")

@@ -127,7 +127,7 @@ def test_the_test_error_is_that_of_the_best_checkpoint_on_the_whole_test_set(tra
 @pytest.mark.fact(
     "The test averages the softmax over the patches of an image",
     source="Krizhevsky 2012, section 4.1",
-    code="classifier.py:vote",
+    code="classifier.py:average_softmax",
 )
 @pytest.mark.parametrize("which", ["nine", "ten"])
 def test_the_test_averages_the_softmax_over_patches(train, tiny_mnist, which):
@@ -356,7 +356,7 @@ def test_runs_that_start_in_the_same_second_get_two_directories_and_latest_the_n
 
 def test_a_directory_that_holds_a_run_is_not_written_over(train):
     train("a")
-    with pytest.raises(UserError, match="run_dir=a: holds a run already; try resume=a"):
+    with pytest.raises(UserError, match="run_dir=a: already contains a run; try resume=a"):
         train("a")
 
 

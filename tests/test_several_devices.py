@@ -221,7 +221,7 @@ def test_ctrl_c_is_heard_at_one_step_and_any_number_of_devices_goes_on(
             os.kill(pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err == "" and gone(pids)
-    assert f"interrupted; go on with: python src/train.py resume={stopped}" in out
+    assert f"interrupted; continue with: python src/train.py resume={stopped}" in out
     assert result(stopped)["status"] == "interrupted"
     step = checkpoint(stopped)["global_step"]
     assert 32 < step < 8 * 32
@@ -255,7 +255,7 @@ def test_a_killed_rank_ends_the_run_with_its_name_and_it_goes_on_to_the_same_bit
     assert process.returncode == 1
     (line,) = [line for line in err.splitlines() if "gloo" not in line.lower()]
     assert line.startswith("error: rank 1 was killed by SIGKILL")
-    assert line.endswith("go on with: python src/train.py resume=run")
+    assert line.endswith("continue with: python src/train.py resume=run")
     run = tmp_path / "run"
     assert result(run)["status"] == "failed" and "rank 1 was killed" in result(run)["error"]
     assert checkpoint(run)["global_step"] >= 8
@@ -271,7 +271,7 @@ def test_an_error_in_a_rank_ends_the_run_with_its_name_and_its_warnings_arrive(t
     assert code == 1
     assert re.search(r"^rank 1: .*UserWarning: this is going wrong$", err, re.M)
     last = err.splitlines()[-1]
-    assert last.startswith("error: rank 1: RuntimeError: no luck; go on with")
+    assert last.startswith("error: rank 1: RuntimeError: no luck; continue with")
     assert err.count("Traceback") == 1
     assert result(tmp_path / "run")["error"] == "rank 1: RuntimeError: no luck"
 
