@@ -63,39 +63,39 @@ ENDED = {"finished", "diverged"}
 HEAD = """\
 # The papers' claims
 
-What the papers and the tutorials say, what we did, and what came out. Every claim is an experiment
-of `conf/experiment/`, and `python docs/claims.py run <name>` repeats it; `make claims` runs what is
-left of all, after it has said what that is and how long it takes. Numbers are means and standard
-deviations over seeds, and seconds are medians. The rule of a verdict stands in the experiment's
-file, and stood there before the runs: it *holds* where the 95 % interval of a difference lies on
-its side, *does not hold* where it lies on the other one, and is *undecided* in between. Rates are
-chosen on held-out training images, never on test images. Long claims that no time was left for are
-listed as not run.
+What the papers and the tutorials claim, what we did, and our results. Each claim is an experiment
+in `conf/experiment/`; `python docs/claims.py run <name>` repeats it. `make claims` prints which
+experiments have no results yet and how long they take, and runs them. Tables show mean ± standard
+deviation over seeds, and median seconds. The rule for each verdict is part of the experiment's
+file and was written before the runs. A rule *holds* if the 95 % interval of a difference lies on
+the claimed side, *does not hold* if it lies on the other side, and is *undecided* otherwise.
+Learning rates are chosen on validation images, never on test images. Experiments that take too
+long for the machine at hand are listed as not run.
 """
 TUTORIALS = """\
-## Where the tutorials err
+## Errors in the tutorials
 
-- LeNet: one filter serves all maps of C3 that see as many maps of S2, so that C3 has 76 + 101 +
-  101 + 151 = 429 parameters, not the 1,516 that the text has; the whole net has 59,719. Our
-  `TableConv2d` has a filter for each map.
-- LeNet: digits are stretched to 32 x 32 pixels, where the paper adds a border of background.
-- The AlexNet article: its sum of 60,964,224 parameters leaves out the 1,000 biases of the last
+- LeNet: all maps of C3 that see the same number of maps of S2 share one filter, so C3 has 76 +
+  101 + 101 + 151 = 429 parameters, not 1,516 as stated, and the whole net has 59,719. Our
+  `TableConv2d` has a separate filter for each map.
+- LeNet: digits are resized to 32 x 32 pixels; the paper adds a border of background.
+- The AlexNet article: the stated 60,964,224 parameters do not include the 1,000 biases of the last
   layer (60,965,224). The kernels of conv4 and conv5 see the 192 maps of their own tower, not 384.
-- AlexNet on CIFAR-10: images of 96 x 96 pixels end in maps of 2 x 2, which the adaptive pool
-  repeats up to 6 x 6: the 9,216 inputs of fc6 hold 1,024 different values. fc7 has 1,024 units,
-  not 4,096.
-- Batch normalisation: its momentum of 0.9 is the share of the old value, torch's 0.1. Its running
-  variance is the biased one, and its mode is taken from whether gradients are on, not from
+- AlexNet on CIFAR-10: the last maps of 96 x 96 images are 2 x 2, and the adaptive pooling repeats
+  their values to 6 x 6: the 9,216 inputs of fc6 contain 1,024 different values. fc7 has 1,024
+  units, not 4,096.
+- Batch normalisation: a momentum of 0.9 is the weight of the old value, which is 0.1 in torch. The
+  running variance is the biased one, and the mode depends on whether gradients are enabled, not on
   `eval()`.
-- The generic net: 64 x 7 x 7 = 3,136 units enter its first full layer, where the text has
-  32 x 7 x 7; it has 121,514 parameters.
+- The generic net: 64 x 7 x 7 = 3,136 units enter its first linear layer, not 32 x 7 x 7; the net
+  has 121,514 parameters.
 """
 RECORDS = """\
 ## Records on a small machine
 
-What the old nets reach with today's training in seconds on 2 cores; every choice is made on
-held-out images. Each line is an experiment, and `python docs/claims.py run record_<name>` measures
-it on five seeds.
+What the old nets reach with modern training in a limited time on 2 cores. Hyperparameters are
+chosen on validation images. Each line is an experiment; `python docs/claims.py run record_<name>`
+measures it with five seeds.
 
 | experiment | data | goal | test error | seconds | n | |
 |---|---|---|--:|--:|--:|---|"""
@@ -287,7 +287,7 @@ def sweep(job: list[str], folder: Path, more: list[str]) -> list[Path]:
     runs = sorted(folder.glob("[0-9]*"), key=lambda path: int(path.name))
     states = [json.loads((path / "result.json").read_text())["status"] for path in runs]
     if not states or set(states) - ENDED:
-        sys.exit(f"error: {folder}: {', '.join(states) or 'no run'}; the same command goes on")
+        sys.exit(f"error: {folder}: {', '.join(states) or 'no run'}; run the same command to continue")
     return runs
 
 
@@ -412,8 +412,8 @@ def quick(names: list[str]) -> None:
             print(line, flush=True)
             wrong += [] if holds else [line]
     if wrong:
-        sys.exit("\n".join(["not as the papers say:", *wrong]))
-    print("\nall directions are as the papers say")
+        sys.exit("\n".join(["not as claimed:", *wrong]))
+    print("\nall directions are as claimed")
 
 
 def quick_run(name: str, side: str) -> Path:
@@ -500,7 +500,7 @@ def section(name: str, claim: dict[str, Any], result: dict[str, Any]) -> list[st
 def hardware(result: dict[str, Any]) -> str:
     made = next(iter(result["sides"].values()))["provenance"]
     commit = (made.get("git") or {}).get("commit", "unknown")[:7]
-    where = f"{made['processor']}, {made['threads']} thread{'s' * (made['threads'] != 1)} a run"
+    where = f"{made['processor']}, {made['threads']} thread{'s' * (made['threads'] != 1)} per run"
     return f"{where}, torch {made['packages']['torch']}, commit {commit}"
 
 
@@ -547,6 +547,11 @@ def spread(runs: list[dict[str, Any]], metric: str) -> str:
     return f"{mean(found):.2f} ± {stdev(found):.2f} %" if len(found) > 1 else f"{found[0]:.2f} %"
 
 
+def short(number: float) -> str:
+    """Two digits, or all before the point."""
+    return f"{number:.2g}" if abs(number) < 99.5 else f"{number:.0f}"
+
+
 def told(rule: dict[str, Any], result: dict[str, Any]) -> str:
     """A rule and its interval in words."""
     low, high = interval(rule, result)
@@ -565,7 +570,7 @@ def told(rule: dict[str, Any], result: dict[str, Any]) -> str:
     first, second = (str(x).replace("_", " ") for x in (rule["smaller"], other))
     return (
         f"{what} of {first} below {second}{margin}: {judge(rule, result)} (the difference "
-        f"{'with the margin ' if margin else ''}lies in {scale * low:.2g} to {scale * high:.2g} "
+        f"{'with the margin ' if margin else ''}lies in {short(scale * low)} to {short(scale * high)} "
         f"{unit})".replace(" )", ")")
     )
 
