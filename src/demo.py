@@ -1,4 +1,4 @@
-"""Show a trained net on a local web page: draw a digit, or drop a photo, and watch it pass.
+"""Show a trained net on a local web page: draw a digit, or upload a photo.
 
 python src/demo.py outputs/lenet5-mnist/latest
 python src/demo.py outputs/convnet_cifar10-cifar10/latest --port 7861
@@ -14,7 +14,7 @@ from classic_cnns.trainer.devices import limit_spinning
 
 def main() -> None:
     parser = Command(__doc__)
-    parser.add_argument("--port", type=int, help="of the page; without it the first free one")
+    parser.add_argument("--port", type=int, help="of the page (default: the first free one)")
     given = parser.parse_args()
     with one_line_errors():
         if find_spec("gradio") is None:

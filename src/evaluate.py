@@ -1,4 +1,4 @@
-"""Measure a trained net again: on the same data, on other data, or on other devices.
+"""Evaluate a trained net on the same data, on other data, or on other devices.
 
 python src/evaluate.py outputs/lenet5-mnist/latest
 python src/evaluate.py outputs/lenet5-mnist/latest split=val --json
@@ -19,7 +19,9 @@ def main() -> None:
         "words", nargs="*", default=[], metavar="key=value",
         help="split=val or split=test; data=, data_dir= and trainer=, and keys of theirs",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="one line of JSON in place of tables")
+    parser.add_argument(
+        "--json", action="store_true", help="print one line of JSON instead of tables"
+    )
     given = parser.parse_intermixed_args()
     with one_line_errors():
         split = "test"

@@ -1,11 +1,11 @@
-"""Write a trained net to a file that runs without this project.
+"""Export a trained net to a file that can be used without this project.
 
 python src/export.py outputs/lenet5-mnist/latest --to lenet5.onnx
 python src/export.py outputs/lenet5-mnist/latest --to lenet5.pt2
 python src/export.py outputs/lenet5-mnist/latest --to lenet5.safetensors
 
-ONNX and PT2 files take pictures (N, C, H, W) uint8 of the data set's size and give probabilities
-(N, classes); safetensors hold the weights alone, and the preprocessing as metadata.
+ONNX and PT2 files map pictures (N, C, H, W) uint8 of the data set's size to probabilities (N,
+classes). Safetensors contain the weights, and the preprocessing as metadata.
 """
 
 from pathlib import Path

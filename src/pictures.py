@@ -1,4 +1,4 @@
-"""Draw what a trained net has learned: kernels, maps, answers, mistakes, and what throws it off.
+"""Draw figures of a trained net: kernels, feature maps, answers, mistakes and robustness.
 
 python src/pictures.py outputs/lenet5-mnist/latest
 python src/pictures.py outputs/lenet5-mnist/latest outputs/simple_cnn-mnist/latest --to pictures
@@ -17,9 +17,11 @@ def main() -> None:
         "more",
         nargs="*",
         default=[],
-        help="further runs, whose robustness is drawn beside that of the first",
+        help="more runs, to compare their robustness",
     )
-    parser.add_argument("--to", type=Path, help="a folder; without it pictures/ of the run")
+    parser.add_argument(
+        "--to", type=Path, help="output folder (default: pictures/ in the run directory)"
+    )
     given = parser.parse_args()
     with one_line_errors():
         limit_spinning()

@@ -52,7 +52,7 @@ def test_a_run_is_drawn_with_all_its_pictures(
     run(compose(*words, config_dirs=[str(tiny_config_dir)]))
     names = {path.name for path in draw([Composer([str(tiny_config_dir)]).load_run("a")], None)}
     assert {"inputs.png", "maps_0.png", "maps_3.png", "answers.png", "robustness.png"} <= names
-    assert ("kernels_C1.png" if model == "lenet5" else "kernels_conv1.png") in names
+    assert ("kernels_C3.png" if model == "lenet5" else "kernels_conv1.png") in names
     assert ("patches.png" in names) == (model != "lenet5")
     assert names == {path.name for path in (tmp_path / "a" / "pictures").iterdir()}
 

@@ -443,7 +443,7 @@ def test_tensorboard_has_each_curve_once_an_epoch_and_the_texts(train):
     assert "340,908" in texts["layers/text_summary"]
     assert "max_epochs: 3" in texts["config/text_summary"]
     inputs = {"inputs/before augmentation", "inputs/after augmentation"}
-    shown = {"kernels/C1", "kernels/C5", "confusion/test"}  # and no mistakes
+    shown = {"kernels/C1", "kernels/C3", "kernels/C5", "confusion/test"}  # and no mistakes
     assert set(log.Tags()["images"]) == inputs | shown
     assert len(log.Images("kernels/C1")) == 4  # at the start and after each epoch
 

@@ -29,6 +29,11 @@ class UserError(Exception):
     """An error that the user can fix, reported in one line without a traceback."""
 
 
+def one_line(error: BaseException) -> str:
+    """The message of an error, without line breaks."""
+    return " ".join(str(error).split())
+
+
 def program() -> str:
     """The command that the user typed, for messages that suggest a command."""
     name = Path(sys.argv[0]).name

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
 from typing_extensions import Self
 
-from classic_cnns import UserError
+from classic_cnns import UserError, one_line
 from classic_cnns.config.stored import checked_config, read_config
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
@@ -209,7 +209,7 @@ class Classifier(pl.LightningModule):
                 mean = stored["mean"] if stored["mean"] is None else stored["mean"].clone()
                 module.preprocessing = Preprocessing(**stored | {"mean": mean})
         except Exception as error:  # a file from elsewhere can contain anything
-            line = " ".join(str(error.__cause__ or error).split())[:300]
+            line = one_line(error.__cause__ or error)[:300]
             raise UserError(f"{checkpoint_path}: no net can be built from it: {line}") from error
         module.save_hyperparameters(OmegaConf.to_container(config), logger=False)
         return module.to(

@@ -6,7 +6,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from classic_cnns.classifier import Classifier
@@ -71,17 +70,16 @@ class Pictures(Callback):
         net, step = pl_module.net, trainer.global_step
         # Whole weights, even if this rank has one tower; all ranks must take part.
         state = trainer.strategy.lightning_module_state_dict()
-        names = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d)]
-        weights = {name: state[f"net.{name}.weight"] for name in names}
+        state = {n.removeprefix("net."): x for n, x in state.items() if n.startswith("net.")}
+        weights = pictures.convolutions(state)
         towers = getattr(net, "towers", 1)
         for board in tensorboard_writers(trainer):
             for name, weight in weights.items():
-                if weight.shape[2:].numel() > 1:
-                    board.add_image(f"kernels/{name}", pictures.kernels(weight, towers), step)
-        first = weights[names[0]] if names else None
+                board.add_image(f"kernels/{name}", pictures.kernels(weight, towers), step)
+        layer, first = next(iter(weights.items()), ("", None))
         if first is not None and first.shape[1] == 3 and trainer.is_global_zero:
             shares = {
-                f"colour/{names[0]}{f' of tower {number}' if towers > 1 else ''}": share
+                f"colour/{layer}{f' of tower {number}' if towers > 1 else ''}": share
                 for number, share in enumerate(map(pictures.colour, first.chunk(towers)), 1)
             }
             for logger in trainer.loggers:

@@ -12,11 +12,11 @@ from typing import NoReturn
 from classic_cnns import UserError
 
 HELP = """\
-Trains one of the classic convolutional networks and reports its test error.
+Train a classic convolutional network and report its test error.
 
-usage: {program} [group=choice ...] [key=value ...]
+usage: {program} [group=option ...] [key=value ...]
 
-Groups (choose with group=choice; callbacks=[default,early_stopping] combines):
+Groups (select with group=option; callbacks=[default,early_stopping] combines options):
 
 {groups}
 
@@ -29,13 +29,13 @@ Examples:
   {program} resume=outputs/lenet5-mnist/latest
 
 Flags:
-  -m, --multirun           run a sweep: values in a row are a grid
-  -cd, --config-dir DIR    look for configs, and for modules of your own, in DIR too
-  --estimate               say after 50 steps how long a run takes, and leave nothing
-  -cn, --config-name NAME  the primary config, in place of train
-  --trust PACKAGE          let an earlier run's config name code of PACKAGE
-  -c, --cfg job            print the config and end; --resolve resolves its interpolations
-  -sc, --shell-completion  install=bash prints what completes these words in a shell
+  -m, --multirun           run a sweep: comma-separated values form a grid
+  -cd, --config-dir DIR    also search DIR for configs and your own modules
+  --estimate               print the duration of the run after 50 steps, write nothing
+  -cn, --config-name NAME  the primary config (default: train)
+  --trust PACKAGE          allow code of PACKAGE in the config of an earlier run
+  -c, --cfg job            print the config; --resolve resolves interpolations
+  -sc, --shell-completion  install=bash prints a completion script for the shell
 
 tensorboard --logdir outputs shows the curves.
 """
@@ -97,14 +97,14 @@ class Command(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         if run:
-            self.add_argument("run", help="directory of a run, a checkpoint, or outputs/.../latest")
+            self.add_argument("run", help="run directory, checkpoint, or outputs/.../latest")
             self.add_argument(
                 "--trust", action="append", default=[], metavar="PACKAGE",
-                help="let the run's config name code of PACKAGE",
+                help="allow code of PACKAGE in the run's config",
             )  # fmt: skip
             self.add_argument(
                 "--config-dir", "-cd", action="append", default=[], metavar="DIR",
-                help="look for configs, and for modules of your own, in DIR too",
+                help="also search DIR for configs and your own modules",
             )  # fmt: skip
 
     def error(self, message: str) -> NoReturn:

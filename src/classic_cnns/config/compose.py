@@ -21,7 +21,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from classic_cnns import UserError
+from classic_cnns import UserError, one_line
 from classic_cnns.config import stored
 from classic_cnns.config.schema import RESERVED, check_values, flatten, trainer_arguments
 from classic_cnns.data import folders
@@ -382,7 +382,3 @@ def to_plain(config: Any) -> Any:
 
 def one_of(group: str, options: Sequence[str]) -> str:
     return f"{group} is one of {', '.join(options)}"
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

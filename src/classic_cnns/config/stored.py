@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from classic_cnns import UserError
+from classic_cnns import UserError, one_line
 from classic_cnns.config.trust import check_stored
 from classic_cnns.files import read_json, read_yaml
 
@@ -89,7 +89,7 @@ def read_config(path: Path, trusted: Sequence[str] = (), folders: Sequence[str] 
     try:
         values = read_yaml(path)
     except Exception as error:  # a file from elsewhere can contain anything
-        line = " ".join(str(error).split())[:200]
+        line = one_line(error)[:200]
         raise UserError(f"{path}: is not the config of a run ({line}); try another run") from error
     return checked_config(values, path, trusted, folders)
 
@@ -122,7 +122,7 @@ def config_errors(place: Any) -> Iterator[None]:
         TypeError,
         ValueError,
     ) as error:
-        line = " ".join(str(error).split())[:200]
+        line = one_line(error)[:200]
         raise UserError(f"{place}: has an invalid config ({line})") from error
 
 

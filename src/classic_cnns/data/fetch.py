@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 from filelock import FileLock
 
-from classic_cnns import UserError
+from classic_cnns import UserError, one_line
 from classic_cnns.data.sources import BY_HAND, SOURCES, Arrays
 from classic_cnns.files import atomic_write, is_disk_error, read_json, write_json
 
@@ -129,7 +129,7 @@ def fetch(dataset: str, sums: dict[str, str], root: Path) -> Arrays:
         except Exception as error:  # any error: the next source may work
             if is_disk_error(error):
                 raise
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error) or type(error).__name__
             failures.append(f"{name}: {reason[:120]}")
             if len(failures) > 1 or (root / folder).exists():  # the first source reads that folder
                 log.info("%s: skipped %s", dataset, failures[-1])

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from classic_cnns import UserError
+from classic_cnns import UserError, one_line
 
 LARGEST_PAGE = 20  # a page may be this many times as large as the digit on it
 MAX_PIXELS = 80_000_000  # pixels; larger pictures are not decoded
@@ -50,7 +50,7 @@ def read_picture(
         raise
     except Exception as error:  # a damaged file can raise anything
         name = source if isinstance(source, (str, Path)) else type(source).__name__
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error)[:160] or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "its bytes are those of no picture"
         if isinstance(error, Image.DecompressionBombError):

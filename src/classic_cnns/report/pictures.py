@@ -13,6 +13,19 @@ from torchvision.utils import make_grid
 from classic_cnns.report.markdown import markdown_table
 
 
+def convolutions(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Kernels (N, C, h, w) of more than a pixel, by layer, from the state_dict of a net.
+
+    A layer that has a kernel for each pair of maps, like C3 of LeNet-5, has (N, 1, h, w).
+    """
+    found = {}
+    for name, weight in state.items():
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight" and weight.dim() in (3, 4) and weight.shape[-1] > 1:
+            found[layer] = weight if weight.dim() == 4 else weight[:, None]
+    return found
+
+
 def kernels(weights: Tensor, towers: int) -> Tensor:
     """Kernels (N, C, h, w) as an image (3, H, W) in 0 to 1, the towers side by side.
 

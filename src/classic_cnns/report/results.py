@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from classic_cnns import UserError
+from classic_cnns import UserError, one_line
 from classic_cnns.files import atomic_write, read_json, read_yaml
 from classic_cnns.report.markdown import markdown_table
 
@@ -204,7 +204,7 @@ def plain_yaml(path: Path) -> dict[str, Any]:
     try:
         return read_yaml(path, most=500_000) | {}
     except Exception as error:  # a file from elsewhere can contain anything
-        line = " ".join(str(error).split())[:200]
+        line = one_line(error)[:200]
         raise UserError(f"{path}: cannot be read ({line}); try another folder") from error
 
 

@@ -17,7 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 
-from classic_cnns import UserError
+from classic_cnns import UserError, one_line
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.stored import find_checkpoint, stored_values
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
@@ -153,7 +153,7 @@ def check_scores(config: DictConfig, net: torch.nn.Module, images: torch.Tensor)
             raise
         shape = "x".join(map(str, images.shape[1:]))
         raise UserError(
-            f"data: its images of {shape} do not fit model.net: {' '.join(str(error).split())}"
+            f"data: its images of {shape} do not fit model.net: {one_line(error)}"
         ) from error
     classes = config.data.get("num_classes")
     if scores.dim() != 2 or classes not in (None, scores.shape[1]):
@@ -272,7 +272,7 @@ def build_errors(key: str) -> Iterator[None]:
     ) as error:  # fmt: skip
         cause: Any = error.__cause__ if isinstance(error, InstantiationException) else error
         cause = cause or error
-        line = " ".join(str(cause).split())
+        line = one_line(cause)
         if isinstance(cause, ImportError):  # a missing package or a misspelt _target_
             package = getattr(cause, "name", None) or next((e for e in EXTRAS if e in line), "")
             if package in EXTRAS:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
@@ -84,10 +84,9 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
     if prepared.fit == "crop":
         patches = patches_of(images[:3], prepared.size, "ten")
         yield pictures.save(pictures.inputs(patches, 10), folder / "patches.png")
-    for name, layer in net.named_modules():
-        if isinstance(layer, nn.Conv2d) and layer.weight.shape[2:].numel() > 1:
-            image = pictures.kernels(layer.weight.detach(), getattr(net, "towers", 1))
-            yield pictures.save(image, folder / f"kernels_{name}.png")
+    for name, weights in pictures.convolutions(net.state_dict()).items():
+        image = pictures.kernels(weights, getattr(net, "towers", 1))
+        yield pictures.save(image, folder / f"kernels_{name}.png")
     best = top_classes(first.net, scores[:4].softmax(1))
     for number, image in enumerate(images[:4]):
         figure = explain(first.net, image, best[number])

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
-from classic_cnns import UserError, program
+from classic_cnns import UserError, one_line, program
 from classic_cnns.callbacks.estimate import Estimate
 from classic_cnns.callbacks.record import Record
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
@@ -295,9 +295,9 @@ def lightning_errors() -> Iterator[None]:
     try:
         yield
     except MisconfigurationException as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error)) from error
     except RuntimeError as error:
-        line = " ".join(str(error).split())
+        line = one_line(error)
         if "Early stopping conditioned on metric" in line:
             raise UserError(f"callbacks: {line}") from error
         if "does not have a deterministic implementation" in line:

@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from classic_cnns import UserError
+from classic_cnns import UserError, one_line
 from classic_cnns.sweep.grid import Grid
 
 STUDY = "sweep"  # name in the storage
@@ -186,10 +186,6 @@ def build_part(name: str, config: dict[str, Any] | None) -> Any:
         return instantiate(config)
     except InstantiationException as error:
         raise UserError(f"sweep.search.{name}: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def check_optuna() -> None:

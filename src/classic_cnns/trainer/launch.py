@@ -20,7 +20,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, NoReturn
 
-from classic_cnns import UserError, program
+from classic_cnns import UserError, one_line, program
 from classic_cnns.files import write_json
 from classic_cnns.trainer import processes
 from classic_cnns.trainer.devices import core_count, free_port, launched_processes
@@ -59,7 +59,7 @@ def run_in_rank(task: Callable[[], object]) -> None:
     except UserError as error:
         facts = {"code": 2, "error": str(error)}
     except BaseException as error:
-        line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        line = f"{type(error).__name__}: {one_line(error)}"
         trace = traceback.format_exc(limit=-8, chain=False)
         facts = {"code": 1, "error": line[:500], "trace": trace[:3000]}
     report(**facts)
