@@ -40,7 +40,7 @@ class StopOnSignal(Callback):
         self.group: Any = None  # process group for the exchange, with several ranks
         self.flag = torch.tensor(0)
         self.steps_left = self.steps = 0  # until the next exchange, and since the last one
-        self.requested = time.monotonic()
+        self.exchanged_at = time.monotonic()
         self.exchange: Any = None  # a running exchange of flags
 
     def receive(self, number: int, _) -> None:
@@ -98,8 +98,8 @@ class StopOnSignal(Callback):
         self.steps += 1
         if self.steps_left <= 0:
             now = time.monotonic()
-            fit = int(self.interval * self.steps / (now - self.requested))  # steps in an interval
-            self.requested, self.steps = now, 0
+            fit = int(self.interval * self.steps / (now - self.exchanged_at))  # steps in an interval
+            self.exchanged_at, self.steps = now, 0
             self.flag = torch.tensor([self.number, -max(1, fit)])  # the minimum of all ranks
             self.exchange = dist.all_reduce(self.flag, dist.ReduceOp.MAX, self.group, async_op=True)
         return False
