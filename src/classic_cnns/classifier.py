@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from classic_cnns import UserError, one_line
 from classic_cnns.config.stored import checked_config, read_config
+from classic_cnns.config.trust import is_trusted, strings
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
@@ -40,6 +41,19 @@ def step_seeds(seed: int, epoch: int, rank: int, steps: int) -> list[int]:
     """Seeds for the random draws of each step (dropout), so that a resumed run repeats them."""
     key = np.random.SeedSequence((seed, epoch, rank))
     return key.generate_state(steps, np.uint64).tolist()
+
+
+def check_fits(config: Any, state: dict[str, Tensor], strict: bool = True) -> None:
+    """Raise RuntimeError where the net and the loss of a stored config have other weights.
+
+    They are made without memory, of which a config from elsewhere can ask for any amount; code that
+    the user trusts need not know how to be made so.
+    """
+    values = strings(OmegaConf.to_container(config.model))
+    targets = (value for key, value in values if key.endswith("_target_"))
+    with torch.device("meta" if all(map(is_trusted, targets)) else "cpu"):
+        parts = nn.ModuleDict({name: instantiate(config.model[name]) for name in ("net", "loss")})
+    parts.load_state_dict(state, strict, assign=True)
 
 
 def average_softmax(views: Sequence[Tensor]) -> Tensor:
@@ -199,6 +213,8 @@ class Classifier(pl.LightningModule):
         elif config is None:
             config = checked_config(checkpoint.get("hyper_parameters"), checkpoint_path, trust)
         try:
+            if "net" not in parts:
+                check_fits(config, checkpoint["state_dict"], strict is not False)
             given: dict[str, Any] = {
                 name: instantiate(config.model[name]) for name in ("net", "loss")
             }

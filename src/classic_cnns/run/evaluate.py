@@ -88,10 +88,10 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
     """
     show_log(quiet=True)
     keep_freed_memory()
+    found = read_checkpoint(checkpoint)
+    check_weights(checkpoint, config, found)
     module, built = build(config)
     data: Any = built
-    found = read_checkpoint(checkpoint)
-    check_weights(checkpoint, module, found)
     stored = found.get("preprocessing")
     if stored and hasattr(data, "preprocessing"):  # use the mean image of its own training set
         data.preprocessing.mean, data.fitted = stored["mean"], True
