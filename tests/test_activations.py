@@ -50,6 +50,27 @@ def test_the_scaled_tanh_of_1998_is_saturated_where_its_slope_is_below_a_twentie
     assert 0.05 < want < 0.95 and inactive_share(kind, output) == pytest.approx(want, abs=1e-3)
 
 
+@pytest.mark.parametrize("subsampling", ["trainable", "average", "max"])
+def test_the_layers_of_lenet_5_have_the_names_of_figure_2(subsampling):
+    net, images = LeNet5(subsampling=subsampling), torch.randn(2, 1, 32, 32)
+    found = activations(net, images)
+    assert list(found) == ["C1", "S2", "C3", "S4", "C5", "F6"]
+    (_, sigmoid), wanted = found["S2"], net.squash(net.S2(net.squash(net.C1(images))))
+    torch.testing.assert_close(1.7159 * (2 * sigmoid - 1), wanted)
+
+
+def test_units_that_are_pooled_before_they_are_squashed_are_those_of_the_convolution():
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 1),
+        nn.MaxPool2d(2),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(2, 3, 1),
+        nn.Tanh(),
+    )
+    assert list(activations(net, torch.zeros(1, 1, 4, 4))) == ["0", "4"]
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_the_units_of_every_net_are_found_and_it_stays_as_it_is(model):
     made = recipe(f"model={model}")

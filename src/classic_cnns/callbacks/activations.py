@@ -14,6 +14,7 @@ from classic_cnns.classifier import Classifier
 
 IMAGES = 128  # images of the first validation batch
 SHOWN = 10_000  # values in a histogram
+POOLS = nn.AvgPool2d, nn.MaxPool2d
 SATURATED = sqrt(0.95)  # |tanh| beyond which its slope is below 5 % of the greatest one
 
 
@@ -41,12 +42,18 @@ def activations(net: nn.Module, images: Tensor) -> dict[str, tuple[str, Tensor]]
     recorder = Recorder()
 
     def remember(name: str) -> Any:
-        return lambda *_: setattr(recorder, "layer", name)
+        def hook(layer: nn.Module, *_: Any) -> None:
+            # Pooling is a layer of its own where another one's units come in, as in LeNet-5's S2.
+            if not isinstance(layer, POOLS) or recorder.layer in recorder.found:
+                recorder.layer = name
+
+        return hook
 
     hooks = [
         layer.register_forward_hook(remember(name))
         for name, layer in net.named_modules()
-        if any(weight.dim() > 1 for weight in layer.parameters(recurse=False))
+        if isinstance(layer, POOLS)
+        or any(weight.dim() > 1 for weight in layer.parameters(recurse=False))
     ]
     try:
         with torch.no_grad(), recorder:
