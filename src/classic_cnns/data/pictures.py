@@ -66,7 +66,8 @@ def open_oriented(source: Any, side: int) -> Image.Image:
                 raise Image.DecompressionBombError
             file.draft(None, (side, side))
             file.load()
-            return ImageOps.exif_transpose(file)
+            ImageOps.exif_transpose(file, in_place=True)
+            return file
     if isinstance(source, Image.Image):
         return ImageOps.exif_transpose(source)
     if isinstance(source, Tensor):
@@ -87,13 +88,13 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def has_bright_border(pixels: np.ndarray) -> bool:
     """Whether most of the border of (H, W) and at least three corners are bright."""
-    corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]]
-    return bool((border_of(pixels) > 127).mean() > 0.5 and (corners > 127).sum() >= 3)
+    corners = sum(pixels[row, column] > 127 for row in (0, -1) for column in (0, -1))
+    return bool(corners >= 3 and (border_of(pixels) > 127).mean() > 0.5)
 
 
 def border_of(pixels: np.ndarray) -> np.ndarray:

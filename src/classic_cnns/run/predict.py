@@ -35,7 +35,7 @@ class Pictures(Dataset):
 
     def __getitem__(
         self, numbers: Sequence[int]
-    ) -> tuple[torch.Tensor, list[tuple[int, dict[str, bool], str]]]:
+    ) -> tuple[np.ndarray, list[tuple[int, dict[str, bool], str]]]:
         pixels, told = [], []
         for number in numbers:
             try:
@@ -44,7 +44,7 @@ class Pictures(Dataset):
                 told.append((number, changes, ""))
             except UserError as error:
                 told.append((number, {}, str(error)))
-        return torch.from_numpy(np.array(pixels, np.uint8).reshape(-1, *self.shape)), told
+        return np.array(pixels, np.uint8).reshape(-1, *self.shape), told
 
 
 def predict(
@@ -71,13 +71,15 @@ def predict(
         batch_size=None,
         sampler=batches,  # type: ignore[arg-type]
         num_workers=min(core_count(), len(batches) - 1),
+        collate_fn=tuple,  # leave all as it is
     )
     failures, width = [], min(60, max(map(len, paths)))
     with (
         tqdm(total=len(paths), unit=" pictures", delay=2, leave=False, disable=None) as bar,
         torch.no_grad(),
     ):
-        for pixels, told in loader:
+        for read, told in loader:
+            pixels = torch.from_numpy(read)
             scores = net(preprocessing(pixels.to(net.device)))
             rows = zip(pixels, top_classes(net, scores.float().softmax(1)), strict=True)
             for number, changes, failure in told:
