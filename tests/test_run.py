@@ -7,11 +7,13 @@ import re
 import signal
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
@@ -393,6 +395,26 @@ def test_the_time_that_steps_wait_for_data_is_measured(train, monkeypatch, caplo
     wait, seconds = found["metrics"]["speed/data_wait"], found["seconds"]
     assert 0.3 < wait * seconds < seconds - 0.05
     assert f"{wait:.1%} of the time waiting for data" in Path("a/train.log").read_text()
+
+
+class Soak(Callback):
+    """Notes after each epoch what this process holds: memory in MB, open files, threads."""
+
+    held: ClassVar[list[tuple[float, int, int]]] = []
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        counts = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
+        self.held.append((pages * os.sysconf("SC_PAGE_SIZE") / 1e6, *counts))
+
+
+def test_nothing_grows_over_300_epochs(train):
+    words = ["+trainer.limit_train_batches=2", "trainer.max_epochs=300", "data.batch_size=32"]
+    train("run", *words, "+callbacks.soak._target_=tests.test_run.Soak")
+    assert len(Soak.held) == 300
+    # Medians, since TensorBoard opens its file anew for each time that it writes.
+    early, late = (np.median(Soak.held[part], 0) for part in (slice(50, 100), slice(250, 300)))
+    assert late[0] - early[0] < 5 and np.array_equal(late[1:], early[1:])
 
 
 # --- Estimates -----------------------------------------------------------------------------------
