@@ -57,6 +57,7 @@ def test_the_layers_of_lenet_5_have_the_names_of_figure_2(subsampling):
     assert list(found) == ["C1", "S2", "C3", "S4", "C5", "F6"]
     (_, sigmoid), wanted = found["S2"], net.squash(net.S2(net.squash(net.C1(images))))
     torch.testing.assert_close(1.7159 * (2 * sigmoid - 1), wanted)
+    assert list(activations(net, images, pooling=True)) == list(found)
 
 
 def test_units_that_are_pooled_before_they_are_squashed_are_those_of_the_convolution():
@@ -68,7 +69,11 @@ def test_units_that_are_pooled_before_they_are_squashed_are_those_of_the_convolu
         nn.Conv2d(2, 3, 1),
         nn.Tanh(),
     )
-    assert list(activations(net, torch.zeros(1, 1, 4, 4))) == ["0", "4"]
+    images = torch.randn(1, 1, 4, 4)
+    assert list(activations(net, images)) == ["0", "4"]
+    found = activations(net, images, pooling=True)
+    assert list(found) == ["0", "3", "4"] and found["3"][0] == "pool"
+    torch.testing.assert_close(found["3"][1], net[:4](images))
 
 
 @pytest.mark.parametrize("model", MODELS)

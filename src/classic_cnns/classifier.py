@@ -44,10 +44,10 @@ def step_seeds(seed: int, epoch: int, rank: int, steps: int) -> list[int]:
 
 
 def check_fits(config: Any, state: dict[str, Tensor], strict: bool = True) -> None:
-    """Raise RuntimeError where the net and the loss of a stored config have other weights.
+    """Raise RuntimeError if the weights do not fit the net and the loss of a stored config.
 
-    They are made without memory, of which a config from elsewhere can ask for any amount; code that
-    the user trusts need not know how to be made so.
+    Both are built on the meta device, without memory, since a config from elsewhere may describe a
+    net of any size. Classes of packages that the user trusts may not support that device.
     """
     values = strings(OmegaConf.to_container(config.model))
     targets = (value for key, value in values if key.endswith("_target_"))

@@ -37,15 +37,23 @@ class Recorder(TorchFunctionMode):
         return output
 
 
-def activations(net: nn.Module, images: Tensor) -> dict[str, tuple[str, Tensor]]:
-    """By layer, the kind of activation and its outputs for `images`; leaves the net unchanged."""
+def activations(
+    net: nn.Module, images: Tensor, pooling: bool = False
+) -> dict[str, tuple[str, Tensor]]:
+    """By layer, the kind of activation and its outputs for `images`; leaves the net unchanged.
+
+    With `pooling`, also the outputs of pooling layers that follow an activation.
+    """
     recorder = Recorder()
 
     def remember(name: str) -> Any:
-        def hook(layer: nn.Module, *_: Any) -> None:
-            # Pooling is a layer of its own where another one's units come in, as in LeNet-5's S2.
-            if not isinstance(layer, POOLS) or recorder.layer in recorder.found:
+        def hook(layer: nn.Module, _: Any, output: Tensor) -> None:
+            # An activation after pooling, as in S2 of LeNet-5, belongs to the pooling layer.
+            pools = isinstance(layer, POOLS)
+            if not pools or recorder.layer in recorder.found:
                 recorder.layer = name
+                if pools and pooling:
+                    recorder.found[name] = "pool", output
 
         return hook
 

@@ -98,7 +98,9 @@ class StopOnSignal(Callback):
         self.steps += 1
         if self.steps_left <= 0:
             now = time.monotonic()
-            fit = int(self.interval * self.steps / (now - self.exchanged_at))  # steps in an interval
+            fit = int(
+                self.interval * self.steps / (now - self.exchanged_at)
+            )  # steps in an interval
             self.exchanged_at, self.steps = now, 0
             self.flag = torch.tensor([self.number, -max(1, fit)])  # the minimum of all ranks
             self.exchange = dist.all_reduce(self.flag, dist.ReduceOp.MAX, self.group, async_op=True)

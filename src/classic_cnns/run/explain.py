@@ -26,7 +26,8 @@ def explain(net: Classifier, pixels: Tensor, found: dict[str, float]) -> Any:
     `found` are the probabilities of the classes named in its title.
     """
     inputs = net.prepared.to_input(pixels[None].to(net.device))
-    layers = {name: output[0].cpu() for name, (_, output) in activations(net.net, inputs).items()}
+    outputs = activations(net.net, inputs, pooling=True)
+    layers = {name: output[0].cpu() for name, (_, output) in outputs.items()}
     whole: Any = net.net
     bitmaps = whole.output.weight.cpu() if hasattr(whole, "features") else None  # LeNet-5's
     return pictures.maps(inputs[0].cpu(), layers, bitmaps, found)

@@ -71,7 +71,7 @@ def predict(
         batch_size=None,
         sampler=batches,  # type: ignore[arg-type]
         num_workers=min(core_count(), len(batches) - 1),
-        collate_fn=tuple,  # leave all as it is
+        collate_fn=tuple,  # no conversion
     )
     failures, width = [], min(60, max(map(len, paths)))
     with (

@@ -163,7 +163,7 @@ def assemble(
     stop: StopOnSignal,
     step: int | None,
 ) -> pl.Trainer:
-    """The Trainer with callbacks and loggers of a run, to be resumed from the checkpoint `last`."""
+    """The Trainer with callbacks and loggers of a run, which is resumed at `step`, if given."""
     checkpoints = directory / "checkpoints"
     callbacks = build_parts(config, "callbacks", Callback, dirpath=checkpoints)
     check_monitors(config, callbacks, module)

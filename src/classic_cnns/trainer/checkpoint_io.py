@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
 from classic_cnns import UserError
 from classic_cnns.files import atomic_write
@@ -69,7 +70,7 @@ def first_intact(paths: Iterable[Path]) -> Path | None:
             trouble = trouble or error
             continue
         if trouble:
-            log.warning("%s; %s is used instead", trouble, path.name)
+            rank_zero_only(log.warning)("%s; %s is used instead", trouble, path.name)
         return path
     if trouble:
         raise trouble
