@@ -1,4 +1,4 @@
-"""What the claims measure on the checkpoint of a run, with the test images of its data."""
+"""Measurements for the claims on a run's checkpoint and the test images of its data."""
 
 import sys
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from classic_cnns.config.compose import Composer
 from classic_cnns.data.transforms import pad_to
-from classic_cnns.run.pictures import Trained, moved
+from classic_cnns.run.pictures import TrainedNet, transformed
 
 REST = 0.005  # errors among those that are not rejected, section III.C of 1998
 
@@ -21,14 +21,14 @@ def measure(
     changes: dict[str, list[float]],
     count: int = sys.maxsize,
 ) -> dict[str, float]:
-    """Metrics by name, 0 to 1; `words` are other data for the net of a run.
+    """Metrics by name, 0 to 1; `words` are overrides of the run's data.
 
-    "error" is that of the test, "rejection" the share that must be rejected so that REST of the
-    others are errors, and "robustness" the error after each of the `changes`. At most `count` test
-    images are looked at.
+    "error" is the test error, "rejection" the share that must be rejected for an error of REST on
+    the others, "robustness" the error after each of the `changes`. At most `count` test images are
+    used.
     """
-    checkpoint, config = Composer().of_run(run, words)
-    trained = Trained(checkpoint, config)
+    checkpoint, config = Composer().load_run(run, words)
+    trained = TrainedNet(checkpoint, config)
     prepared = trained.net.prepared
     prepared.test_patches = config.data.test_patches
     images, labels = trained.images("test", count)
@@ -48,26 +48,27 @@ def measure(
 def rejected(scores: Tensor, labels: Tensor, rest: float = REST) -> float:
     """The smallest share whose rejection leaves at most `rest` errors among the others.
 
-    Rejected is where the two best of the scores (N, classes) are closest, as in 1998.
+    Images are rejected in the order of the gap between the two best scores (N, classes), as in
+    1998.
     """
     best = scores.topk(2, 1).values
     wrong = (scores.argmax(1) != labels)[(best[:, 0] - best[:, 1]).argsort()]
-    left = wrong.flip(0).cumsum(0).flip(0)  # errors among those from here on
+    left = wrong.flip(0).cumsum(0).flip(0)  # errors from here on
     kept = torch.arange(len(wrong), 0, -1)
     enough = (left <= rest * kept).nonzero()
     return enough[0].item() / len(wrong) if len(enough) else 1.0
 
 
 def inverted(images: Tensor, share: float) -> Tensor:
-    """Each pixel inverted with the probability `share`, as in section III.E of 1998."""
+    """Each pixel is inverted with the probability `share`, as in section III.E of 1998."""
     chosen = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) < share
     return torch.where(chosen, 255 - images, images)
 
 
-# What is done to images, uint8 (N, C, H, W); shifts are in pixels, rotations in degrees.
+# Changes of images, uint8 (N, C, H, W); shifts are in pixels, rotations in degrees.
 CHANGES: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "vertical shift": lambda x, v: moved(x.mT, shift=v).mT,
-    "rotation": lambda x, v: moved(x, angle=v),
-    "scale": lambda x, v: moved(x, scale=v),
+    "vertical shift": lambda x, v: transformed(x.mT, shift=v).mT,
+    "rotation": lambda x, v: transformed(x, angle=v),
+    "scale": lambda x, v: transformed(x, scale=v),
     "inverted pixels": inverted,
 }

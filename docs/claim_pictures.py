@@ -1,4 +1,4 @@
-"""The pictures of the claims, PNG and SVG: in the paper's own form where it has one."""
+"""Figures of the claims, PNG and SVG, in the form of the paper's figure if there is one."""
 
 from pathlib import Path
 from statistics import mean, stdev
@@ -15,7 +15,7 @@ plt.rcParams["svg.hashsalt"] = "claims"  # the same file from the same numbers
 
 
 def draw(claim: dict[str, Any], result: dict[str, Any], path: Path) -> None:
-    """Write `path`.png and `path`.svg of a claim's results."""
+    """Draw a claim's results to `path`.png and `path`.svg."""
     runs = {side: found["runs"] for side, found in result["sides"].items()}
     figure = plt.figure(figsize=(7, 4), layout="constrained")
     PICTURES[claim.get("picture", "curves")](figure, claim, runs)
@@ -26,14 +26,14 @@ def draw(claim: dict[str, Any], result: dict[str, Any], path: Path) -> None:
 
 
 def middle(runs: list[dict[str, Any]], metric: str) -> tuple[range, list[float]]:
-    """Epochs, and the mean over seeds of a metric in %; some runs may have diverged."""
+    """Epochs, and the mean of a metric in % over seeds; some runs may have diverged."""
     curves = [run["epochs"][metric] for run in runs if run["epochs"][metric]]
     shortest = min(map(len, curves), default=0)
     return range(1, shortest + 1), [100 * mean(c[i] for c in curves) for i in range(shortest)]
 
 
 def bars(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
-    """Figures 9 and 10 of 1998: a bar for each network, with its number, beside the paper's."""
+    """Figures 9 and 10 of 1998: a bar for each network, next to the paper's."""
     metric, paper = claim.get("shown", "error/test"), claim.get("paper", {})
     ours = {side: [100 * value(run, metric) for run in found] for side, found in runs.items()}
     axes, places = figure.subplots(), range(len(runs))
@@ -67,9 +67,9 @@ def figure_1(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
 
 
 def figure_5(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
-    """Figure 5 of 1998: training and test error against passes, linear up to 5 %.
+    """Figure 5 of 1998: training and test error against epochs, linear up to 5 %.
 
-    The test images are read once, after the training: before, it is held-out images that tell.
+    The test set is used only once, after training; during training it is the validation error.
     """
     axes = figure.subplots()
     for color, (side, found) in enumerate(runs.items()):
@@ -104,7 +104,7 @@ def figure_6(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
 
 
 def robustness(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
-    """The error against what was done to the test images, a chart for each change."""
+    """The error against the strength of a change of the test images, a chart for each kind."""
     figure.set_size_inches(9, 6.5)
     charts = figure.subplots(2, 2).flat
     for axes, (change, values) in zip(charts, claim["changes"].items(), strict=True):

@@ -1,27 +1,27 @@
-"""Runs the papers' claims, and writes `docs/claims.md` from what came out.
+"""Run the experiments for the papers' claims, and write `docs/claims.md` from their results.
 
-    python docs/claims.py plan                 what is finished, what is left, and how long it takes
-    python docs/claims.py run [NAME ...]       what is left of all claims, or those named (again)
-    python docs/claims.py quick [NAME ...]     the directions that a few thousand images show
-    python docs/claims.py report               docs/claims.md with its pictures, and the README's
-                                               table of results, from docs/claims/
+    python docs/claims.py plan                 which experiments have no results, and their duration
+    python docs/claims.py run [NAME ...]       run these, or all those without results
+    python docs/claims.py quick [NAME ...]     check directions on a few thousand images
+    python docs/claims.py report               write docs/claims.md with its figures, and the
+                                               README's table of results, from docs/claims/
 
-A claim is a file `conf/experiment/claim_<name>.yaml`. Under `claim` it says what the authors wrote
-and where, what we do, the `sides` that are compared as words of the command line, the `seeds`, the
-`rates` of which each side gets the one that is best on held-out images with seed 100, and the
-`rule` of the verdict. All runs are ordinary sweeps in outputs/claims/<name>/<side>, which go on
-where they were stopped; their numbers are kept in docs/claims/<name>.json. NAME is that of a claim,
-or <name>/<side>.
+A claim is a file `conf/experiment/claim_<name>.yaml`. Its key `claim` contains what the authors
+state and where, what we do, the `sides` that are compared (as overrides), the number of `seeds`,
+the learning `rates` (a list, or one for each side), and the `rule` for the verdict. Each side uses
+the rate with the lowest validation error for seed 100. All runs are ordinary sweeps in
+outputs/claims/<name>/<side>, which are continued if they were interrupted. Results are stored in
+docs/claims/<name>.json. NAME is a claim, or <name>/<side>.
 
-A claim with `measure` trains nothing itself: the first word of each side is a side of another
-claim, whose runs are measured, after they were made if need be, as docs/claim_measures.py has it.
+A claim with `measure` trains nothing: the first word of each side is a side of another claim, whose
+nets are measured by docs/claim_measures.py, after training them if necessary.
 
-A rule compares the means of two sides, or of one with a number, `by` a margin. It holds where the
-95 % interval of the difference, over runs with the same seed, lies on its side, does not hold where
-the interval lies on the other, and is undecided in between.
+A rule compares the means of two sides, or of a side with a number, with a margin `by`. It holds if
+the 95 % interval of the difference, over runs with the same seed, lies on the claimed side, does
+not hold if the interval lies on the other side, and is undecided otherwise.
 
-Files `record_<name>.yaml` are alike: what the old nets reach today. `claim_recipes.yaml` has the
-rows of the README's table.
+Files `record_<name>.yaml` have the same form: records of the old nets with modern training.
+`claim_recipes.yaml` contains the rows of the README's table.
 """
 
 import argparse
@@ -63,39 +63,39 @@ ENDED = {"finished", "diverged"}
 HEAD = """\
 # The papers' claims
 
-What the papers and the tutorials say, what we did, and what came out. Every claim is an experiment
-of `conf/experiment/`, and `python docs/claims.py run <name>` repeats it; `make claims` runs what is
-left of all, after it has said what that is and how long it takes. Numbers are means and standard
-deviations over seeds, and seconds are medians. The rule of a verdict stands in the experiment's
-file, and stood there before the runs: it *holds* where the 95 % interval of a difference lies on
-its side, *does not hold* where it lies on the other one, and is *undecided* in between. Rates are
-chosen on held-out training images, never on test images. Long claims that no time was left for are
-listed as not run.
+What the papers and the tutorials claim, what we did, and our results. Each claim is an experiment
+in `conf/experiment/`; `python docs/claims.py run <name>` repeats it. `make claims` prints which
+experiments have no results yet and how long they take, and runs them. Tables show mean ± standard
+deviation over seeds, and median seconds. The rule for each verdict is part of the experiment's
+file and was written before the runs. A rule *holds* if the 95 % interval of a difference lies on
+the claimed side, *does not hold* if it lies on the other side, and is *undecided* otherwise.
+Learning rates are chosen on validation images, never on test images. Experiments that take too
+long for the machine at hand are listed as not run.
 """
 TUTORIALS = """\
-## Where the tutorials err
+## Errors in the tutorials
 
-- LeNet: one filter serves all maps of C3 that see as many maps of S2, so that C3 has 76 + 101 +
-  101 + 151 = 429 parameters, not the 1,516 that the text has; the whole net has 59,719. Our
-  `TableConv2d` has a filter for each map.
-- LeNet: digits are stretched to 32 x 32 pixels, where the paper adds a border of background.
-- The AlexNet article: its sum of 60,964,224 parameters leaves out the 1,000 biases of the last
+- LeNet: all maps of C3 that see the same number of maps of S2 share one filter, so C3 has 76 +
+  101 + 101 + 151 = 429 parameters, not 1,516 as stated, and the whole net has 59,719. Our
+  `TableConv2d` has a separate filter for each map.
+- LeNet: digits are resized to 32 x 32 pixels; the paper adds a border of background.
+- The AlexNet article: the stated 60,964,224 parameters do not include the 1,000 biases of the last
   layer (60,965,224). The kernels of conv4 and conv5 see the 192 maps of their own tower, not 384.
-- AlexNet on CIFAR-10: images of 96 x 96 pixels end in maps of 2 x 2, which the adaptive pool
-  repeats up to 6 x 6: the 9,216 inputs of fc6 hold 1,024 different values. fc7 has 1,024 units,
-  not 4,096.
-- Batch normalisation: its momentum of 0.9 is the share of the old value, torch's 0.1. Its running
-  variance is the biased one, and its mode is taken from whether gradients are on, not from
+- AlexNet on CIFAR-10: the last maps of 96 x 96 images are 2 x 2, and the adaptive pooling repeats
+  their values to 6 x 6: the 9,216 inputs of fc6 contain 1,024 different values. fc7 has 1,024
+  units, not 4,096.
+- Batch normalisation: a momentum of 0.9 is the weight of the old value, which is 0.1 in torch. The
+  running variance is the biased one, and the mode depends on whether gradients are enabled, not on
   `eval()`.
-- The generic net: 64 x 7 x 7 = 3,136 units enter its first full layer, where the text has
-  32 x 7 x 7; it has 121,514 parameters.
+- The generic net: 64 x 7 x 7 = 3,136 units enter its first linear layer, not 32 x 7 x 7; the net
+  has 121,514 parameters.
 """
 RECORDS = """\
 ## Records on a small machine
 
-What the old nets reach with today's training in seconds on 2 cores; every choice is made on
-held-out images. Each line is an experiment, and `python docs/claims.py run record_<name>` measures
-it on five seeds.
+What the old nets reach with modern training in a limited time on 2 cores. Hyperparameters are
+chosen on validation images. Each line is an experiment; `python docs/claims.py run record_<name>`
+measures it with five seeds.
 
 | experiment | data | goal | test error | seconds | n | |
 |---|---|---|--:|--:|--:|---|"""
@@ -103,7 +103,7 @@ it on five seeds.
 
 @cache
 def claims() -> dict[str, dict[str, Any]]:
-    """What each claim's file says, by name: those of 1998, of 2012, the tutorials', the records."""
+    """The claims by name: those of 1998, of 2012, of the tutorials, then the records."""
     files = [*sorted(CONF.glob("claim_*.yaml")), *sorted(CONF.glob("record_*.yaml"))]
     found = {p.stem.removeprefix("claim_"): yaml.safe_load(p.read_text())["claim"] for p in files}
     papers = {"LeCun": 0, "Krizhevsky": 1, "records": 3}
@@ -111,12 +111,12 @@ def claims() -> dict[str, dict[str, Any]]:
 
 
 def compared() -> dict[str, dict[str, Any]]:
-    """The claims alone, without the README's recipes and the records."""
+    """The claims without the README's recipes and the records."""
     return {n: c for n, c in claims().items() if "rows" not in c and not n.startswith("record_")}
 
 
 def words(name: str, side: list[str]) -> list[str]:
-    """The command line of a side; it may name more experiments itself."""
+    """The overrides of a side; a side may choose other experiments itself."""
     own = any(word.startswith("experiment=") for word in side)
     return [*([] if own else [f"experiment={file_of(name).stem}"]), *side]
 
@@ -125,7 +125,7 @@ def words(name: str, side: list[str]) -> list[str]:
 
 
 def stored(name: str) -> dict[str, Any]:
-    """What is kept of a claim: `sides`, each with its words, its runs and their provenance."""
+    """The stored results of a claim: by side, its overrides, runs and provenance."""
     path = KEPT / f"{name}.json"
     result = json.loads(path.read_text()) if path.exists() else {"sides": {}}
     made = result.pop("provenance", None)  # results of before had one for all sides
@@ -137,7 +137,7 @@ def results() -> dict[str, dict[str, Any]]:
 
 
 def runs_of_today(name: str, claim: dict[str, Any], side: str) -> int:
-    """How many runs are kept of this side as its file has it today."""
+    """The number of stored runs of a side with its current overrides."""
     found = stored(name)["sides"].get(side, {"words": [], "runs": []})
     own = claim["sides"][side] if "measure" in claim else words(name, claim["sides"][side])
     return len(found["runs"]) if found["words"][: len(own)] == own else 0
@@ -148,7 +148,7 @@ def is_finished(name: str, claim: dict[str, Any], side: str) -> bool:
 
 
 def wanted(names: list[str]) -> list[tuple[str, str]]:
-    """The sides of these claims, or of all that are not finished."""
+    """The sides of these claims, or all sides without complete results."""
     return [
         (name, side)
         for name, claim in claims().items()
@@ -159,7 +159,7 @@ def wanted(names: list[str]) -> list[tuple[str, str]]:
 
 
 def origin(name: str, side: str) -> tuple[str, str]:
-    """The side whose runs a side is measured on: mostly its own."""
+    """The claim and side whose runs a side uses: usually its own."""
     claim = claims()[name]
     if "measure" not in claim:
         return name, side
@@ -168,7 +168,7 @@ def origin(name: str, side: str) -> tuple[str, str]:
 
 
 def plan(sides: list[tuple[str, str]], more: list[str]) -> str:
-    """What is finished, what is left, and how long that takes, from runs that have ended."""
+    """Text: finished claims, and those to run with their duration, estimated from earlier runs."""
     found = claims()
     done = [n for n, c in found.items() if all(is_finished(n, c, side) for side in c["sides"])]
     lines = [f"finished: {', '.join(done) or 'nothing'}", "", "left:"]
@@ -181,7 +181,7 @@ def plan(sides: list[tuple[str, str]], more: list[str]) -> str:
         for side in [side for of, side in trained if of == name]:
             ended = [json.loads(p.read_text()) for p in RUNS.glob(f"{name}/{side}/*/*/result.json")]
             ended = [result for result in ended if result["status"] in ENDED]
-            left = claim["seeds"] + len(claim.get("rates", [])) - len(ended)
+            left = claim["seeds"] + len(rates_of(claim, side)) - len(ended)
             known = ended or stored(name)["sides"].get(side, {}).get("runs", [])
             each = [x["seconds"] for x in known if x["status"] == "finished"]
             runs += left
@@ -200,9 +200,15 @@ def plan(sides: list[tuple[str, str]], more: list[str]) -> str:
 
 
 def estimate(claim: dict[str, Any], side: str) -> float:
-    """Seconds of a run on one core, as its file states them."""
+    """Seconds of a run on one core, as stated in the claim's file."""
     said = claim["seconds"]
     return said[side] if isinstance(said, dict) else said
+
+
+def rates_of(claim: dict[str, Any], side: str) -> list[float]:
+    """The learning rates to choose from: the same for all sides, or those of a side."""
+    rates = claim.get("rates", [])
+    return rates.get(side, []) if isinstance(rates, dict) else rates
 
 
 def duration(seconds: float) -> str:
@@ -214,7 +220,7 @@ def duration(seconds: float) -> str:
 
 
 def run(names: list[str], more: list[str], together: bool) -> None:
-    """Run what is left of these claims and keep their numbers."""
+    """Run these claims, or all without results, and store the results."""
     sides = wanted(names)
     print(plan(sides, more), flush=True)
     for name, claim in claims().items():
@@ -227,7 +233,7 @@ def run(names: list[str], more: list[str], together: bool) -> None:
 
 
 def keep(name: str, side: str, found: dict[str, Any]) -> None:
-    """Keep one more side of a claim."""
+    """Store the results of one side of a claim."""
     sides = stored(name)["sides"] | {side: found}
     order = [side for side in claims()[name]["sides"] if side in sides]
     KEPT.mkdir(exist_ok=True)
@@ -247,17 +253,17 @@ def run_side(name: str, more: list[str], side: str) -> dict[str, Any]:
 
 
 def train_side(name: str, side: str, more: list[str]) -> tuple[list[str], list[Path]]:
-    """The words of a side, with the rate that was chosen for it, and its runs, which have ended."""
+    """The overrides of a side, with its chosen learning rate, and the directories of its runs."""
     claim = claims()[name]
     folder, base = RUNS / name / side, words(name, claim["sides"][side])
-    if "rates" in claim:
-        rate = best_rate(base, claim["rates"], folder / "rates", more)
+    if rates := rates_of(claim, side):
+        rate = best_rate(base, rates, folder / "rates", more)
         base = [*base, f"optim.lr={rate}"]
     return base, seeds(base, claim["seeds"], folder, more)
 
 
 def seeds(base: list[str], count: int, folder: Path, more: list[str]) -> list[Path]:
-    """The runs of so many seeds; those of a start that had fewer are not repeated."""
+    """The directories of the runs; if an earlier start had fewer seeds, only new ones are run."""
     record = folder / "seeds" / "sweep.yaml"
     grid = yaml.safe_load(record.read_text())["grid"] if record.exists() else []
     had = [first for first in range(1, count) if f"seed=range({first})" in grid]
@@ -269,7 +275,7 @@ def seeds(base: list[str], count: int, folder: Path, more: list[str]) -> list[Pa
 
 
 def measured(claim: dict[str, Any], side: list[str], directory: Path) -> dict[str, Any]:
-    """The same as `numbers`, of what is measured on the checkpoint of a run."""
+    """Like `numbers`, for measurements of a run's checkpoint."""
     from claim_measures import measure  # here, since importing torch takes seconds
 
     start = time.perf_counter()
@@ -280,19 +286,21 @@ def measured(claim: dict[str, Any], side: list[str], directory: Path) -> dict[st
 
 
 def sweep(job: list[str], folder: Path, more: list[str]) -> list[Path]:
-    """The directories of the jobs of a sweep that has ended, now or earlier."""
+    """The directories of a sweep's jobs, after running it if necessary."""
     given = ["-m", *job, f"sweep.dir={folder}", *more]
     print(f"\npython src/train.py {shlex.join(given)}", flush=True)
     subprocess.run([sys.executable, TRAIN, *given])
     runs = sorted(folder.glob("[0-9]*"), key=lambda path: int(path.name))
     states = [json.loads((path / "result.json").read_text())["status"] for path in runs]
     if not states or set(states) - ENDED:
-        sys.exit(f"error: {folder}: {', '.join(states) or 'no run'}; the same command goes on")
+        sys.exit(
+            f"error: {folder}: {', '.join(states) or 'no run'}; run the same command to continue"
+        )
     return runs
 
 
 def best_rate(base: list[str], rates: list[float], folder: Path, more: list[str]) -> float:
-    """The rate with the lowest error on held-out images; a run that diverges has none."""
+    """The learning rate with the lowest validation error; diverged runs have none."""
     values = ",".join(map(str, rates))
     runs = sweep([*base, f"optim.lr={values}", f"seed={RATE_SEED}"], folder, more)
     results = [json.loads((path / "result.json").read_text()) for path in runs]
@@ -301,7 +309,7 @@ def best_rate(base: list[str], rates: list[float], folder: Path, more: list[str]
 
 
 def numbers(directory: Path) -> dict[str, Any]:
-    """What is kept of a run: its result, and the errors of each epoch."""
+    """The stored results of a run: its metrics, and the errors of each epoch."""
     result = json.loads((directory / "result.json").read_text())
     log = directory / "metrics.jsonl"  # not there if the first epoch diverged
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
@@ -327,7 +335,7 @@ def provenance(directory: Path) -> dict[str, Any]:
 
 
 def value(run: dict[str, Any], metric: str) -> float:
-    """A metric of a run: of its best epoch, or one of those made here."""
+    """A metric of a run at its best epoch, or a metric derived here."""
     if metric == "seconds":
         return run["seconds"]
     metrics, epochs = run["metrics"], run["epochs"]
@@ -343,7 +351,7 @@ def value(run: dict[str, Any], metric: str) -> float:
 
 
 def values_of(rule: dict[str, Any], result: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """What a rule says is smaller, of each run, and what than."""
+    """The values that a rule compares, for each run: the smaller ones, and the others."""
     sides = {side: found["runs"] for side, found in result["sides"].items()}
     left = [value(run, rule["metric"]) for run in sides[rule["smaller"]]]
     if rule["than"] not in sides:
@@ -352,7 +360,7 @@ def values_of(rule: dict[str, Any], result: dict[str, Any]) -> tuple[list[float]
 
 
 def interval(rule: dict[str, Any], result: dict[str, Any]) -> tuple[float, float]:
-    """95 % interval of what the rule says is below 0."""
+    """95 % interval of the difference that is negative if the rule holds."""
     left, right = values_of(rule, result)
     differences = [a - b + rule.get("by", 0) for a, b in zip(left, right, strict=True)]
     n = len(differences)
@@ -370,7 +378,7 @@ def sides_of(rule: dict[str, Any]) -> set[str]:
 
 
 def verdict(claim: dict[str, Any], result: dict[str, Any]) -> str:
-    """Of all rules of a claim: the worst one."""
+    """The worst verdict of a claim's rules."""
     if not claim["sides"].keys() <= result["sides"].keys():
         return NOT_RUN
     found = [judge(rule, result) for rule in claim["rule"]]
@@ -381,7 +389,7 @@ def verdict(claim: dict[str, Any], result: dict[str, Any]) -> str:
 
 
 def quick(names: list[str]) -> None:
-    """Each direction that shows on few images, from a run a side; fails where one does not."""
+    """Check the directions that are visible on few images, with one run for each side."""
     found = {n: c for n, c in claims().items() if "quick" in c and (not names or n in names)}
     sides = {
         (name, side): origin(name, side)
@@ -412,8 +420,8 @@ def quick(names: list[str]) -> None:
             print(line, flush=True)
             wrong += [] if holds else [line]
     if wrong:
-        sys.exit("\n".join(["not as the papers say:", *wrong]))
-    print("\nall directions are as the papers say")
+        sys.exit("\n".join(["not as claimed:", *wrong]))
+    print("\nall directions are as claimed")
 
 
 def quick_run(name: str, side: str) -> Path:
@@ -500,22 +508,22 @@ def section(name: str, claim: dict[str, Any], result: dict[str, Any]) -> list[st
 def hardware(result: dict[str, Any]) -> str:
     made = next(iter(result["sides"].values()))["provenance"]
     commit = (made.get("git") or {}).get("commit", "unknown")[:7]
-    where = f"{made['processor']}, {made['threads']} thread{'s' * (made['threads'] != 1)} a run"
+    where = f"{made['processor']}, {made['threads']} thread{'s' * (made['threads'] != 1)} per run"
     return f"{where}, torch {made['packages']['torch']}, commit {commit}"
 
 
 def needed(name: str, claim: dict[str, Any]) -> str:
-    """What a claim takes that was not run yet."""
+    """The number and duration of a claim's runs."""
     if "measure" in claim:
         sources = dict.fromkeys(origin(name, side)[0] for side in claim["sides"])
         return f"it measures the nets of {' and '.join(sources)}"
-    each = claim["seeds"] + len(claim.get("rates", []))
-    seconds = each * sum(estimate(claim, side) for side in claim["sides"])
-    return f"{each * len(claim['sides'])} runs, about {duration(seconds)} on one core"
+    each = {side: claim["seeds"] + len(rates_of(claim, side)) for side in claim["sides"]}
+    seconds = sum(count * estimate(claim, side) for side, count in each.items())
+    return f"{sum(each.values())} runs, about {duration(seconds)} on one core"
 
 
 def header(name: str, claim: dict[str, Any]) -> str:
-    """The first lines of a claim's file: its command, what was measured, on what, the verdict."""
+    """The first lines of a claim's file: command, results, hardware and verdict."""
     result = stored(name)
     found = verdict(claim, result)
     lines = [f"{found}: {needed(name, claim)}"]
@@ -536,7 +544,7 @@ def file_of(name: str) -> Path:
 
 
 def headed(name: str, claim: dict[str, Any]) -> str:
-    """The file of a claim with these lines."""
+    """The content of a claim's file with its current header."""
     lines = file_of(name).read_text().splitlines(keepends=True)
     rest = next(number for number, line in enumerate(lines) if not line.startswith("#"))
     return header(name, claim) + "".join(lines[rest:])
@@ -547,8 +555,13 @@ def spread(runs: list[dict[str, Any]], metric: str) -> str:
     return f"{mean(found):.2f} ± {stdev(found):.2f} %" if len(found) > 1 else f"{found[0]:.2f} %"
 
 
+def short(number: float) -> str:
+    """Two digits, or all before the point."""
+    return f"{number:.2g}" if abs(number) < 99.5 else f"{number:.0f}"
+
+
 def told(rule: dict[str, Any], result: dict[str, Any]) -> str:
-    """A rule and its interval in words."""
+    """A rule, its verdict and its interval as text."""
     low, high = interval(rule, result)
     metric = rule["metric"]
     if metric.startswith("epochs/"):
@@ -563,10 +576,10 @@ def told(rule: dict[str, Any], result: dict[str, Any]) -> str:
         other = f"{scale * other:g}{' %' if scale == 100 else ''}"
     margin = f", or higher by less than {-100 * rule['by']:g} points" if rule.get("by") else ""
     first, second = (str(x).replace("_", " ") for x in (rule["smaller"], other))
+    ends = f"{short(scale * low)} to {short(scale * high)}"
     return (
         f"{what} of {first} below {second}{margin}: {judge(rule, result)} (the difference "
-        f"{'with the margin ' if margin else ''}lies in {scale * low:.2g} to {scale * high:.2g} "
-        f"{unit})".replace(" )", ")")
+        f"{'with the margin ' if margin else ''}lies in {ends} {unit})".replace(" )", ")")
     )
 
 
@@ -596,7 +609,7 @@ def recipes() -> str:
 
 
 def readme() -> str:
-    """The README with that table."""
+    """The README with the current table."""
     before, rest = README.read_text().split("<!-- results -->\n")
     after = rest.partition("<!-- end of results -->\n")[2]
     marks = ("<!-- results -->\n", "<!-- end of results -->\n")

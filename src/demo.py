@@ -1,4 +1,4 @@
-"""Show a trained net on a local web page: draw a digit, or drop a photo, and watch it pass.
+"""Show a trained net on a local web page: draw a digit, or upload a photo.
 
 python src/demo.py outputs/lenet5-mnist/latest
 python src/demo.py outputs/convnet_cifar10-cifar10/latest --port 7861
@@ -9,18 +9,18 @@ from importlib.util import find_spec
 from classic_cnns import UserError
 from classic_cnns.config.command_line import Command, one_line_errors
 from classic_cnns.config.compose import Composer
-from classic_cnns.trainer.devices import share_cores
+from classic_cnns.trainer.devices import limit_spinning
 
 
 def main() -> None:
     parser = Command(__doc__)
-    parser.add_argument("--port", type=int, help="of the page; without it the first free one")
+    parser.add_argument("--port", type=int, help="of the page (default: the first free one)")
     given = parser.parse_args()
     with one_line_errors():
         if find_spec("gradio") is None:
             raise UserError("demo.py: needs an extra; try pip install -e '.[demo]'")
-        share_cores()
-        checkpoint, config = Composer(given.config_dir, trusted=given.trust).of_run(given.run)
+        limit_spinning()
+        checkpoint, config = Composer(given.config_dir, trusted=given.trust).load_run(given.run)
         from classic_cnns.run.demo import page  # here, since importing torch takes seconds
 
         try:

@@ -1,4 +1,4 @@
-"""Measure a trained net again: on the same data, on other data, or on other devices.
+"""Evaluate a trained net on the same data, on other data, or on other devices.
 
 python src/evaluate.py outputs/lenet5-mnist/latest
 python src/evaluate.py outputs/lenet5-mnist/latest split=val --json
@@ -10,7 +10,7 @@ from classic_cnns import UserError
 from classic_cnns.config.command_line import Command, one_line_errors
 from classic_cnns.config.compose import Composer
 from classic_cnns.trainer import devices
-from classic_cnns.trainer.launch import in_rank, launch
+from classic_cnns.trainer.launch import launch, run_in_rank
 
 
 def main() -> None:
@@ -19,7 +19,9 @@ def main() -> None:
         "words", nargs="*", default=[], metavar="key=value",
         help="split=val or split=test; data=, data_dir= and trainer=, and keys of theirs",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="one line of JSON in place of tables")
+    parser.add_argument(
+        "--json", action="store_true", help="print one line of JSON instead of tables"
+    )
     given = parser.parse_intermixed_args()
     with one_line_errors():
         split = "test"
@@ -28,12 +30,12 @@ def main() -> None:
             split = word.removeprefix("split=")
             if split not in ("val", "test"):
                 raise UserError(f"{word}: must be one of val, test; try split=test")
-        devices.share_cores()
-        checkpoint, config = Composer(given.config_dir, trusted=given.trust).of_run(
+        devices.limit_spinning()
+        checkpoint, config = Composer(given.config_dir, trusted=given.trust).load_run(
             given.run, given.words
         )
-        count = devices.count(config.trainer.devices)
-        if count > 1 and devices.started_outside() is None:
+        count = devices.device_count(config.trainer.devices)
+        if count > 1 and devices.launched_processes() is None:
             return launch(count)
 
         def task() -> None:
@@ -42,7 +44,7 @@ def main() -> None:
             if found := evaluate(checkpoint, config, split):
                 print(found.json() if given.json else found.table())
 
-        in_rank(task)
+        run_in_rank(task)
 
 
 if __name__ == "__main__":

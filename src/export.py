@@ -1,18 +1,18 @@
-"""Write a trained net to a file that runs without this project.
+"""Export a trained net to a file that can be used without this project.
 
 python src/export.py outputs/lenet5-mnist/latest --to lenet5.onnx
 python src/export.py outputs/lenet5-mnist/latest --to lenet5.pt2
 python src/export.py outputs/lenet5-mnist/latest --to lenet5.safetensors
 
-ONNX and PT2 files take pictures (N, C, H, W) uint8 of the data set's size and give probabilities
-(N, classes); safetensors hold the weights alone, and the preprocessing as metadata.
+ONNX and PT2 files map pictures (N, C, H, W) uint8 of the data set's size to probabilities (N,
+classes). Safetensors contain the weights, and the preprocessing as metadata.
 """
 
 from pathlib import Path
 
 from classic_cnns.config.command_line import Command, one_line_errors
 from classic_cnns.config.compose import Composer
-from classic_cnns.trainer.devices import share_cores
+from classic_cnns.trainer.devices import limit_spinning
 
 
 def main() -> None:
@@ -20,8 +20,8 @@ def main() -> None:
     parser.add_argument("--to", required=True, type=Path, help="*.onnx, *.pt2 or *.safetensors")
     given = parser.parse_args()
     with one_line_errors():
-        share_cores()
-        checkpoint, config = Composer(given.config_dir, trusted=given.trust).of_run(given.run)
+        limit_spinning()
+        checkpoint, config = Composer(given.config_dir, trusted=given.trust).load_run(given.run)
         from classic_cnns.run.export import export  # here, since importing torch takes seconds
 
         print(export(checkpoint, config, given.to))

@@ -1,4 +1,4 @@
-"""Draw what a trained net has learned: kernels, maps, answers, mistakes, and what throws it off.
+"""Draw figures of a trained net: kernels, feature maps, answers, mistakes and robustness.
 
 python src/pictures.py outputs/lenet5-mnist/latest
 python src/pictures.py outputs/lenet5-mnist/latest outputs/simple_cnn-mnist/latest --to pictures
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from classic_cnns.config.command_line import Command, one_line_errors
 from classic_cnns.config.compose import Composer
-from classic_cnns.trainer.devices import share_cores
+from classic_cnns.trainer.devices import limit_spinning
 
 
 def main() -> None:
@@ -17,14 +17,16 @@ def main() -> None:
         "more",
         nargs="*",
         default=[],
-        help="further runs, whose robustness is drawn beside that of the first",
+        help="more runs, to compare their robustness",
     )
-    parser.add_argument("--to", type=Path, help="a folder; without it pictures/ of the run")
+    parser.add_argument(
+        "--to", type=Path, help="output folder (default: pictures/ in the run directory)"
+    )
     given = parser.parse_args()
     with one_line_errors():
-        share_cores()
+        limit_spinning()
         composer = Composer(given.config_dir, trusted=given.trust)
-        runs = [composer.of_run(run) for run in (given.run, *given.more)]
+        runs = [composer.load_run(run) for run in (given.run, *given.more)]
         from classic_cnns.run.pictures import draw  # here, since importing torch takes seconds
 
         for path in draw(runs, given.to):

@@ -1,10 +1,10 @@
-"""Bring the images of class folders to their size, once for all runs that read them.
+"""Resize the images of class folders once, for all runs that use them.
 
 python src/prepare.py data.root=<folder>
 python src/prepare.py data.root=<folder> data.store=jpeg data.jpeg_quality=95
 
-Any run does so by itself at its first start; here it is done without one. A preparation that was
-stopped goes on with the same command.
+A run does this itself when it first uses a folder. The same command continues an interrupted
+preparation.
 """
 
 import sys

@@ -14,11 +14,11 @@ def main() -> None:
     parser = Command(__doc__, run=False)
     parser.add_argument(
         "directories", nargs="+", metavar="DIRECTORY",
-        help="of a run or a sweep, or any folder that has some below it",
+        help="run, sweep, or a folder that contains some",
     )  # fmt: skip
     parser.add_argument(
-        "--to", type=Path, help="where results.csv, results.md and curves.png go; without it to "
-        "the directory itself if it is one alone, else to outputs/results",
+        "--to", type=Path, help="folder for results.csv, results.md and curves.png (default: the "
+        "directory, if there is only one, else outputs/results)",
     )  # fmt: skip
     given = parser.parse_args()
     with one_line_errors():
@@ -33,7 +33,7 @@ def main() -> None:
         table.write(folder)
         print(table.markdown())
 
-        from classic_cnns.report import curves  # here, since matplotlib takes a second
+        from classic_cnns.report import curves  # here, since importing matplotlib takes a second
 
         curves.write(folder / "curves.png", table)
         print(f"\nIn {folder}: results.csv, results.md and curves.png")

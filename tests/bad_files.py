@@ -102,6 +102,19 @@ def write(folder: Path) -> None:
         shutil.copytree(run, folder / "with" / name)
         shutil.copy(folder / f"{name}.ckpt", folder / "with" / name / "checkpoints" / "best.ckpt")
         shutil.copy(folder / f"{name}.ckpt", folder / "with" / name / "checkpoints" / "last.ckpt")
+    layers = [{"_target_": "torch.nn.Flatten"}] + 6 * [
+        {"_target_": "torch.nn.Linear", "in_features": 10**6, "out_features": 10**6}
+    ]
+    alexnet = compose("model=alexnet", "data=cifar10", "model.input.fit=resize").model.net
+    nets = {"wide": OmegaConf.to_container(alexnet, resolve=True) | {"channels": 5 * [10**5]},
+            "long": {"_target_": "torch.nn.Sequential", "_args_": layers}}  # fmt: skip
+    for name, net in nets.items():  # of terabytes
+        shutil.copytree(run, folder / "huge" / name)
+        changed = config.copy()
+        changed.model.net = net
+        OmegaConf.save(changed, folder / "huge" / name / "config.yaml")
+        own = {"hyper_parameters": OmegaConf.to_container(changed)}
+        torch.save(state | own, folder / f"{name}.ckpt")
     with zipfile.ZipFile(folder / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("archive/data.pkl", bytes(10**8))
     (folder / "cut.ckpt").write_bytes(best.read_bytes()[:5000])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from classic_cnns.trainer.devices import core_count, share_cores
+from classic_cnns.trainer.devices import core_count, limit_spinning
 from tests.forks import SRC, Process, Server
 
 # A shell gives what it starts in the background a deaf ear for Ctrl-C, which our children inherit.
@@ -23,7 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("PYTHONUNBUFFERED", None)
 
 # As the command does before torch is imported: tests train in this process too.
-share_cores()
+limit_spinning()
 # Tests that run side by side share the cores; each of their processes reads this with torch.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, core_count() // int(workers))))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from classic_cnns.callbacks.activations import Activations, activations, unused
+from classic_cnns.callbacks.activations import Activations, activations, inactive_share
 from classic_cnns.callbacks.pictures import Pictures
 from classic_cnns.model.lenet5 import LeNet5
 from tests.recipes import MODELS, recipe
@@ -34,7 +34,7 @@ class Mixed(nn.Module):
 def test_dead_and_saturated_units_are_counted():
     found = activations(Mixed(), torch.randn(5, 1, 3, 3))
     assert {layer: kind for layer, (kind, _) in found.items()} == {"conv": "relu", "fc": "tanh"}
-    assert unused(*found["conv"]) == 0.5 and unused(*found["fc"]) == 0.75
+    assert inactive_share(*found["conv"]) == 0.5 and inactive_share(*found["fc"]) == 0.75
 
 
 def test_the_scaled_tanh_of_1998_is_saturated_where_its_slope_is_below_a_twentieth():
@@ -47,7 +47,33 @@ def test_the_scaled_tanh_of_1998_is_saturated_where_its_slope_is_below_a_twentie
     sums = net.C1(images).requires_grad_()
     (slope,) = torch.autograd.grad((1.7159 * torch.tanh(2 / 3 * sums)).sum(), sums)
     want = (slope < 0.05 * 1.7159 * 2 / 3).float().mean().item()
-    assert 0.05 < want < 0.95 and unused(kind, output) == pytest.approx(want, abs=1e-3)
+    assert 0.05 < want < 0.95 and inactive_share(kind, output) == pytest.approx(want, abs=1e-3)
+
+
+@pytest.mark.parametrize("subsampling", ["trainable", "average", "max"])
+def test_the_layers_of_lenet_5_have_the_names_of_figure_2(subsampling):
+    net, images = LeNet5(subsampling=subsampling), torch.randn(2, 1, 32, 32)
+    found = activations(net, images)
+    assert list(found) == ["C1", "S2", "C3", "S4", "C5", "F6"]
+    (_, sigmoid), wanted = found["S2"], net.squash(net.S2(net.squash(net.C1(images))))
+    torch.testing.assert_close(1.7159 * (2 * sigmoid - 1), wanted)
+    assert list(activations(net, images, pooling=True)) == list(found)
+
+
+def test_units_that_are_pooled_before_they_are_squashed_are_those_of_the_convolution():
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 1),
+        nn.MaxPool2d(2),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(2, 3, 1),
+        nn.Tanh(),
+    )
+    images = torch.randn(1, 1, 4, 4)
+    assert list(activations(net, images)) == ["0", "4"]
+    found = activations(net, images, pooling=True)
+    assert list(found) == ["0", "3", "4"] and found["3"][0] == "pool"
+    torch.testing.assert_close(found["3"][1], net[:4](images))
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(words, tiny_co
     caplog.clear()
     run(compose("resume=run", "trainer.max_epochs=3"))
     (line,) = [r.message for r in caplog.records if r.levelname == "WARNING"]
-    assert "run/checkpoints/last.ckpt: is cut off, damaged" in line and "best.ckpt is taken" in line
+    assert "run/checkpoints/last.ckpt: is cut off, damaged" in line and "best.ckpt is used" in line
     assert same(weights(Path("run")), weights(Path("whole")))
 
     for name in ("last.ckpt", "best.ckpt"):
@@ -130,7 +130,7 @@ class Clock:
     """Stands for a Trainer whose batches take `batch` seconds, and whose checkpoints `save`."""
 
     def __init__(self, monkeypatch, batch: float, save: float, **ranks) -> None:
-        self.now, self.batch, self.save, self.saved, self.asked = 0.0, batch, save, [], 0
+        self.now, self.batch, self.save, self.saved, self.requested = 0.0, batch, save, [], 0
         monkeypatch.setattr("classic_cnns.callbacks.checkpoint.time.monotonic", lambda: self.now)
         self.trainer = SimpleNamespace(
             save_checkpoint=self.write, default_root_dir="", world_size=2, val_check_batch=None,
@@ -139,7 +139,7 @@ class Clock:
         )  # fmt: skip
 
     def ask(self, answer):
-        self.asked += 1
+        self.requested += 1
         return answer
 
     def write(self, _) -> None:
@@ -158,11 +158,11 @@ def test_within_long_epochs_a_checkpoint_is_written_each_five_minutes(monkeypatc
     clock, callback = Clock(monkeypatch, 0.1, 1), BestAndLast(minutes=5)
     clock.epoch(callback, 2900)
     assert not clock.saved  # an epoch of less than five minutes has the one at its end
-    asked, clock.asked = clock.asked, 0
+    asked, clock.requested = clock.requested, 0
     assert asked < 20
     clock.epoch(callback, 10_000)
     assert [round(time - 290) for time in clock.saved] == [300, 601, 902]
-    assert clock.asked < 100
+    assert clock.requested < 100
 
 
 def test_checkpoints_that_take_long_are_fewer_and_take_a_hundredth_of_the_time(monkeypatch):

@@ -183,7 +183,7 @@ def test_an_earlier_run_may_go_on_with_other_devices(train):
     line = train("resume=run", "trainer.devices=99").line()
     assert "trainer.devices=99: this machine has" in line
     assert "seed=1" in train("resume=run", "trainer=cpu", "seed=1").line()
-    assert "has none" in train("resume=run", "trainer=two_gpu").line()
+    assert "needs a net with two towers" in train("resume=run", "trainer=two_gpu").line()
 
     words = shlex.split("--cfg job --resolve trainer=two_gpu model=alexnet_small")
     (run / "config.yaml").write_text(train(*words).out)

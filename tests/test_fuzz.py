@@ -11,8 +11,8 @@ from PIL import Image
 
 from classic_cnns import UserError
 from classic_cnns.config.compose import Composer
-from classic_cnns.config.schema import leaves
-from classic_cnns.config.stored import checked
+from classic_cnns.config.schema import flatten
+from classic_cnns.config.stored import checked_config
 from classic_cnns.data.pictures import read_picture
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
 
@@ -25,7 +25,7 @@ few = hypothesis.settings(
 
 COMPOSER = Composer()
 DEFAULT = OmegaConf.to_container(COMPOSER.read_files(()), resolve=False)
-KEYS = [key for key, _ in leaves(DEFAULT, groups=True) if not key.startswith("sweep")]
+KEYS = [key for key, _ in flatten(DEFAULT, groups=True) if not key.startswith("sweep")]
 VALUES = st.one_of(
     st.text(max_size=12), st.integers().map(str), st.floats().map(str),
     st.sampled_from(["null", "true", "[]", "{}", "${seed}", "${x}", "a,b", "[1,2]", "{a:1}", "'"]),
@@ -64,7 +64,7 @@ PLAIN = st.recursive(
 @few
 @hypothesis.given(st.dictionaries(st.sampled_from(list(DEFAULT)), PLAIN))
 def test_any_stored_config(values):
-    answers(checked, values, "config.yaml")
+    answers(checked_config, values, "config.yaml")
 
 
 def changed(whole: bytes):

@@ -1,4 +1,4 @@
-"""The rules of the house: conf groups are code rooms, arrows point one way, facts stand once."""
+"""Conventions of CONTRIBUTING.md: packages follow config groups, imports point down, no repeats."""
 
 import ast
 import re
@@ -12,11 +12,11 @@ from classic_cnns.config.compose import CONF, compose
 
 ROOT = Path(__file__).parents[1]
 CODE = ROOT / "src" / "classic_cnns"
-ROOMS = {path.name for path in CODE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+PACKAGES = {path.name for path in CODE.iterdir() if path.is_dir() and path.name != "__pycache__"}
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 
-# What each room may import of the project; each may import UserError and program() too.
-ARROWS = {
+# What each package may import from the project, besides UserError, one_line() and program().
+IMPORTS = {
     "model": set(),
     "optim": set(),
     "files": set(),
@@ -58,33 +58,35 @@ def files(tree: Path = CODE) -> list[Path]:
     return [path for path in tree.rglob("*.py") if path.name != "__init__.py"]
 
 
-def test_each_group_of_conf_has_a_room_of_code():
-    assert GROUPS - {"experiment", "debug"} <= ROOMS  # these only set values of the others
+def test_each_config_group_has_a_package():
+    assert GROUPS - {"experiment", "debug"} <= PACKAGES  # these only set values of the others
     # What composes configs, carries out a run and is looked at has no config of its own.
-    assert ROOMS - GROUPS == {"config", "report", "run"}
+    assert PACKAGES - GROUPS == {"config", "report", "run"}
 
 
 def test_the_package_has_a_dozen_entries_at_the_most():
-    entries = {path.stem for path in CODE.iterdir() if path.suffix == ".py" or path.stem in ROOMS}
+    entries = {
+        path.stem for path in CODE.iterdir() if path.suffix == ".py" or path.stem in PACKAGES
+    }
     assert len(entries - {"__init__", "__main__"}) <= 12
 
 
 @pytest.mark.parametrize(
     "path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF))
 )
-def test_own_targets_lie_in_the_room_of_their_group(path):
-    room = path.relative_to(CONF).parts[0]
+def test_targets_of_a_group_are_in_its_package(path):
+    package = path.relative_to(CONF).parts[0]
     for target in targets(yaml.safe_load(path.read_text())):
-        if target.startswith("classic_cnns.") and room != "experiment":  # of any group
-            assert target.startswith(f"classic_cnns.{room}.")
+        if target.startswith("classic_cnns.") and package != "experiment":  # of any group
+            assert target.startswith(f"classic_cnns.{package}.")
 
 
 @pytest.mark.parametrize("path", sorted(files()), ids=lambda path: str(path.relative_to(CODE)))
-def test_arrows_point_one_way(path):
-    room = path.relative_to(CODE).parts[0].removesuffix(".py")
+def test_imports_point_down(path):
+    package = path.relative_to(CODE).parts[0].removesuffix(".py")
     own = {name.split(".")[1] for name in imports(path) if name.startswith("classic_cnns.")}
-    assert own - {room, "UserError", "program"} <= ARROWS[room]
-    if room == "model":
+    assert own - {package, "UserError", "one_line", "program"} <= IMPORTS[package]
+    if package == "model":
         foreign = {name.split(".")[0] for name in imports(path)} - {"classic_cnns"}
         assert not own - {"model"}
         allowed = {"torch", "triton", "math", "collections", "dataclasses", "importlib", "typing"}
@@ -121,10 +123,10 @@ def test_every_deviation_in_the_code_is_in_the_readme():
     assert marked == {(name, text.strip()) for name, text in listed if "." in name}
 
 
-def test_every_room_is_installed():
+def test_every_package_is_installed():
     text = (ROOT / "pyproject.toml").read_text()
     listed = set(re.findall(r'^    "(classic_cnns[.a-z]*)",$', text, re.M))
-    assert listed == {"classic_cnns", "classic_cnns.conf", *(f"classic_cnns.{r}" for r in ROOMS)}
+    assert listed == {"classic_cnns", "classic_cnns.conf", *(f"classic_cnns.{r}" for r in PACKAGES)}
 
 
 def test_nothing_tracked_is_large_or_names_a_host():

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from classic_cnns import UserError
 from classic_cnns.config.compose import compose
-from classic_cnns.config.schema import TAKEN, trainer_arguments
+from classic_cnns.config.schema import RESERVED, trainer_arguments
 from classic_cnns.run import run as api
 from classic_cnns.run.build import build, build_trainer
 from classic_cnns.run.run import run
@@ -159,7 +159,7 @@ BUILT = {
 REFUSED = {
     "use_distributed_sampler": "+trainer.use_distributed_sampler=false",
     "enable_progress_bar": "+trainer.enable_progress_bar=false",
-} | {name: f"+trainer.{name}=1" for name in TAKEN}
+} | {name: f"+trainer.{name}=1" for name in RESERVED}
 
 
 def count(tag: str) -> int:

@@ -12,16 +12,18 @@ from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.model.lenet5 import MLELoss
 from classic_cnns.run import pictures
 from classic_cnns.run.demo import answer
-from classic_cnns.run.pictures import Trained, draw, moved, noisy, what_differs
+from classic_cnns.run.pictures import TrainedNet, distinct_names, draw, noisy, transformed
 from classic_cnns.run.run import run
 from tests.recipes import recipe
 
 
 def test_images_are_moved_by_whole_pixels_and_get_their_noise():
     images = torch.randint(256, (3, 1, 9, 9), dtype=torch.uint8)
-    right = moved(images, shift=2)
+    right = transformed(images, shift=2)
     assert torch.equal(right[..., 2:], images[..., :-2]) and not right[..., :2].any()
-    assert torch.equal(moved(images, angle=0), images) and torch.equal(noisy(images, 0), images)
+    assert torch.equal(transformed(images, angle=0), images) and torch.equal(
+        noisy(images, 0), images
+    )
     grey = torch.full((50, 1, 40, 40), 128, dtype=torch.uint8)
     assert noisy(grey, 16).float().std().item() == pytest.approx(16, rel=0.02)
 
@@ -29,12 +31,14 @@ def test_images_are_moved_by_whole_pixels_and_get_their_noise():
 def test_errors_are_counted_over_all_batches():
     scores = torch.eye(4)[[0, 1, 2, 3, 0, 1]]
     trained = SimpleNamespace(scores=lambda _: scores)
-    assert Trained.errors(trained, None, torch.tensor([0, 1, 2, 0, 0, 2])) == pytest.approx(2 / 6)
+    assert TrainedNet.errors(trained, None, torch.tensor([0, 1, 2, 0, 0, 2])) == pytest.approx(
+        2 / 6
+    )
 
 
 def test_runs_of_one_name_are_told_by_what_differs_in_their_paths():
     paths = ("out", "a", "seeds", "0", "best.ckpt"), ("out", "b", "seeds", "0", "best.ckpt")
-    assert what_differs(paths) == ["a", "b"]
+    assert distinct_names(paths) == ["a", "b"]
 
 
 @pytest.mark.slow
@@ -48,9 +52,9 @@ def test_a_run_is_drawn_with_all_its_pictures(
     words += ["data=tiny", f"data_dir={tiny_mnist.folder}", f"model={model}", "run_dir=a"]
     words += ["trainer.max_epochs=1", "trainer.accelerator=cpu", "trainer.log_every_n_steps=2"]
     run(compose(*words, config_dirs=[str(tiny_config_dir)]))
-    names = {path.name for path in draw([Composer([str(tiny_config_dir)]).of_run("a")], None)}
+    names = {path.name for path in draw([Composer([str(tiny_config_dir)]).load_run("a")], None)}
     assert {"inputs.png", "maps_0.png", "maps_3.png", "answers.png", "robustness.png"} <= names
-    assert ("kernels_C1.png" if model == "lenet5" else "kernels_conv1.png") in names
+    assert ("kernels_C3.png" if model == "lenet5" else "kernels_conv1.png") in names
     assert ("patches.png" in names) == (model != "lenet5")
     assert names == {path.name for path in (tmp_path / "a" / "pictures").iterdir()}
 

@@ -64,7 +64,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_undisturbed_weights(
     assert process.returncode == code
     assert "Traceback" not in rest
     if status:
-        assert f"go on with: python src/train.py resume={stopped}" in rest
+        assert f"continue with: python src/train.py resume={stopped}" in rest
         assert json.loads((stopped / "result.json").read_text())["status"] == status
     else:
         assert not (stopped / "result.json").exists()

@@ -17,6 +17,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from classic_cnns.trainer.devices import free_port
+from tests import golden
 from tests.forks import SRC, TRAIN, Process
 
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
@@ -213,7 +214,7 @@ def test_ctrl_c_is_heard_at_one_step_and_any_number_of_devices_goes_on(
             os.kill(pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err == "" and gone(pids)
-    assert f"interrupted; go on with: python src/train.py resume={stopped}" in out
+    assert f"interrupted; continue with: python src/train.py resume={stopped}" in out
     assert result(stopped)["status"] == "interrupted"
     step = checkpoint(stopped)["global_step"]
     assert 32 < step < 8 * 32
@@ -247,7 +248,7 @@ def test_a_killed_rank_ends_the_run_with_its_name_and_it_goes_on_to_the_same_bit
     assert process.returncode == 1
     (line,) = [line for line in err.splitlines() if "gloo" not in line.lower()]
     assert line.startswith("error: rank 1 was killed by SIGKILL")
-    assert line.endswith("go on with: python src/train.py resume=run")
+    assert line.endswith("continue with: python src/train.py resume=run")
     run = tmp_path / "run"
     assert result(run)["status"] == "failed" and "rank 1 was killed" in result(run)["error"]
     assert checkpoint(run)["global_step"] >= 8
@@ -263,7 +264,7 @@ def test_an_error_in_a_rank_ends_the_run_with_its_name_and_its_warnings_arrive(t
     assert code == 1
     assert re.search(r"^rank 1: .*UserWarning: this is going wrong$", err, re.M)
     last = err.splitlines()[-1]
-    assert last.startswith("error: rank 1: RuntimeError: no luck; go on with")
+    assert last.startswith("error: rank 1: RuntimeError: no luck; continue with")
     assert err.count("Traceback") == 1
     assert result(tmp_path / "run")["error"] == "rank 1: RuntimeError: no luck"
 
@@ -285,19 +286,42 @@ def test_no_rank_outlives_the_main_process(start):
     assert len(pids) == 2 and gone(pids)
 
 
-def test_torchrun_on_two_nodes_gives_the_numbers_of_one_process(start, beside, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "outputs" / "lenet5-tiny"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    launcher += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
-    words = ["trainer.num_nodes=2", "name=lenet5-tiny"]
-    commands = [[*launcher, f"--node-rank={rank}"] for rank in range(2)]
-    with beside(f"run_dir={one}"):
-        nodes = [start(*words, command=command) for command in commands]
-        outs = [node.communicate(timeout=120) for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], outs
-    assert [len(re.findall("^epoch", out, re.M)) for out, _ in outs] == [3, 0]
-    (run,) = [path for path in two.iterdir() if path.is_dir()]
-    assert difference(one, run) < 1e-6
+def test_torchrun_on_two_nodes_killed_and_gone_on_with_gives_the_numbers_of_one_process(
+    start, train, beside, tmp_path
+):
+    """On class folders: both nodes ask for the store, and each rank reads its share of it."""
+    golden.make_data(tmp_path)
+    one, run = tmp_path / "one", tmp_path / "run"
+    words = ["data=image_folder", f"data.root={tmp_path / 'photos'}", f"data_dir={tmp_path}"]
+    words += ["model=lenet5_relu", "model.input.fit=resize", "data.batch_size=4"]
+    words += ["optim.schedule_epochs=12", "callbacks.checkpoint.steps=3"]
+    resume = [f"resume={run}", "trainer.max_epochs=14"]
+
+    def nodes(*own: str) -> list[subprocess.Popen]:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1"]
+        launcher += ["--nnodes=2", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+        commands = [[*launcher, f"--node-rank={rank}"] for rank in range(2)]
+        return [start(*own, "trainer.num_nodes=2", command=command) for command in commands]
+
+    with beside(*words, "trainer.max_epochs=14", f"run_dir={one}"):
+        killed = nodes(*words, "trainer.max_epochs=12", f"run_dir={run}")
+        until(killed[0], "epoch   2/")
+        time.sleep(random.random() / 2)
+        pids = [pid for node in killed for pid in (node.pid, *ranks(node))]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        assert len(pids) == 4 and all(node.wait(10) == -signal.SIGKILL for node in killed)
+        assert 4 < checkpoint(run)["global_step"] < 12 * 4
+    assert train(f"resume={run}", "trainer.num_nodes=1")[0] == 0
+    again = nodes(*resume)
+    outs = [node.communicate(timeout=120) for node in again]
+    assert [node.returncode for node in again] == [0, 0], outs
+    assert [len(re.findall("^epoch", out, re.M)) for out, _ in outs] == [2, 0]
+    devices = [start["device"] for start in json.loads((run / "provenance.json").read_text())]
+    assert devices == ["2 x cpu", "cpu", "2 x cpu"]
+    assert len(list((tmp_path / "folders").rglob("store.json"))) == 1
+    assert checkpoint(one)["global_step"] == checkpoint(run)["global_step"] == 14 * 4
+    assert difference(one, run) < 1e-5
 
 
 def test_towers_go_on_in_one_process_and_back_to_the_numbers_of_one(train, beside, tmp_path):

@@ -4,10 +4,10 @@
 
     config = compose("model=lenet5", "data=mnist", "trainer.max_epochs=2")
     module, data = build(config)       # a LightningModule and a LightningDataModule
-    result = train(config)             # what result.json holds
+    result = train(config)             # the content of result.json
     net = load(result["directory"])    # in eval mode, with preprocess(), predict() and classes
 
-Only what is used is imported: `compose` needs no torch.
+Imports are lazy: `compose` does not import torch.
 """
 
 import sys
@@ -26,11 +26,16 @@ PUBLIC = {
 
 
 class UserError(Exception):
-    """A mistake or a circumstance that the user can mend, told in one line; no traceback."""
+    """An error that the user can fix, reported in one line without a traceback."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error, without line breaks."""
+    return " ".join(str(error).split())
 
 
 def program() -> str:
-    """How the user calls this program, for messages that propose a command."""
+    """The command that the user typed, for messages that suggest a command."""
     name = Path(sys.argv[0]).name
     return name if name.startswith("classic-cnns") else "python src/train.py"
 

@@ -1,6 +1,6 @@
-"""The one command: `python src/train.py`, `classic-cnns` or `python -m classic_cnns`.
+"""The command `python src/train.py`, `classic-cnns` or `python -m classic_cnns`.
 
-From its words to a checked config, and then to one run, to one rank of several, or to a sweep.
+Composes the config, then starts one run, one rank of several, or a sweep.
 """
 
 import sys
@@ -11,7 +11,7 @@ from classic_cnns import UserError, program
 from classic_cnns.config import command_line
 from classic_cnns.config.compose import CONF, Composer
 from classic_cnns.trainer import devices
-from classic_cnns.trainer.launch import in_rank, launch
+from classic_cnns.trainer.launch import launch, run_in_rank
 
 
 def main() -> None:
@@ -39,10 +39,10 @@ def main() -> None:
 
 
 def run_single(config: DictConfig) -> None:
-    """One run, in this process or in one for each device."""
-    devices.share_cores()
-    count = devices.count(config.trainer.devices)
-    if count > 1 and devices.started_outside() is None:
+    """Run in this process, or in one process for each device."""
+    devices.limit_spinning()
+    count = devices.device_count(config.trainer.devices)
+    if count > 1 and devices.launched_processes() is None:
         return launch(count)
 
     def task() -> None:
@@ -50,11 +50,11 @@ def run_single(config: DictConfig) -> None:
 
         run(config)
 
-    in_rank(task)
+    run_in_rank(task)
 
 
 def complete() -> None:
-    """Hydra's completion of words in a shell."""
+    """Hydra's shell completion."""
     import hydra
 
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(lambda _: None)()

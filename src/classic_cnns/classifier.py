@@ -1,4 +1,4 @@
-"""The LightningModule of this project's nets: a net, its loss, its optimizer, and its metrics."""
+"""The LightningModule of this project's nets: net, loss, optimizer and metrics."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,41 +17,55 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
 from typing_extensions import Self
 
-from classic_cnns import UserError
-from classic_cnns.config.stored import checked, read_config
+from classic_cnns import UserError, one_line
+from classic_cnns.config.stored import checked_config, read_config
+from classic_cnns.config.trust import is_trusted, strings
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
 
-# 64 bits hold any sum of mean losses exactly, whatever its order: ranks and resumed runs get the
-# loss of one undisturbed process to the last bit. Apple's GPUs lack them.
+# float64 represents every sum of mean losses exactly in any order, so ranks and resumed runs report
+# the loss of one uninterrupted process to the last bit. Apple's GPUs do not support it.
 EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
-CENTRE = 4  # of the nine patches of a test, and of the ten
+CENTRAL_PATCH = 4  # index of the central one of nine or ten test patches
 
 
 class Diverged(Exception):
-    """The loss is no longer a finite number; told in one line."""
+    """The loss is not a finite number."""
 
 
 @lru_cache(maxsize=1)
 def step_seeds(seed: int, epoch: int, rank: int, steps: int) -> list[int]:
-    """For what a net draws in each step, as dropout does: so a resumed run draws the same."""
+    """Seeds for the random draws of each step (dropout), so that a resumed run repeats them."""
     key = np.random.SeedSequence((seed, epoch, rank))
     return key.generate_state(steps, np.uint64).tolist()
 
 
-def vote(views: Sequence[Tensor]) -> Tensor:
-    """Logarithm of the softmax (B, classes) averaged over the scores of several views."""
+def check_fits(config: Any, state: dict[str, Tensor], strict: bool = True) -> None:
+    """Raise RuntimeError if the weights do not fit the net and the loss of a stored config.
+
+    Both are built on the meta device, without memory, since a config from elsewhere may describe a
+    net of any size. Classes of packages that the user trusts may not support that device.
+    """
+    values = strings(OmegaConf.to_container(config.model))
+    targets = (value for key, value in values if key.endswith("_target_"))
+    with torch.device("meta" if all(map(is_trusted, targets)) else "cpu"):
+        parts = nn.ModuleDict({name: instantiate(config.model[name]) for name in ("net", "loss")})
+    parts.load_state_dict(state, strict, assign=True)
+
+
+def average_softmax(views: Sequence[Tensor]) -> Tensor:
+    """Logarithm of the mean softmax (B, classes) over the scores of several patches."""
     each = torch.stack([scores.float().log_softmax(1) for scores in views])
     return each.logsumexp(0) - log(len(views))
 
 
 class ExactMean(MeanMetric):
-    """Torchmetrics' mean in float64, in which `.to(device)` does not forget the dtype.
+    """Torchmetrics' mean in float64; `.to(device)` keeps the dtype.
 
-    inf stands in place of nan, which torchmetrics would leave out: a mean that is not finite tells.
+    nan is replaced by inf, since torchmetrics ignores nan and a divergence would go unnoticed.
     """
 
     def __init__(self) -> None:
@@ -64,21 +78,21 @@ class ExactMean(MeanMetric):
 
 
 class SplitMetrics(nn.Module):
-    """Mean loss, error and, with `top5`, top-5 error of a split, over batches and ranks.
+    """Mean loss, error, accuracy and, with `top5`, top-5 error of a split over batches and ranks.
 
-    Means in float64 are exact for these; torchmetrics' accuracies divide in float32. Steps are
-    kept and counted several at a time: that costs a tenth of counting each by itself.
+    Means in float64 are exact; torchmetrics' accuracies divide in float32. Several steps are
+    collected before they are counted, which takes a tenth of the time of counting each by itself.
     """
 
     def __init__(self, top5: bool) -> None:
         super().__init__()
         names = ["loss", "error", "accuracy", *(["top5_error"] if top5 else [])]
         self.means: Any = nn.ModuleDict({name: ExactMean() for name in names})
-        self.steps: list[tuple[Tensor, Tensor, Tensor]] = []  # not yet counted
+        self.steps: list[tuple[Tensor, Tensor, Tensor]] = []  # collected, not counted
 
     def add(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
-        """The mean loss () of a batch, its scores (B, classes) and labels (B,)."""
-        # A copy, since a net that was recorded as a CUDA graph writes its scores in one place.
+        """Add a batch: its mean loss (), scores (B, classes) and labels (B,)."""
+        # A copy, since a net recorded as a CUDA graph always writes its scores to the same memory.
         self.steps.append((loss.detach(), scores.detach().clone(), labels))
 
     def count(self) -> None:
@@ -105,7 +119,7 @@ class SplitMetrics(nn.Module):
         return list(self.means.values())
 
     def sums(self) -> dict[str, list[float]]:
-        """Sum and weight of each mean so far, over all ranks, which all have to ask."""
+        """Sum and weight of each mean over all ranks; all ranks must call it."""
         self.count()
         found = {}
         for name, mean in self.means.items():
@@ -114,7 +128,7 @@ class SplitMetrics(nn.Module):
         return found
 
     def load_sums(self, sums: dict[str, Any]) -> None:
-        """What `sums` gave."""
+        """Continue from the result of `sums`."""
         for name, (total, weight) in sums.items():
             if weight and name in self.means:
                 mean: Any = self.means[name]
@@ -123,16 +137,16 @@ class SplitMetrics(nn.Module):
 
 
 class Classifier(pl.LightningModule):
-    """Trains `net`, whose scores (B, classes) are highest for the likeliest class.
+    """Trains a `net` that returns scores (B, classes), the highest for the most probable class.
 
-    `loss` takes scores and labels (B,) to a scalar, the mean over the batch. `optimizer` and
-    `scheduler` are what is still to be completed: the first with the net's named parameters, the
-    second with the optimizer and `total_steps`, those of `schedule_epochs` epochs, after which the
-    rate stays. It is stepped after each batch, or if it waits for a plateau after each epoch, with
-    the validation error. A batch is images (B, C, H, W), or in a test (B, V, C, H, W), whose V
-    patches share a vote, and labels (B,). Logs `loss/`, `error/` and `accuracy/` of train, val and
-    test, with `top5` also `top5_error/`, and where patches vote those of the middle one alone as
-    `test_centre`.
+    `loss` maps scores and labels (B,) to a scalar, the mean over the batch. `optimizer` and
+    `scheduler` are partial: the first is called with the net's named parameters, the second with
+    the optimizer and `total_steps`, the number of steps in `schedule_epochs` epochs, after which
+    the rate stays constant. The scheduler is stepped after each batch; ReduceLROnPlateau after each
+    epoch, with the validation error. A batch is images (B, C, H, W) and labels (B,); in a test also
+    patches (B, V, C, H, W), whose predictions are averaged. Logs `loss/`, `error/` and `accuracy/`
+    of train, val and test, with `top5` also `top5_error/`, and for patches those of the central one
+    alone as `test_centre`.
     """
 
     def __init__(
@@ -154,27 +168,27 @@ class Classifier(pl.LightningModule):
         self.train_metrics, self.val_metrics, self.test_metrics, self.centre_metrics = (
             SplitMetrics(top5) for _ in range(4)
         )
-        self.voted = False  # in this test
-        self.schedule_steps: float = inf  # of the optimizer, once there is a schedule
-        self.rank, self.ranks = 0, 1  # of those that share the data
-        self.loaded_sums: dict[str, Any] = {}  # of an epoch that goes on
+        self.has_patches = False  # several patches in this test
+        self.schedule_steps: float = inf  # set when the scheduler is created
+        self.rank, self.ranks = 0, 1  # of the ranks that share the data
+        self.resumed_sums: dict[str, Any] = {}  # of an epoch to be resumed
         self.validated = False  # in this epoch
-        self.preprocessing: Preprocessing | None = None  # once it is loaded to be used
-        self.images = 0  # of this epoch, on this rank, since its last start
-        self.waited = 0.0  # seconds for data in it
-        self.asked = inf  # when the next data were asked for
+        self.preprocessing: Preprocessing | None = None  # set when loaded from a checkpoint
+        self.images = 0  # trained in this epoch, on this rank
+        self.waiting_seconds = 0.0  # seconds of waiting for data in this epoch
+        self.requested = inf  # when the next batch was requested
 
     @property
     def metric_names(self) -> list[str]:
-        """What callbacks can monitor after a validation."""
+        """The metrics that callbacks can monitor after a validation."""
         names = self.train_metrics.means
         return [f"{name}/{split}" for split in ("train", "val") for name in names]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W), or patches of them (B, V, C, H, W), to scores (B, classes)."""
-        return self.net(images) if images.dim() == 4 else vote(self.views(images))
+        """Scores (B, classes) of images (B, C, H, W) or of patches (B, V, C, H, W)."""
+        return self.net(images) if images.dim() == 4 else average_softmax(self.patch_scores(images))
 
-    def views(self, patches: Tensor) -> list[Tensor]:
+    def patch_scores(self, patches: Tensor) -> list[Tensor]:
         """The scores (B, classes) of each patch of (B, V, C, H, W)."""
         return [self.net(part) for part in patches.unbind(1)]
 
@@ -186,19 +200,21 @@ class Classifier(pl.LightningModule):
         strict: bool | None = None, weights_only: bool | None = True, *,
         trust: Sequence[str] = (), config: Any = None, **parts: Any,
     ) -> Self:  # fmt: skip
-        """The module of a checkpoint, in eval mode, as its hyperparameters describe it.
+        """The module of a checkpoint in eval mode, built from its hyperparameters.
 
-        These are the config of its run, in whose place `config` is taken, or a `config.yaml`;
-        `parts` are arguments of this class. Code that they name is of this project, of torch, of
-        Lightning, or of a package in `trust`, and nothing is unpickled, whatever `weights_only`
-        says. Raises UserError for what is no such checkpoint.
+        They are the config of its run; `config`, or the file `hparams_file`, replaces it. `parts`
+        are arguments of this class. The config may use code of this project, of torch, of Lightning
+        and of the packages in `trust`. Nothing is unpickled, whatever `weights_only` is. Raises
+        UserError if the file is not such a checkpoint.
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location or "cpu")
         if config is None and hparams_file:
             config = read_config(Path(hparams_file), trust)
         elif config is None:
-            config = checked(checkpoint.get("hyper_parameters"), checkpoint_path, trust)
+            config = checked_config(checkpoint.get("hyper_parameters"), checkpoint_path, trust)
         try:
+            if "net" not in parts:
+                check_fits(config, checkpoint["state_dict"], strict is not False)
             given: dict[str, Any] = {
                 name: instantiate(config.model[name]) for name in ("net", "loss")
             }
@@ -208,9 +224,9 @@ class Classifier(pl.LightningModule):
             if stored := checkpoint.get("preprocessing"):
                 mean = stored["mean"] if stored["mean"] is None else stored["mean"].clone()
                 module.preprocessing = Preprocessing(**stored | {"mean": mean})
-        except Exception as error:  # a file from elsewhere holds anything
-            line = " ".join(str(error.__cause__ or error).split())[:300]
-            raise UserError(f"{checkpoint_path}: cannot be made into a net: {line}") from error
+        except Exception as error:  # a file from elsewhere can contain anything
+            line = one_line(error.__cause__ or error)[:300]
+            raise UserError(f"{checkpoint_path}: no net can be built from it: {line}") from error
         module.save_hyperparameters(OmegaConf.to_container(config), logger=False)
         return module.to(
             map_location if isinstance(map_location, (str, torch.device)) else "cpu"
@@ -218,20 +234,20 @@ class Classifier(pl.LightningModule):
 
     @property
     def classes(self) -> list[str]:
-        """What the scores are of."""
+        """The names of the classes."""
         return self.prepared.classes
 
     @property
     def prepared(self) -> Preprocessing:
         if self.preprocessing is None:
-            raise UserError("this net was trained on data of which no preprocessing is known")
+            raise UserError("the preprocessing of this net is unknown")
         return self.preprocessing
 
     def preprocess(self, pictures: Any) -> Tensor:
-        """Pictures as the net takes them, float32 (N, C, H, W), or patches (N, V, C, H, W).
+        """Inputs of the net for pictures: float32 (N, C, H, W), or patches (N, V, C, H, W).
 
-        `pictures` is one or a list: paths, PIL images, uint8 arrays (H, W) or (H, W, C), tensors
-        (C, H, W); of any size. Raises UserError for what is no picture.
+        `pictures` is one or a list of paths, PIL images, uint8 arrays (H, W) or (H, W, C), or
+        tensors (C, H, W), of any size. Raises UserError for anything else.
         """
         several = pictures if isinstance(pictures, (list, tuple)) else [pictures]
         pixels = [self.prepared.read(picture)[0] for picture in several]
@@ -239,11 +255,11 @@ class Classifier(pl.LightningModule):
 
     @torch.no_grad()
     def probabilities(self, pictures: Any) -> Tensor:
-        """Of each class for each picture: (N, classes)."""
+        """The probability of each class for each picture: (N, classes)."""
         return self(self.preprocess(pictures)).float().softmax(1)
 
     def predict(self, pictures: Any) -> list[str]:
-        """The likeliest class of each picture."""
+        """The most probable class of each picture."""
         return [self.classes[number] for number in self.probabilities(pictures).argmax(1).tolist()]
 
     # --- Optimization ----------------------------------------------------------------------------
@@ -260,7 +276,7 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def total_steps(self) -> int:
-        """Of the optimizer, over the epochs of the schedule."""
+        """The number of optimizer steps in the epochs of the schedule."""
         trainer = self.trainer
         expected = trainer.estimated_stepping_batches
         if self.schedule_epochs in (None, trainer.max_epochs):
@@ -270,18 +286,18 @@ class Classifier(pl.LightningModule):
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if isinstance(scheduler, ReduceLROnPlateau):
-            return  # stepped at the end of the epoch, so that its checkpoint has it
-        if scheduler.last_epoch < self.schedule_steps - 1:  # then the rate stays
+            return  # stepped in on_train_epoch_end, before the checkpoint
+        if scheduler.last_epoch < self.schedule_steps - 1:  # then the rate is constant
             scheduler.step()
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:
         strategy, plugin = self.trainer.strategy, self.trainer.precision_plugin
-        if hasattr(strategy, "clip_gradients"):  # the norm of a net in two towers is that of both
+        if hasattr(strategy, "clip_gradients"):  # the norm is over both towers
             strategy.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val and self.trainer.precision == "bf16-mixed":
-            # Lightning refuses fused optimizers, though only float16 has scaled gradients.
+            # Lightning refuses fused optimizers here, although only float16 scales gradients.
             norm = gradient_clip_algorithm != "value"
             clip = plugin.clip_grad_by_norm if norm else plugin.clip_grad_by_value
             clip(optimizer, gradient_clip_val)
@@ -293,14 +309,14 @@ class Classifier(pl.LightningModule):
     def setup(self, stage: str) -> None:
         if ranks := self.trainer.distributed_sampler_kwargs:
             self.rank, self.ranks = ranks["rank"], ranks["num_replicas"]
-            # Where some ranks have the same images: one group for each set of ranks that share all.
+            # Two towers see the same images: sum over one rank of each pair.
             for metric in (m for m in self.modules() if isinstance(m, Metric)):
                 metric.process_group = getattr(self.trainer.strategy, "data_group", None)
 
     def on_train_start(self) -> None:
         self.start_clock()
-        if self.rank == 0:  # the ranks' sums are added up
-            self.train_metrics.load_sums(self.loaded_sums)
+        if self.rank == 0:  # sums are added over the ranks
+            self.train_metrics.load_sums(self.resumed_sums)
 
     def on_train_epoch_start(self) -> None:
         self.train_metrics.reset()
@@ -310,19 +326,19 @@ class Classifier(pl.LightningModule):
         if isinstance(optimizer, StochasticDiagonalLM):
             batches: Any = self.trainer.train_dataloader
             optimizer.estimate(self.net, batches, self.ranks, self.trainer.strategy.reduce)
-            self.asked = time.perf_counter()
+            self.requested = time.perf_counter()
 
     def start_clock(self) -> None:
-        self.images, self.waited, self.started = 0, 0.0, time.perf_counter()
-        self.asked = self.started
+        self.images, self.waiting_seconds, self.started = 0, 0.0, time.perf_counter()
+        self.requested = self.started
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self.waited += max(0.0, time.perf_counter() - self.asked)
+        self.waiting_seconds += max(0.0, time.perf_counter() - self.requested)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         self.seed_step(batch_idx, images.is_cpu)
-        if not len(labels):  # the other ranks still wait for this one's gradients
+        if not len(labels):  # the other ranks wait for gradients of this one
             return torch.stack([0.0 * weight.sum() for weight in self.net.parameters()]).sum()
         scores = self.net(images)
         loss = self.loss(scores, labels)
@@ -330,7 +346,7 @@ class Classifier(pl.LightningModule):
         self.images += len(labels)
         if self.ranks == 1:
             return loss
-        # The ranks' gradients are averaged: this makes it the mean over the images of the batch.
+        # DDP averages over ranks; the factor makes it the mean over the batch's images.
         loader: Any = self.trainer.train_dataloader
         size = loader.size(batch_idx) if hasattr(loader, "size") else self.ranks * len(labels)
         return loss * (self.ranks * len(labels) / size)
@@ -338,9 +354,9 @@ class Classifier(pl.LightningModule):
     def seed_step(self, batch_idx: int, on_cpu: bool) -> None:
         steps = self.trainer.num_training_batches
         if steps == inf:
-            return  # a loader without a length: nothing to draw the seeds of
+            return  # a loader without a length
         seed = step_seeds(self.seed, self.current_epoch, self.rank, int(steps))[batch_idx]
-        if on_cpu:  # torch.manual_seed takes half a millisecond for a GPU never used
+        if on_cpu:  # torch.manual_seed takes half a millisecond if a GPU exists
             torch.default_generator.manual_seed(seed)
         else:
             torch.manual_seed(seed)
@@ -350,7 +366,7 @@ class Classifier(pl.LightningModule):
         last = trainer.is_last_batch or trainer.should_stop
         last = last or trainer.global_step == trainer.max_steps
         if trainer.global_step % trainer.log_every_n_steps == 0 or last:
-            loss: Any = trainer.strategy.reduce(outputs["loss"])  # so that all ranks decide alike
+            loss: Any = trainer.strategy.reduce(outputs["loss"])  # all ranks decide alike
             if not isfinite(loss.item()):
                 raise Diverged(f"the loss became {loss.item()} in epoch {self.current_epoch + 1}")
             rate = torch.tensor(trainer.optimizers[0].param_groups[0]["lr"], dtype=EXACT)
@@ -360,12 +376,12 @@ class Classifier(pl.LightningModule):
             self.log_metrics("train", self.train_metrics)
             seconds = time.perf_counter() - self.started
             speed = {"images_per_second": self.images * self.ranks / seconds}
-            speed["data_wait"] = self.waited / seconds  # the share of the time
+            speed["data_wait"] = self.waiting_seconds / seconds  # share of the time, 0 to 1
             self.log_dict(
                 {f"speed/{name}": value for name, value in speed.items()},
                 on_step=False, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1,
             )  # fmt: skip
-        self.asked = time.perf_counter()
+        self.requested = time.perf_counter()
 
     def on_train_epoch_end(self) -> None:
         scheduler = self.lr_schedulers()
@@ -386,15 +402,15 @@ class Classifier(pl.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        self.voted = images.dim() == 5
-        if not self.voted or not len(labels):
+        self.has_patches = images.dim() == 5
+        if not self.has_patches or not len(labels):
             return self.evaluate(self.test_metrics, images, labels)
-        views = self.views(images)
-        self.measure(self.centre_metrics, views[CENTRE], labels)
-        return self.measure(self.test_metrics, vote(views), labels)
+        views = self.patch_scores(images)
+        self.measure(self.centre_metrics, views[CENTRAL_PATCH], labels)
+        return self.measure(self.test_metrics, average_softmax(views), labels)
 
     def evaluate(self, metrics: SplitMetrics, images: Tensor, labels: Tensor) -> Tensor:
-        """The answers (B,), after they were added to the metrics of a split."""
+        """Add a batch to the metrics of a split; returns the predicted classes (B,)."""
         return self.measure(metrics, self.net(images), labels) if len(labels) else labels
 
     def measure(self, metrics: SplitMetrics, scores: Tensor, labels: Tensor) -> Tensor:
@@ -403,18 +419,18 @@ class Classifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.validated = True
-        self.asked = time.perf_counter()  # it is not data that the next step has waited for
+        self.requested = time.perf_counter()  # validation is not waiting for data
         self.log_metrics("val", self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test", self.test_metrics)
-        if self.voted:
+        if self.has_patches:
             self.log_metrics("test_centre", self.centre_metrics)
 
     # --- Metrics ---------------------------------------------------------------------------------
 
     def log_metrics(self, split: str, metrics: SplitMetrics) -> None:
-        """Lightning reads them at the end of the epoch, over all ranks, and resets them."""
+        """Log the metrics of a split; Lightning computes them over all ranks and resets them."""
         metrics.count()
         loss = metrics.means["loss"].compute().item()
         if not isfinite(loss):
@@ -429,4 +445,4 @@ class Classifier(pl.LightningModule):
             checkpoint["preprocessing"] = data.preprocessing.stored()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.loaded_sums = checkpoint.get("train_sums", {})
+        self.resumed_sums = checkpoint.get("train_sums", {})

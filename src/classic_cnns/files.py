@@ -1,4 +1,4 @@
-"""Files that are either the old or the new version, never half of one."""
+"""Atomic writing of files, and safe reading of YAML."""
 
 import errno
 import json
@@ -11,20 +11,20 @@ from typing import Any, BinaryIO
 import yaml
 from omegaconf import OmegaConf
 
-DEEPEST = 30  # levels of a file of YAML
-NO_ROOM_OR_RIGHT = {
+MAX_DEPTH = 30  # levels of a file of YAML
+DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR
 }  # fmt: skip
 
 
-def disk_trouble(error: BaseException) -> bool:
-    """Whether the disk is full or closed to us, which no other attempt changes."""
-    return isinstance(error, OSError) and error.errno in NO_ROOM_OR_RIGHT
+def is_disk_error(error: BaseException) -> bool:
+    """Whether the disk is full or not writable, so that trying again is useless."""
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A file opened beside `path` that takes its place only when it is whole and on the disk."""
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """A temporary file next to `path` that replaces it once it is complete and synced."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -38,21 +38,21 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_json(path: str | Path) -> Any:
-    """What `write_json` wrote, or None where there is no such file."""
+    """The content of a JSON file, or None if it does not exist."""
     path = Path(path)
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def read_yaml(path: str | Path, most: int = 20_000) -> Any:
-    """What a file of at most so many values says, as plain ones of which nothing is looked up.
+    """The content of a YAML file with at most `most` values; nothing is interpolated.
 
-    Raises ValueError, or whatever the parser raises, for other files. Those with aliases are not
-    taken, whose few lines can stand for more than any memory holds, nor deep ones.
+    Raises ValueError, or whatever the parser raises, for other files: also for aliases, a few lines
+    of which can expand to more than any memory holds, and for deep nesting.
     """
     with open(path, "rb") as file:
         content = file.read(50 * most + 1)
@@ -64,7 +64,9 @@ def read_yaml(path: str | Path, most: int = 20_000) -> Any:
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent):
             raise ValueError("aliases are not taken")
-        if number > most or depth > DEEPEST or len(content) > 50 * most:
-            raise ValueError(f"more than {most:,} values, {50 * most:,} bytes or {DEEPEST} levels")
+        if number > most or depth > MAX_DEPTH or len(content) > 50 * most:
+            raise ValueError(
+                f"more than {most:,} values, {50 * most:,} bytes or {MAX_DEPTH} levels"
+            )
     text = content.decode()
     return OmegaConf.to_container(OmegaConf.create(text), resolve=False)

@@ -44,7 +44,7 @@ def measure(rounds: int) -> list[list[float]]:
         net._ddp_params_and_buffers_to_ignore = [name for name, _ in net.named_buffers()]
         shared = DistributedDataParallel(net, gradient_as_bucket_view=True)
         ways = [(shared, lambda: None), (net, lambda: None)]
-        ways += [(shared, stop.ranks_agree), (shared, lightnings_flag)]
+        ways += [(shared, stop.stop_agreed), (shared, lightnings_flag)]
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, fused=True)
 
     def seconds(forward, flag) -> float:

@@ -39,7 +39,7 @@ def measure(rounds: int) -> list[list[float]]:
     ways = [(nets[0], BATCH, exchange)]
     if size > 1:
         dist.init_process_group("gloo")
-        two_towers.cut(nets[1], init_device_mesh("cpu", (2,)))
+        two_towers.split_towers(nets[1], init_device_mesh("cpu", (2,)))
         shared = DistributedDataParallel(nets[0], gradient_as_bucket_view=True)
         ways = [(shared, BATCH // 2, exchange), (nets[1], BATCH, exchange), (nets[1], BATCH, keep)]
     optimizers = [made[0].make_optimizer(net.parameters()) for net, *_ in ways]

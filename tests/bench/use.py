@@ -73,7 +73,7 @@ def use(rounds: int) -> Iterator[Row]:
         folder = Path(place)
         words = ["+trainer.limit_train_batches=10", "trainer.max_epochs=1", "logger=null"]
         seconds(lambda: train(compose("model=lenet5", f"run_dir={folder / 'run'}", *words)))
-        checkpoint, config = Composer().of_run(folder / "run")
+        checkpoint, config = Composer().load_run(folder / "run")
         images = np.load(cache_directory(None) / "mnist" / "test_images.npy")
         paths = [str(folder / f"{number}.png") for number in range(FILES)]
         for path, image in zip(paths, images, strict=True):

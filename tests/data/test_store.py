@@ -191,7 +191,7 @@ def test_a_disk_that_fills_up_is_one_line_and_nothing_is_lost(make, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         patch.setattr(store, "write_json", lambda path, _: Path(path).write_text("{}"))
-        with pytest.raises(UserError, match="No space left on device; make room and it goes on"):
+        with pytest.raises(UserError, match="No space left on device; make room and start again"):
             make()
     before = contents(tmp_path / "store")["train.bin"]
     assert len(before) == 21 * 3 * SIDE * SIDE
@@ -220,7 +220,7 @@ def test_a_folder_that_may_not_be_written_to_is_done_without(make, monkeypatch, 
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(store, "write_json", closed)
-    assert make() is None and "Read-only file system; the folders are read" in caplog.text
+    assert make() is None and "Read-only file system; images are read from" in caplog.text
 
 
 # --- A million of them ----------------------------------------------------------------------------

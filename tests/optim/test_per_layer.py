@@ -3,7 +3,6 @@
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from torch import nn
 
 from classic_cnns.optim.momentum_2012 import Momentum2012, per_layer

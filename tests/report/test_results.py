@@ -132,7 +132,7 @@ def test_a_folder_stands_for_all_runs_and_sweeps_below_it(runs, tmp_path):
 
 
 def test_no_run_and_no_sweep_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="holds no run and no sweep"):
+    with pytest.raises(UserError, match="contains no run and no sweep"):
         read([tmp_path])
 
 

@@ -100,7 +100,7 @@ def test_latest_stands_for_the_newest_run_in_every_path(folder, tmp_path):
     (tmp_path / "latest.txt").rename(tmp_path / "latest")  # as version 0.1 wrote it
     assert classic_cnns.load(tmp_path / "latest").classes == [str(n) for n in range(10)]
     (tmp_path / "latest").write_text("../lenet5")
-    with pytest.raises(UserError, match="names no run beside it"):
+    with pytest.raises(UserError, match="does not name a run next to it"):
         classic_cnns.load(tmp_path / "latest")
 
 
@@ -263,7 +263,7 @@ def test_colour_pictures_are_cut_as_torchvision_does(folder):
 @pytest.mark.parametrize("name", ["lenet5", "nine"])
 def test_it_measures_to_the_last_bit_what_the_run_measured(folder, name):
     for split in ("test", "val"):
-        found = evaluate(*Composer().of_run(folder / name), split)
+        found = evaluate(*Composer().load_run(folder / name), split)
         wanted = {k: x for k, x in result(folder / name).items() if f"/{split}" in k}
         both = split == "test" and name == "nine"  # the vote, and the middle patch alone
         assert found.metrics == wanted and len(wanted) == 3 * (1 + both)
@@ -272,7 +272,7 @@ def test_it_measures_to_the_last_bit_what_the_run_measured(folder, name):
 def test_it_counts_precision_and_recall_of_each_class(folder):
     net, (images, labels) = classic_cnns.load(folder / "lenet5"), arrays(folder, "lenet5")
     answers = np.array([int(answer) for answer in net.predict(list(images))])
-    found = evaluate(*Composer().of_run(folder / "lenet5"), "test")
+    found = evaluate(*Composer().load_run(folder / "lenet5"), "test")
     for label in range(10):
         right = ((answers == label) & (labels == label)).sum()
         given, there = (answers == label).sum(), (labels == label).sum()
@@ -285,7 +285,7 @@ def test_it_counts_precision_and_recall_of_each_class(folder):
 
 
 def test_other_patches_are_measured_as_a_run_with_them_would(folder):
-    found = evaluate(*Composer().of_run(folder / "nine", ["data.test_patches=centre"]), "test")
+    found = evaluate(*Composer().load_run(folder / "nine", ["data.test_patches=centre"]), "test")
     net, (images, labels) = classic_cnns.load(folder / "nine"), arrays(folder, "nine")
     net.preprocessing.test_patches = "centre"
     answers = net.predict(list(images))
@@ -309,7 +309,7 @@ def test_other_data_get_the_mean_image_of_the_training(folder, tmp_path):
     composer = Composer([str(folder / "other"), str(folder / "conf")])
     words = ["data=dark", f"data_dir={tmp_path}", "data.test_patches=nine"]
     words += ["data.eval_batch_size=16"]
-    found = evaluate(*composer.of_run(folder / "nine", words), "test")
+    found = evaluate(*composer.load_run(folder / "nine", words), "test")
     wanted = result(folder / "nine")
     assert found.metrics == {name: wanted[name] for name in found.metrics}
 
@@ -341,7 +341,7 @@ def test_pictures_get_the_answers_of_the_test_also_by_several_processes(
 ):
     monkeypatch.setattr("classic_cnns.run.predict.AT_ONCE", 15)  # the last batch has ten
     paths = sorted(map(str, pictures.glob("*.png")))
-    assert predict(*Composer().of_run(folder / "lenet5"), paths, as_json=True) == 0
+    assert predict(*Composer().load_run(folder / "lenet5"), paths, as_json=True) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["file"] for line in lines] == paths
     net = classic_cnns.load(folder / "lenet5")
@@ -363,7 +363,7 @@ def test_files_that_cannot_be_read_are_named_at_the_end(folder, pictures, tmp_pa
     Image.eval(digit(), lambda value: 255 - value).save(tmp_path / "dark.png")
     digit((90, 70)).save(tmp_path / "page.png")
     paths = [str(tmp_path / name) for name in ("cut.png", "dark.png", "page.png", "none.png")]
-    assert predict(*Composer().of_run(folder / "lenet5"), paths, as_json=False) == 1
+    assert predict(*Composer().load_run(folder / "lenet5"), paths, as_json=False) == 1
     out, err = capsys.readouterr()
     dark, page = out.splitlines()
     assert "dark.png" in dark and dark.endswith("  (dark on light: inverted)")
@@ -380,7 +380,7 @@ def test_explain_draws_one_figure_for_each_picture_that_can_be_read(folder, tmp_
         digit().save(tmp_path / place / "a.png")
     (tmp_path / "cut.png").touch()
     paths = [str(tmp_path / name) for name in ("one/a.png", "cut.png", "two/a.png")]
-    run = Composer().of_run(folder / "lenet5")
+    run = Composer().load_run(folder / "lenet5")
     assert predict(*run, paths, True, tmp_path / "new" / "explained") == 1
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     drawn = [tmp_path / "new" / "explained" / f"{name}_layers.png" for name in ("a", "a-1")]
@@ -416,7 +416,7 @@ def test_a_file_is_loaded_without_this_project_and_answers_alike(folder, suffix,
         pytest.importorskip(package)
     from classic_cnns.run.export import export
 
-    told = export(*Composer().of_run(folder / "nine"), tmp_path / f"net.{suffix}")
+    told = export(*Composer().load_run(folder / "nine"), tmp_path / f"net.{suffix}")
     images, _ = arrays(folder, "nine")
     net = classic_cnns.load(folder / "nine")
     np.save(tmp_path / "pictures.npy", images.transpose(0, 3, 1, 2))
@@ -446,5 +446,5 @@ def test_a_file_that_answers_otherwise_is_not_kept(folder, tmp_path, monkeypatch
 
     monkeypatch.setattr(export, "write_pt2", write)
     with pytest.raises(UserError, match="differ by 2.0e-04 at most, which is too much"):
-        export.export(*Composer().of_run(folder / "lenet5"), tmp_path / "net.pt2")
+        export.export(*Composer().load_run(folder / "lenet5"), tmp_path / "net.pt2")
     assert list(tmp_path.iterdir()) == []

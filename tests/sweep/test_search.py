@@ -187,7 +187,7 @@ REFUSED = {
         ["optim.momentum=1.5", "below 1"],
     ),
     "key": ({"params": {"optim.lrr": {"low": 0.5, "high": 1.5}}}, ["optim.lrr=0.5", "optim.lr"]),
-    "nothing": ({}, ["has nothing to vary"]),
+    "nothing": ({}, ["has no parameters"]),
 }
 
 

@@ -115,7 +115,7 @@ def test_a_sweep_stopped_at_random_moments_ends_with_the_undisturbed_table(sweep
             assert process.returncode == -number
         elif "jobs in stopped" in out:
             assert process.returncode == 128 + number
-            assert "sweep.dir=stopped" in out.split("go on with: ")[1]
+            assert "sweep.dir=stopped" in out.split("continue with: ")[1]
     assert sweep(*words, "sweep.dir=stopped").code == 0
     rows, whole = sheet(sweep.folder / "stopped"), sheet(sweep.folder / "whole")
     assert [{**row, "directory": ""} for row in rows] == [{**row, "directory": ""} for row in whole]
@@ -130,7 +130,7 @@ def test_a_signal_is_heard_as_soon_as_the_sweep_has_said_where_it_is(sweep):
     process.terminate()
     out, _ = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "sweep.dir=s" in out.split("go on with: ")[1]
+    assert "sweep.dir=s" in out.split("continue with: ")[1]
 
 
 def test_a_finished_sweep_starts_nothing(sweep):
@@ -154,7 +154,7 @@ def test_another_grid_a_foreign_directory_or_a_second_process_is_refused_in_one_
     (sweep.folder / "mine").mkdir()
     (sweep.folder / "mine" / "letter.txt").touch()
     foreign = sweep("seed=0,1", "sweep.dir=mine")
-    assert foreign.code == 2 and "holds no sweep" in foreign.err
+    assert foreign.code == 2 and "contains no sweep" in foreign.err
     for answer in (second, changed, foreign):
         assert answer.err.startswith("error: ") and answer.err.count("\n") == 1, answer.err
     assert [path.name for path in (sweep.folder / "mine").iterdir()] == ["letter.txt"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from classic_cnns import UserError
-from classic_cnns.trainer.checkpoint_io import AtomicCheckpointIO, first_whole, read_checkpoint
+from classic_cnns.trainer.checkpoint_io import AtomicCheckpointIO, first_intact, read_checkpoint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -58,15 +58,15 @@ def test_a_cut_off_checkpoint_is_told(checkpoint, tmp_path):
 
 def test_the_first_whole_one_is_taken_and_the_damaged_one_named(checkpoint, tmp_path, caplog):
     last, best, none = (tmp_path / f"{name}.ckpt" for name in ("last", "best", "none"))
-    assert first_whole([none, last, best]) == last and not caplog.messages
+    assert first_intact([none, last, best]) == last and not caplog.messages
     last.write_bytes(last.read_bytes()[:-9])
-    assert first_whole([last, best]) == best
+    assert first_intact([last, best]) == best
     (line,) = caplog.messages
-    assert line.startswith(f"{last}: is cut off") and "best.ckpt is taken in its place" in line
+    assert line.startswith(f"{last}: is cut off") and "best.ckpt is used instead" in line
     best.write_bytes(b"")
     with pytest.raises(UserError, match="last.ckpt: is cut off"):
-        first_whole([last, best])
-    assert first_whole([none]) is None
+        first_intact([last, best])
+    assert first_intact([none]) is None
 
 
 def test_checkpoints_of_earlier_versions_are_checked_too(tmp_path):

@@ -23,7 +23,7 @@ rank = int(os.environ.get("RANK", -1))
 if rank < 0:
     launch.launch(2)
 else:
-    launch.in_rank(lambda: exec(sys.argv[1], globals()))
+    launch.run_in_rank(lambda: exec(sys.argv[1], globals()))
 """
 
 
@@ -111,7 +111,7 @@ def test_the_line_names_the_rank_that_failed_first_and_not_one_that_failed_of_it
     assert code == 1 and out == ""
     last = err.splitlines()[-1]
     assert last.startswith(f"error: {words}")
-    assert last.endswith(f"; go on with: python src/train.py resume={tmp_path}")
+    assert last.endswith(f"; continue with: python src/train.py resume={tmp_path}")
     assert "ZeroDivisionError" not in err
     assert ("Traceback" in err) == ("RuntimeError" in words)  # traces are for bugs
     result = json.loads((tmp_path / "result.json").read_text())

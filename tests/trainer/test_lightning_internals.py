@@ -5,7 +5,7 @@ import inspect
 import lightning.pytorch as pl
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
-from classic_cnns.trainer.lightning_internals import send_no_signal_flag
+from classic_cnns.trainer.lightning_internals import disable_sigterm_exchange
 
 GONE = (
     "This Lightning no longer sends its SIGTERM flag in _TrainingEpochLoop.{}: look where it does "
@@ -22,6 +22,6 @@ def test_lightning_still_sends_its_flag_before_each_batch():
 
 def test_a_trainer_of_ours_sends_none():
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    send_no_signal_flag(trainer)
+    disable_sigterm_exchange(trainer)
     loop = trainer.fit_loop.epoch_loop
     assert "torch.distributed" not in inspect.getsource(loop._broadcast_sigterm_tensor)

@@ -1,4 +1,4 @@
-"""How the units of each layer are used while a net learns: saturated, dead, and how steep."""
+"""Statistics of each layer's activations during training: saturated and dead units, gradients."""
 
 from math import sqrt
 from typing import Any
@@ -12,15 +12,16 @@ from torch.overrides import TorchFunctionMode
 
 from classic_cnns.classifier import Classifier
 
-IMAGES = 128  # of the first validation batch
+IMAGES = 128  # images of the first validation batch
 SHOWN = 10_000  # values in a histogram
+POOLS = nn.AvgPool2d, nn.MaxPool2d
 SATURATED = sqrt(0.95)  # |tanh| beyond which its slope is below 5 % of the greatest one
 
 
 class Recorder(TorchFunctionMode):
-    """Keeps the outputs (B, C, ...) of ReLU, tanh and sigmoid, by the layer whose sums they take.
+    """Records the outputs (B, C, ...) of ReLU, tanh and sigmoid by the layer that precedes them.
 
-    Nets call these as modules and as functions, so they are met where torch is called.
+    Nets call activations both as modules and as functions, so the calls are intercepted in torch.
     """
 
     def __init__(self) -> None:
@@ -36,29 +37,46 @@ class Recorder(TorchFunctionMode):
         return output
 
 
-def activations(net: nn.Module, images: Tensor) -> dict[str, tuple[str, Tensor]]:
-    """By layer what kind of units it has and their outputs for `images`; the net stays as it is."""
+def activations(
+    net: nn.Module, images: Tensor, pooling: bool = False
+) -> dict[str, tuple[str, Tensor]]:
+    """By layer, the kind of activation and its outputs for `images`; leaves the net unchanged.
+
+    With `pooling`, also the outputs of pooling layers that follow an activation.
+    """
     recorder = Recorder()
 
     def remember(name: str) -> Any:
-        return lambda *_: setattr(recorder, "layer", name)
+        def hook(layer: nn.Module, _: Any, output: Tensor) -> None:
+            # An activation after pooling, as in S2 of LeNet-5, belongs to the pooling layer.
+            pools = isinstance(layer, POOLS)
+            if not pools or recorder.layer in recorder.found:
+                recorder.layer = name
+                if pools and pooling:
+                    recorder.found[name] = "pool", output
+
+        return hook
 
     hooks = [
         layer.register_forward_hook(remember(name))
         for name, layer in net.named_modules()
-        if any(weight.dim() > 1 for weight in layer.parameters(recurse=False))
+        if isinstance(layer, POOLS)
+        or any(weight.dim() > 1 for weight in layer.parameters(recurse=False))
     ]
     try:
         with torch.no_grad(), recorder:
-            net.forward(images)  # and not a compiled one
+            net.forward(images)  # bypasses a compiled forward, which the recorder could not see
     finally:
         for hook in hooks:
             hook.remove()
     return recorder.found
 
 
-def unused(kind: str, output: Tensor) -> float:
-    """Share of units (a map is one) that are 0 for all images, or of outputs that are saturated."""
+def inactive_share(kind: str, output: Tensor) -> float:
+    """The share, 0 to 1, of dead ReLU units, or of saturated tanh or sigmoid outputs.
+
+    A unit (a whole map in a convolution) is dead if it is 0 for all images.
+    """
     if kind == "relu":
         return (output.transpose(0, 1).flatten(1).amax(1) <= 0).float().mean().item()
     tanh = 2 * output - 1 if kind == "sigmoid" else output
@@ -66,11 +84,11 @@ def unused(kind: str, output: Tensor) -> float:
 
 
 class Activations(Callback):
-    """Logs at each validation, by layer, what the texts say of saturation and dead units.
+    """Logs saturated and dead units and gradient norms of each layer at every validation.
 
-    `dead/` and `saturated/` are shares from 0 to 1 over 128 held-out images, `gradient/` is the
-    norm of a layer's gradient at the last step of the epoch; TensorBoard also gets histograms. Does
-    nothing for other modules than `Classifier`.
+    `dead/<layer>` and `saturated/<layer>` are shares from 0 to 1, measured on 128 validation
+    images. `gradient/<layer>` is the norm of the layer's gradient at the last step of the epoch.
+    TensorBoard also gets histograms of the activations. Ignores modules other than `Classifier`.
     """
 
     def __init__(self) -> None:
@@ -95,7 +113,9 @@ class Activations(Callback):
             return
         step, values = trainer.global_step, {}
         for layer, (kind, output) in found.items():
-            values[f"{'dead' if kind == 'relu' else 'saturated'}/{layer}"] = unused(kind, output)
+            values[f"{'dead' if kind == 'relu' else 'saturated'}/{layer}"] = inactive_share(
+                kind, output
+            )
         for name, norm in self.gradients.items():
             values[f"gradient/{name.removesuffix('.weight')}"] = norm.item()
         for logger in trainer.loggers:

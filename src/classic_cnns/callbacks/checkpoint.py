@@ -1,4 +1,4 @@
-"""Checkpoints of a run: its best and its last one, and those within an epoch."""
+"""Checkpoints of a run: the best, the last, and those within an epoch."""
 
 import time
 from math import inf
@@ -10,20 +10,20 @@ from lightning.pytorch.callbacks import Checkpoint
 from classic_cnns import UserError
 
 
-def folder(trainer: pl.Trainer) -> Path:
+def checkpoint_folder(trainer: pl.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "checkpoints"
 
 
 def save_last(trainer: pl.Trainer) -> None:
-    """Write the checkpoint from which a run goes on."""
-    trainer.save_checkpoint(folder(trainer) / "last.ckpt")
+    """Write the checkpoint from which a run is resumed."""
+    trainer.save_checkpoint(checkpoint_folder(trainer) / "last.ckpt")
 
 
-def can_go_on(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Whether a run goes on exactly from a checkpoint that is made after this batch.
+def is_resumable(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether a run can be resumed exactly from a checkpoint written after this batch.
 
-    Lightning leaves out a validation that would follow, and no checkpoint has the gradients that
-    `accumulate_grad_batches` has not applied yet.
+    It cannot if a validation is due now, which Lightning would skip after resuming, or if gradients
+    are still being accumulated, since a checkpoint does not contain them.
     """
     every, done = trainer.val_check_batch or inf, batch_idx + 1
     ends = trainer.is_last_batch or done % every == 0
@@ -31,14 +31,14 @@ def can_go_on(trainer: pl.Trainer, batch_idx: int) -> bool:
 
 
 class BestAndLast(Checkpoint):
-    """`last.ckpt` at the end of every epoch; `best.ckpt` when the metric `monitor` is a new best.
+    """Writes `last.ckpt` after every epoch, and `best.ckpt` when the metric `monitor` improves.
 
-    Within an epoch `last.ckpt` follows each so many `steps` of the optimizer, and `minutes` after
-    the one before; with several ranks the clock is that of rank 0. Where to write takes long the
-    minutes are more, so that it takes a hundredth of the time at most.
+    Within an epoch `last.ckpt` is also written every `steps` optimizer steps, and every `minutes`
+    minutes by the clock of rank 0. If writing is slow, the interval grows, so that checkpoints take
+    at most 1 % of the time. `mode` is "min" or "max".
 
-    Lightning's ModelCheckpoint writes `last` only together with a new best, and forgets the best
-    when the run's directory was moved. `mode` is min or max.
+    Lightning's ModelCheckpoint writes `last` only together with a new best, and loses the best
+    score when the run directory is moved.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class BestAndLast(Checkpoint):
         if mode not in ("min", "max"):
             raise ValueError(f"mode={mode}: must be min or max")
         self.monitor, self.sign = monitor, 1 if mode == "min" else -1
-        self.lowest = inf  # of sign * metric
-        self.validated = False  # once at least: from then on the metric has to be there
+        self.lowest = inf  # the best value so far of sign * metric
+        self.validated = False  # at least once; then the metric must exist
         self.steps, self.seconds = steps, 60 * minutes if minutes else inf
         self.cost = 0.0  # seconds of writing the last one
         self.saved, self.batches, self.look = time.monotonic(), 0, 1  # see `minutes_are_over`
@@ -64,18 +64,19 @@ class BestAndLast(Checkpoint):
         self.saved, self.batches, self.look = time.monotonic(), 0, 1
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if not can_go_on(trainer, batch_idx):
+        if not is_resumable(trainer, batch_idx):
             return
-        if self.steps and trainer.global_step % self.steps == 0 or self.minutes_are_over(trainer):
+        if self.steps and trainer.global_step % self.steps == 0 or self.interval_is_over(trainer):
             began = time.monotonic()
             save_last(trainer)
             self.cost = time.monotonic() - began
             self.start_clock()
 
-    def minutes_are_over(self, trainer: pl.Trainer) -> bool:
-        """The same on all ranks, which ask each other only now and then: it takes a while.
+    def interval_is_over(self, trainer: pl.Trainer) -> bool:
+        """Whether the time for a checkpoint has come; the same on all ranks.
 
-        They look again after as many batches as are left at the speed so far, or have been done.
+        Since asking the other ranks is slow, they ask again only after the number of batches that
+        the speed so far predicts, or that have been done already, whichever is smaller.
         """
         self.batches += 1
         if self.seconds == inf or self.batches < self.look:
@@ -92,7 +93,7 @@ class BestAndLast(Checkpoint):
         if trainer.sanity_checking:
             return
         self.validated = True
-        if not trainer.is_last_batch:  # else the epoch's end saves, with the metrics of training
+        if not trainer.is_last_batch:  # else saved at the end of the epoch
             self.save_best(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -112,7 +113,7 @@ class BestAndLast(Checkpoint):
         value = self.sign * known[self.monitor].item()
         if value < self.lowest:
             self.lowest = value
-            trainer.save_checkpoint(folder(trainer) / "best.ckpt")
+            trainer.save_checkpoint(checkpoint_folder(trainer) / "best.ckpt")
 
     def state_dict(self) -> dict[str, float]:
         return {"lowest": self.lowest}

@@ -1,4 +1,4 @@
-"""How long a run will take, said before days are spent on it."""
+"""An estimate of a run's duration, logged during its first seconds."""
 
 import logging
 import time
@@ -12,9 +12,10 @@ log = logging.getLogger(__name__)
 
 
 class Estimate(Callback):
-    """After 50 steps one line with the speed, the time of an epoch and of all, and space.
+    """Logs after 50 steps the speed, the time for an epoch and for the run, and the disk space.
 
-    Every run of more than a minute has it. With `only` a run ends there, with exit code 0.
+    Nothing is logged for a run of less than a minute. With `only`, the run ends there with exit
+    code 0.
     """
 
     skipped, steps = 10, 50  # the first ones are slower
@@ -45,19 +46,21 @@ class Estimate(Callback):
         if self.only or left > 60 or left < 0:
             images = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
             speed = f"{images / each:,.0f} images/s" if images else f"{1 / each:,.1f} steps/s"
-            whole = f", {span(left)} for {trainer.max_epochs} epochs" if left >= 0 else ""
+            whole = (
+                f", {format_duration(left)} for {trainer.max_epochs} epochs" if left >= 0 else ""
+            )
             states = [trainer.lightning_module.state_dict()]
             states += [s for o in trainer.optimizers for s in o.state.values()]
             tensors = [x for state in states for x in state.values() if torch.is_tensor(x)]
             space = 2 * sum(x.numel() * x.element_size() for x in tensors)
             log.info(
                 "estimate: %s, %s for an epoch of training%s, %.1f MB for checkpoints",
-                speed, span(epoch), whole, space / 1e6,
+                speed, format_duration(epoch), whole, space / 1e6,
             )  # fmt: skip
         if self.only:
             raise SystemExit(0)
 
 
-def span(seconds: float) -> str:
-    """As in 2 days, 3:04:05."""
+def format_duration(seconds: float) -> str:
+    """A duration as text, for example "2 days, 3:04:05"."""
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard: inputs, kernels as they change, confusions, mistakes."""
+"""Images in TensorBoard: inputs, kernels, confusion matrix and misclassified test images."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from classic_cnns.classifier import Classifier
@@ -15,15 +14,15 @@ from classic_cnns.report import pictures
 
 SHOWN = 120  # mistakes
 INPUTS = 32  # images
-CLASSES = 20  # of a confusion matrix that still can be read
+CLASSES = 20  # at most, for a readable confusion matrix
 
 
 class Pictures(Callback):
-    """Draws what `Classifier` sees, learns and mistakes; does nothing for other modules.
+    """Draws images of a `Classifier` in TensorBoard; ignores other modules.
 
-    At the start the first training images before and after augmentation, and the kernels; these
-    again after each validation, with the share of colour in each tower's first ones. After the test
-    the confusion matrix, counted over all ranks, and the mistakes of rank 0.
+    At the start: the first training images before and after augmentation, and the kernels. After
+    each validation: the kernels, and the share of colour in each tower's first kernels. After the
+    test: the confusion matrix over all ranks, and the misclassified images of rank 0.
     """
 
     def __init__(self) -> None:
@@ -40,14 +39,14 @@ class Pictures(Callback):
     def on_test_batch_end(
         self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
     ) -> None:
-        """`outputs` are the answers (B,) of a batch of images (B, C, H, W) or (B, V, C, H, W)."""
+        """`outputs` are predicted classes (B,), images (B, C, H, W) or patches (B, V, C, H, W)."""
         if self.matrix is None or outputs is None or not len(outputs):
             return
         images, labels = batch
         self.matrix.update(outputs, labels)
         wrong = (outputs != labels).nonzero().flatten()[: SHOWN - len(self.mistakes)]
         for row in wrong.tolist():
-            image = images[row] if images.dim() == 4 else images[row, 4]  # of patches the middle
+            image = images[row] if images.dim() == 4 else images[row, 4]  # the central patch
             self.mistakes.append((image.cpu(), int(labels[row]), int(outputs[row])))
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
@@ -59,7 +58,7 @@ class Pictures(Callback):
         if isinstance(loader, Batches) and isinstance(loader.images, torch.Tensor):
             first = loader.order(trainer.current_epoch)[loader.rank :: loader.world_size]
             grids["before augmentation"] = loader.images.index_select(0, first[:INPUTS])
-        for board in boards(trainer):
+        for board in tensorboard_writers(trainer):
             for when, images in grids.items():
                 board.add_image(f"inputs/{when}", pictures.inputs(images), 0)
 
@@ -69,19 +68,18 @@ class Pictures(Callback):
 
     def draw_kernels(self, trainer: pl.Trainer, pl_module: Any) -> None:
         net, step = pl_module.net, trainer.global_step
-        # Whole weights, also where this rank holds one tower only; all ranks have to ask.
+        # Whole weights, even if this rank has one tower; all ranks must take part.
         state = trainer.strategy.lightning_module_state_dict()
-        names = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d)]
-        weights = {name: state[f"net.{name}.weight"] for name in names}
+        state = {n.removeprefix("net."): x for n, x in state.items() if n.startswith("net.")}
+        weights = pictures.convolutions(state)
         towers = getattr(net, "towers", 1)
-        for board in boards(trainer):
+        for board in tensorboard_writers(trainer):
             for name, weight in weights.items():
-                if weight.shape[2:].numel() > 1:
-                    board.add_image(f"kernels/{name}", pictures.kernels(weight, towers), step)
-        first = weights[names[0]] if names else None
+                board.add_image(f"kernels/{name}", pictures.kernels(weight, towers), step)
+        layer, first = next(iter(weights.items()), ("", None))
         if first is not None and first.shape[1] == 3 and trainer.is_global_zero:
             shares = {
-                f"colour/{names[0]}{f' of tower {number}' if towers > 1 else ''}": share
+                f"colour/{layer}{f' of tower {number}' if towers > 1 else ''}": share
                 for number, share in enumerate(map(pictures.colour, first.chunk(towers)), 1)
             }
             for logger in trainer.loggers:
@@ -90,10 +88,10 @@ class Pictures(Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.matrix is None:
             return
-        counts = self.matrix.compute()  # over all ranks, which all have to ask
+        counts = self.matrix.compute()  # over all ranks; all must take part
         names = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
         names = names or [str(number) for number in range(len(counts))]
-        for board in boards(trainer):
+        for board in tensorboard_writers(trainer):
             step = trainer.global_step
             if len(counts) <= CLASSES:
                 board.add_text("confusion/test", pictures.confusion(counts, names), step)
@@ -102,7 +100,7 @@ class Pictures(Callback):
                 board.add_image("mistakes/test", pictures.mistakes(self.mistakes, names), step)
 
 
-def boards(trainer: pl.Trainer) -> list[Any]:
-    """TensorBoard's writers, on rank 0 alone."""
+def tensorboard_writers(trainer: pl.Trainer) -> list[Any]:
+    """TensorBoard's writers; none on ranks other than 0."""
     loggers = trainer.loggers if trainer.is_global_zero else []
     return [logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger)]

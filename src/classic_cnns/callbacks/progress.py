@@ -1,4 +1,4 @@
-"""What a person sees while it trains: one bar for the whole run and one line for each epoch."""
+"""Progress on the terminal: one bar for the whole run, and one line for each epoch."""
 
 import logging
 import sys
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 class Progress(ProgressBar):
-    """Epoch, part of it that is done, loss, part of the whole run, speed and time left.
+    """Shows epoch, progress within it, loss, progress of the run, speed and time left.
 
-    The bar moves four times a second at most, and only on a terminal.
+    The bar is drawn at most four times a second, and only on a terminal.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Progress(ProgressBar):
         self.bar: tqdm | None = None
 
     def disable(self) -> None:
-        """Lightning calls this on all ranks but the first."""
+        """Called by Lightning on all ranks but the first."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -70,7 +70,7 @@ class Progress(ProgressBar):
 
 
 def summary(values: dict[str, float]) -> str:
-    """The metrics of an epoch in one line: those of our classifier, or all there are."""
+    """The metrics of an epoch in one line: the main ones of `Classifier`, or all of others."""
     if not {"loss/train", "error/train", "error/val"} <= values.keys():
         return "   ".join(f"{name} {value:.4g}" for name, value in sorted(values.items()))
     return (

@@ -1,4 +1,4 @@
-"""What a run writes of itself while it trains, and what its checkpoints hold beside the weights."""
+"""Metrics in a file while the run trains, and in its checkpoints."""
 
 import json
 import time
@@ -12,19 +12,20 @@ from classic_cnns.report.results import read_metrics
 
 
 class Record(Callback):
-    """`metrics.jsonl`: a line of JSON with all metrics at the end of each epoch; every run has it.
+    """Appends a line of JSON with all metrics to `metrics.jsonl` at the end of each epoch.
 
-    It may be followed while the run goes on. A line holds the finished `epoch` of `epochs`, the
-    optimizer's `step`, the `seconds` of training, and `metrics` by the names that the module logs.
-    Checkpoints get the newest metrics and the seconds too.
+    A line has `epoch` (the number of finished epochs), `epochs` (the number to be done), `step` of
+    the optimizer, `seconds` of training so far, and `metrics` under the names that the module logs.
+    Other programs may follow the file. Checkpoints contain the latest metrics and the seconds too.
+    Every run has this callback.
     """
 
     def __init__(self) -> None:
-        self.metrics: dict[str, float] = {}  # the newest value of each
-        self.seconds = 0.0  # of all epochs that are over, since the first start
-        self.epoch_seconds = 0.0  # of the epoch under way, before it was resumed
+        self.metrics: dict[str, float] = {}  # latest values
+        self.seconds = 0.0  # of all finished epochs, over all starts
+        self.epoch_seconds = 0.0  # of the current epoch, before it was resumed
         self.started = time.perf_counter()
-        self.line: dict[str, Any] = {}  # of the epoch that has just ended
+        self.line: dict[str, Any] = {}  # of the last finished epoch
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.perf_counter() - self.epoch_seconds
@@ -44,7 +45,7 @@ class Record(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds += time.perf_counter() - self.started
         self.epoch_seconds, self.started = 0.0, time.perf_counter()
-        # Written once the module, whose hook comes after this one, has logged too.
+        # Written later, since the module logs in a hook that is called after this one.
         self.line = {
             "epoch": trainer.current_epoch + 1,
             "epochs": trainer.max_epochs,

@@ -1,4 +1,4 @@
-"""A signal to stop ends training after a checkpoint, at the same step on all ranks."""
+"""Signals stop training after a checkpoint, at the same step on all ranks."""
 
 import signal
 import threading
@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
-from classic_cnns.callbacks.checkpoint import can_go_on, save_last
+from classic_cnns.callbacks.checkpoint import is_resumable, save_last
 
 
 class Stopped(SystemExit):
-    """A signal ended the run; exits as shells have it."""
+    """A signal ended the run; the exit code is 128 plus its number, as in shells."""
 
     code: int
 
@@ -22,25 +22,26 @@ class Stopped(SystemExit):
 
 
 class StopOnSignal(Callback):
-    """Is to `receive` the signals; every run has this callback.
+    """Ends the run after a signal; `receive` is the signal handler. Every run has this callback.
 
-    During training the run ends at the end of a step, with a checkpoint. Outside of training, and
-    at the second signal, it ends at once. Lightning's own handler of SIGTERM would wait for the
-    other ranks inside the handler, where they need not come, so it is replaced once it is set.
+    During training the run ends after the current step, with a checkpoint. Outside of training, and
+    at the second signal, it ends at once. Lightning's own SIGTERM handler would wait inside the
+    handler for the other ranks, which may never get there, so it is replaced after Lightning has
+    set it.
     """
 
     interval = 0.1  # seconds
 
     def __init__(self, saves: bool) -> None:
-        """With `saves` a checkpoint is written before the run ends."""
+        """With `saves`, write a checkpoint before the run ends."""
         self.saves = saves
-        self.number = 0  # of the signal that was received
+        self.number = 0  # of the received signal
         self.training = self.saved = False
-        self.group: Any = None  # of the ranks, if there are several
+        self.group: Any = None  # process group for the exchange, with several ranks
         self.flag = torch.tensor(0)
-        self.steps_left = self.steps = 0  # until the ranks ask again, and since they have asked
-        self.asked = time.monotonic()
-        self.exchange: Any = None  # of the flags, if one is under way
+        self.steps_left = self.steps = 0  # until the next exchange, and since the last one
+        self.exchanged_at = time.monotonic()
+        self.exchange: Any = None  # a running exchange of flags
 
     def receive(self, number: int, _) -> None:
         if self.number or not self.training:
@@ -50,7 +51,7 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer, pl_module) -> None:
         self.handle_sigterm()
         self.training = True
-        # On the CPU, since to look at a GPU's numbers at each step would hold it up.
+        # On the CPU, since reading a value from a GPU at each step would stall it.
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
 
     def on_test_start(self, trainer, pl_module) -> None:
@@ -62,27 +63,28 @@ class StopOnSignal(Callback):
             signal.signal(signal.SIGTERM, self.receive)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if not can_go_on(trainer, batch_idx):
+        if not is_resumable(trainer, batch_idx):
             return
-        if self.number if self.group is None else self.ranks_agree():
+        if self.number if self.group is None else self.stop_agreed():
             if self.saves:
                 save_last(trainer)
             self.saved = True
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if self.saved:  # by now the step before has been logged
+        if self.saved:  # the previous step has been logged by now
             raise Stopped(self.number)
 
     def on_train_end(self, trainer, pl_module) -> None:
         self.training = False
-        if self.number:  # since the last step
+        if self.number:  # received since the last step
             raise Stopped(self.number)
 
-    def ranks_agree(self) -> bool:
+    def stop_agreed(self) -> bool:
         """Whether any rank has received a signal; the same on all ranks at the same step.
 
-        To ask costs a seventh of a LeNet-5 step, so they ask every `interval` seconds, and agree
-        with each answer how many steps that is. The answer travels while the next step computes.
+        Asking the other ranks costs a seventh of a LeNet-5 step, so they do so about every
+        `interval` seconds, and agree each time on the number of steps until the next exchange. The
+        exchange runs while the next step is computed.
         """
         if self.exchange:
             self.exchange.wait()
@@ -96,8 +98,10 @@ class StopOnSignal(Callback):
         self.steps += 1
         if self.steps_left <= 0:
             now = time.monotonic()
-            fit = int(self.interval * self.steps / (now - self.asked))  # steps at the recent speed
-            self.asked, self.steps = now, 0
-            self.flag = torch.tensor([self.number, -max(1, fit)])  # the fewest of all ranks count
+            fit = int(
+                self.interval * self.steps / (now - self.exchanged_at)
+            )  # steps in an interval
+            self.exchanged_at, self.steps = now, 0
+            self.flag = torch.tensor([self.number, -max(1, fit)])  # the minimum of all ranks
             self.exchange = dist.all_reduce(self.flag, dist.ReduceOp.MAX, self.group, async_op=True)
         return False

@@ -1,6 +1,6 @@
-"""The words of the command line, and how mistakes are told: one line on stderr, exit code 2.
+"""Parsing of command lines, and error messages: one line on stderr, exit code 2.
 
-Nothing here imports torch, which takes seconds: help and mistakes answer at once.
+Torch takes seconds to import and is not imported here, so that help and errors appear at once.
 """
 
 import argparse
@@ -12,11 +12,11 @@ from typing import NoReturn
 from classic_cnns import UserError
 
 HELP = """\
-Trains one of the classic convolutional networks and reports its test error.
+Train a classic convolutional network and report its test error.
 
-usage: {program} [group=choice ...] [key=value ...]
+usage: {program} [group=option ...] [key=value ...]
 
-Groups (choose with group=choice; callbacks=[default,early_stopping] combines):
+Groups (select with group=option; callbacks=[default,early_stopping] combines options):
 
 {groups}
 
@@ -29,20 +29,20 @@ Examples:
   {program} resume=outputs/lenet5-mnist/latest
 
 Flags:
-  -m, --multirun           run a sweep: values in a row are a grid
-  -cd, --config-dir DIR    look for configs, and for modules of your own, in DIR too
-  --estimate               say after 50 steps how long a run takes, and leave nothing
-  -cn, --config-name NAME  the primary config, in place of train
-  --trust PACKAGE          let an earlier run's config name code of PACKAGE
-  -c, --cfg job            print the config and end; --resolve resolves its interpolations
-  -sc, --shell-completion  install=bash prints what completes these words in a shell
+  -m, --multirun           run a sweep: comma-separated values form a grid
+  -cd, --config-dir DIR    also search DIR for configs and your own modules
+  --estimate               print the duration of the run after 50 steps, write nothing
+  -cn, --config-name NAME  the primary config (default: train)
+  --trust PACKAGE          allow code of PACKAGE in the config of an earlier run
+  -c, --cfg job            print the config; --resolve resolves interpolations
+  -sc, --shell-completion  install=bash prints a completion script for the shell
 
 tensorboard --logdir outputs shows the curves.
 """
 
 
 class Parser(argparse.ArgumentParser):
-    """Hydra's flags as far as they mean something here."""
+    """Those of Hydra's flags that this program supports."""
 
     def __init__(self) -> None:
         super().__init__(add_help=False, allow_abbrev=False)
@@ -62,22 +62,25 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags, and in `words` the overrides; raises UserError for an unknown flag."""
+    """The flags of a command line, and its overrides as `words`.
+
+    Raises UserError for an unknown flag.
+    """
     path = next((word for word in arguments if word.startswith(("--config-path", "-cp"))), None)
     if path:
-        raise UserError(f"{path}: the configs lie in conf/; --config-dir <folder> adds your own")
+        raise UserError(f"{path}: configs are in conf/; --config-dir <folder> adds your own")
     given = Parser().parse_intermixed_args(arguments)
     if given.multirun and given.cfg:
         raise UserError("--cfg: prints one config and --multirun has many; leave one of them out")
     if given.estimate:
         if given.multirun:
-            raise UserError("--estimate: is of one run; leave -m out")
+            raise UserError("--estimate: estimates a single run; leave -m out")
         given.words += ["estimate=true", "keep=false"]
     return given
 
 
 def flags(given: argparse.Namespace) -> list[str]:
-    """The flags that each job of a sweep has to repeat."""
+    """The flags that are passed on to each job of a sweep."""
     name = ["--config-name", given.config_name] if given.config_name != "train" else []
     pairs = [("--config-dir", folder) for folder in given.config_dir]
     pairs += [("--trust", package) for package in given.trust]
@@ -85,7 +88,7 @@ def flags(given: argparse.Namespace) -> list[str]:
 
 
 class Command(argparse.ArgumentParser):
-    """The words of a command on what was trained; `description` ends with examples."""
+    """Command line of the programs that use a trained net; `description` contains the examples."""
 
     def __init__(self, description: str | None, run: bool = True) -> None:
         super().__init__(
@@ -94,14 +97,14 @@ class Command(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         if run:
-            self.add_argument("run", help="directory of a run, a checkpoint, or outputs/.../latest")
+            self.add_argument("run", help="run directory, checkpoint, or outputs/.../latest")
             self.add_argument(
                 "--trust", action="append", default=[], metavar="PACKAGE",
-                help="let the run's config name code of PACKAGE",
+                help="allow code of PACKAGE in the run's config",
             )  # fmt: skip
             self.add_argument(
                 "--config-dir", "-cd", action="append", default=[], metavar="DIR",
-                help="look for configs, and for modules of your own, in DIR too",
+                help="also search DIR for configs and your own modules",
             )  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
@@ -110,13 +113,13 @@ class Command(argparse.ArgumentParser):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print a user's mistake as one line and exit with 2; let our own bugs keep their traceback."""
+    """Print a UserError as one line and exit with 2; other exceptions keep their traceback."""
     try:
         yield
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        sys.exit(130)  # as shells have it
+        sys.exit(130)  # as in shells
 
 
 def fail(line: str) -> NoReturn:

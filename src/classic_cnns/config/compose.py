@@ -1,7 +1,7 @@
-"""From overrides to one checked config: each mistake is one line that names a way out.
+"""Composition of one checked config from overrides; each mistake is a one-line error.
 
-Hydra reads and merges the files that the choices of groups name; the single values are checked
-against what those files hold, and then set. Nothing here imports torch.
+Hydra reads and merges the files of the chosen groups. Single values are checked against those files
+and then set. Torch is not imported here.
 """
 
 import os
@@ -21,18 +21,18 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from classic_cnns import UserError
+from classic_cnns import UserError, one_line
 from classic_cnns.config import stored
-from classic_cnns.config.schema import TAKEN, check_values, leaves, trainer_arguments
+from classic_cnns.config.schema import RESERVED, check_values, flatten, trainer_arguments
 from classic_cnns.data import folders
 from classic_cnns.trainer.devices import check_devices
 
 HERE = Path(__file__)
-# Installed, the configs lie in the package; in a checkout beside src/.
+# In an installed package the configs are inside it, in a checkout next to src/.
 CONF = next(c for c in (HERE.parents[1] / "conf", HERE.parents[3] / "conf") if c.is_dir())
-COMBINED = ("callbacks", "logger")  # groups whose choices can be combined, or left out
-READ: dict[tuple, tuple[dict, dict]] = {}  # what was read of the files, while they do not change
-# The moment is one for all jobs of a sweep.
+LIST_GROUPS = ("callbacks", "logger")  # groups that take a list of options, or null
+READ: dict[tuple, tuple[dict, dict]] = {}  # what was read of files, for as long as they stay
+# One time stamp for all jobs of a sweep.
 STARTED = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 OmegaConf.register_new_resolver("started", lambda: STARTED, replace=True)
 # ${class_folders:root} in a config is the number of classes of an image folder.
@@ -44,14 +44,14 @@ OmegaConf.register_new_resolver(
 def compose(*words: str, config_dirs: Sequence[str] = (), trust: Sequence[str] = ()) -> DictConfig:
     """The checked config of the command `train.py <words>`; raises UserError for a mistake.
 
-    `config_dirs` are folders with configs and modules of your own, as `--config-dir` names them,
-    `trust` packages whose code an earlier run may name, as `--trust` does.
+    `config_dirs` are folders with your own configs and modules, as for `--config-dir`. `trust` are
+    packages whose code the config of an earlier run may use, as for `--trust`.
     """
     return Composer(config_dirs, trusted=trust).compose(words)
 
 
 class Composer:
-    """Composes configs from this project's conf/ and from `config_dirs`, which come first."""
+    """Composes configs from `config_dirs`, which take precedence, and the project's own conf/."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Composer:
         places = [*map(Path, self.config_dirs), CONF]
         for place in places:
             if not place.is_dir():
-                raise UserError(f"--config-dir={place}: is not found; try another folder")
+                raise UserError(f"--config-dir={place}: does not exist; try another folder")
         tops = [path for place in places for path in place.glob("*.yaml")]
         names = sorted({path.stem for path in tops})
         if config_name not in names:
@@ -75,19 +75,19 @@ class Composer:
             groups.setdefault(path.parent.name, set()).add(path.stem)
         self.groups = {name: sorted(groups[name]) for name in sorted(groups)}
         stamps = [(path, path.stat().st_mtime_ns) for path in [*tops, *inner] if path.is_file()]
-        # By the choices of groups: the config, and the values that its files hold.
+        # By the options of groups: the config, and its resolved values.
         self.composed, self.examples = READ.setdefault(
             (config_name, *self.config_dirs, *stamps), ({}, {})
         )
-        # Where `_target_` finds modules beside the user's configs, and in the working directory.
+        # `_target_` finds modules next to the user's configs, and in the working directory.
         self.folders = [str(p) for f in self.config_dirs for p in (f, *groups_in(f))]
         add_to_path([*self.folders, os.getcwd()])
 
     def compose(self, words: Sequence[str], resolve: bool = True) -> DictConfig:
-        """The config of one run, checked; with `resume` the earlier run's on the devices named.
+        """The checked config of one run, or with `resume` that of the earlier run.
 
-        With `resolve` false its interpolations stay as they are. Raises UserError for a key that no
-        file has, or a value of a wrong kind or range.
+        With `resolve` false, interpolations are kept. Raises UserError for an unknown key, or a
+        value of the wrong type or out of range.
         """
         overrides = parse(words)
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
@@ -101,26 +101,26 @@ class Composer:
             if not self.is_choice(override):
                 self.set_value(config, default, override)
         if choices not in self.examples or "root" in default.data:
-            if "root" in default.data:  # no file can know it
+            if "root" in default.data:  # it has no default
                 default.data.root = config.data.root
-            self.examples[choices] = examples(default)
+            self.examples[choices] = example_values(default)
         resolved = check(deepcopy(config), self.examples[choices], words)
         if resolved.init_from is not None:
             stored.find_checkpoint(resolved.init_from)
         if config.resume is None:
             return resolved if resolve else config
-        with stored.of_a_run(config.resume):
-            own = stored.resumed(resolved, words, self.trusted, self.folders)
+        with stored.config_errors(config.resume):
+            own = stored.resumed_config(resolved, words, self.trusted, self.folders)
             if self.trusted:
                 self.add_folders(own.config_dirs)
-            check_devices(plain(own))
+            check_devices(to_plain(own))
         return own
 
-    def of_run(self, path: Any, words: Sequence[str] = ()) -> tuple[Path, DictConfig]:
-        """The checkpoint of a run, and the run's config with other data and devices as `words` say.
+    def load_run(self, path: Any, words: Sequence[str] = ()) -> tuple[Path, DictConfig]:
+        """The checkpoint and the config of a run, with data and devices changed as `words` say.
 
-        `path` names a run, which has its config beside its checkpoints, a checkpoint, which holds
-        it, or `.../latest`. Raises UserError where there is none, or for words of other kinds.
+        `path` is a run directory, a checkpoint, or `.../latest`. Raises UserError if nothing is
+        there, or for overrides of other keys.
         """
         checkpoint = stored.find_checkpoint(path, "")
         beside = checkpoint.absolute().parents[1] / "config.yaml"
@@ -130,17 +130,17 @@ class Composer:
             from classic_cnns.trainer.checkpoint_io import read_checkpoint  # imports torch
 
             values = read_checkpoint(checkpoint).get("hyper_parameters")
-            config = stored.checked(values, checkpoint, self.trusted, self.folders)
-        with stored.of_a_run(path):
-            config = stored.updated(config, self.read_files(()))
+            config = stored.checked_config(values, checkpoint, self.trusted, self.folders)
+        with stored.config_errors(path):
+            config = stored.upgraded(config, self.read_files(()))
             if self.trusted:
                 self.add_folders(config.config_dirs)
             config.run_dir = config.init_from = None
             config.init_skip = []
-            return checkpoint, self.changed(config, words) if words else config
+            return checkpoint, self.with_changes(config, words) if words else config
 
-    def changed(self, config: DictConfig, words: Sequence[str]) -> DictConfig:
-        """The config of a run on other data or devices; UserError for what is part of its net."""
+    def with_changes(self, config: DictConfig, words: Sequence[str]) -> DictConfig:
+        """The config of a run with other data or devices; UserError for keys of the net."""
         overrides = parse(words)
         for override in overrides:
             key = override.get_key_element().lstrip("+~")
@@ -160,7 +160,7 @@ class Composer:
                 self.set_value(config, default, override)
                 if override.key_or_group == "data_dir" and "data_dir" in config.data:
                     config.data.data_dir = config.data_dir
-        config = check(config, examples(default), words)
+        config = check(config, example_values(default), words)
         for key, what in (("channels", "channels"), ("num_classes", "classes")):
             has, takes = config.data.get(key), earlier.data.get(key)
             if None not in (has, takes) and has != takes:
@@ -171,7 +171,7 @@ class Composer:
         return config
 
     def add_folders(self, folders: Sequence[str]) -> None:
-        """Let `_target_` find modules in folders with configs."""
+        """Let `_target_` find modules in these folders and in their groups."""
         add_to_path([str(p) for folder in folders for p in (folder, *groups_in(folder))])
 
     def is_choice(self, override: Override) -> bool:
@@ -179,14 +179,14 @@ class Composer:
         return key in self.groups and not isinstance(override.value(), dict)
 
     def choice(self, override: Override) -> str:
-        """The override of a group, as Hydra takes it; UserError for a choice that no file has."""
+        """The override of a group in Hydra's form; UserError for an option that does not exist."""
         group, value, word = override.key_or_group, override.value(), str(override.input_line)
         options = self.groups[group]
         if override.is_sweep_override():
-            return word  # refused later
+            return word  # an error later
         if override.is_delete():
             raise UserError(f"{word}: groups cannot be removed; {one_of(group, options)}")
-        several = group in (*COMBINED, "debug", "experiment")
+        several = group in (*LIST_GROUPS, "debug", "experiment")
         if value is None and several:
             return f"{group}=[]"
         if isinstance(value, list) and not several:
@@ -199,7 +199,7 @@ class Composer:
         return f"{group}={word.partition('=')[2]}"
 
     def read_files(self, choices: tuple[str, ...]) -> DictConfig:
-        """The config as its files have it, with these choices of groups; not yet resolved."""
+        """The merged config of the files that `choices` select, with unresolved interpolations."""
         if choices not in self.composed:
             paths = ",".join(f"'file://{folder}'" for folder in self.config_dirs)
             try:
@@ -223,10 +223,10 @@ class Composer:
         return deepcopy(self.composed[choices])
 
     def set_value(self, config: DictConfig, default: DictConfig, override: Override) -> None:
-        """Set one key; UserError where no file has it and it cannot be added."""
+        """Set one key; UserError for one that does not exist and cannot be added."""
         word, key = str(override.input_line), override.get_key_element().lstrip("+~")
         value: Any = override.value()
-        known = dict(leaves(plain(default), groups=True))
+        known = dict(flatten(to_plain(default), groups=True))
         group, _, rest = key.partition(".")
         if key.startswith("hydra"):
             raise UserError(
@@ -234,14 +234,14 @@ class Composer:
                 "run, sweep.dir= that of a sweep"
             )
         if override.is_delete():
-            if group not in COMBINED or key not in known or "." in rest:
+            if group not in LIST_GROUPS or key not in known or "." in rest:
                 raise UserError(
                     f"{word}: keys cannot be removed; some take null, as --cfg job shows"
                 )
             del config[group][rest]
             return
         if isinstance(value, dict):
-            for inner in leaves(value, f"{key}.", groups=True):
+            for inner in flatten(value, f"{key}.", groups=True):
                 if not can_add(inner[0], known) and inner[0] not in known:
                     raise UserError(f"{word}: {unknown_key(inner[0], known)}")
         if key not in known:
@@ -249,12 +249,12 @@ class Composer:
                 check_trainer_argument(word, rest, override.is_add() or override.is_force_add())
             elif not (override.is_add() or override.is_force_add()) or not can_add(key, known):
                 name = rest.partition(".")[0]
-                if group in COMBINED and name in self.groups[group]:
+                if group in LIST_GROUPS and name in self.groups[group]:
                     usual = {"callbacks": "default", "logger": "tensorboard"}[group]
                     both = f"{group}=[{usual},{name}]"
-                    raise UserError(f"{word}: is not chosen; try {both} beside it")
+                    raise UserError(f"{word}: is not selected; try {both}")
                 raise UserError(f"{word}: {unknown_key(key, known)}")
-        elif group == "trainer" and rest in TAKEN:
+        elif group == "trainer" and rest in RESERVED:
             check_trainer_argument(word, rest, True)
         try:
             OmegaConf.update(config, key, value, merge=True, force_add=True)
@@ -263,7 +263,7 @@ class Composer:
 
 
 def parse(words: Sequence[str]) -> list[Override]:
-    """The overrides of a command line; UserError for a word of another form."""
+    """The overrides of a command line; UserError for a word that is not of the form key=value."""
     parsed = []
     for word in words:
         try:
@@ -278,18 +278,18 @@ def parse(words: Sequence[str]) -> list[Override]:
 
 
 def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> DictConfig:
-    """The config, resolved; UserError for a value that is not allowed.
+    """The resolved config; UserError for a value that is not allowed.
 
-    `known` is what the files hold, which says of what kind a value is.
+    `known` are the values in the config files, which define the types.
     """
     copies = list(interpolations(config))
     for key in copies:
         try:
             OmegaConf.select(config, key)
         except OmegaConfBaseException as error:
-            raise unresolved(key, config, words, error) from error
+            raise unresolved_error(key, config, words, error) from error
     OmegaConf.resolve(config)
-    check_values(plain(config), known, copies)
+    check_values(to_plain(config), known, copies)
     for key in ("data_dir", "run_dir", "sweep.dir"):
         check_folder(key, OmegaConf.select(config, key))
     if config.run_dir is not None:
@@ -298,28 +298,28 @@ def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> Di
 
 
 def interpolations(config: DictConfig) -> Iterator[str]:
-    """The keys whose values are taken from other keys."""
-    for key, value in leaves(plain(config)):
+    """The keys whose values contain interpolations."""
+    for key, value in flatten(to_plain(config)):
         if isinstance(value, str) and "${" in value:
             yield key
 
 
-def unresolved(
+def unresolved_error(
     key: str, config: DictConfig, words: Sequence[str], error: BaseException
 ) -> UserError:
-    """What to tell where `key` takes its value from one that is not there."""
+    """The error for a `key` whose interpolation cannot be resolved."""
     told: BaseException | None = error
-    while told:  # OmegaConf hides ours below its own
+    while told:  # OmegaConf wraps our error in its own
         if isinstance(told, UserError):
             return told
         told = told.__cause__ or told.__context__
     word = next((word for word in words if "${" in word), None)
-    text = word or f"{key}={dict(leaves(plain(config)))[key]}"
+    text = word or f"{key}={dict(flatten(to_plain(config)))[key]}"
     return UserError(f"{text}: {one_line(error)}; try {key}=<value>")
 
 
-def examples(default: DictConfig) -> dict[str, Any]:
-    """The values of the files; null in place of one that takes its value from a missing key."""
+def example_values(default: DictConfig) -> dict[str, Any]:
+    """The resolved values of the config files; None where an interpolation cannot be resolved."""
     values: dict[str, Any] = {}
     for key in interpolations(default):
         values[key] = None
@@ -327,11 +327,11 @@ def examples(default: DictConfig) -> dict[str, Any]:
             values[key] = OmegaConf.select(default, key)
     for key, value in values.items():
         OmegaConf.update(default, key, value)
-    return plain(default)
+    return to_plain(default)
 
 
 def check_folder(key: str, value: Any) -> None:
-    """Raise UserError where `value`, unless it is None, is no folder that could be written to."""
+    """Raise UserError if `value` is given and cannot be created as a folder and written to."""
     folder = Path(str(value or ".")).expanduser().absolute()
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not there.is_dir() or (there != folder and not os.access(there, os.W_OK)):
@@ -342,10 +342,10 @@ def check_folder(key: str, value: Any) -> None:
 
 
 def check_trainer_argument(word: str, name: str, added: bool) -> None:
-    """Raise UserError for what Lightning's Trainer does not take, or not from a command line."""
+    """Raise UserError for an argument that Trainer does not have, or that cannot be given here."""
     known = trainer_arguments()
-    if name in TAKEN:
-        raise UserError(f"{word}: cannot be given; {TAKEN[name]}")
+    if name in RESERVED:
+        raise UserError(f"{word}: cannot be given; {RESERVED[name]}")
     if name not in known:
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean +trainer.{near[0]}?" if near else f"it has {', '.join(known)}"
@@ -355,9 +355,9 @@ def check_trainer_argument(word: str, name: str, added: bool) -> None:
 
 
 def can_add(key: str, known: dict[str, Any]) -> bool:
-    """Whether a new key may stand there: an argument of a class, a callback or a logger."""
+    """Whether a new key may be added: an argument of a class, a callback or a logger."""
     parent, _, name = key.rpartition(".")
-    if parent in COMBINED or key.startswith(tuple(f"{group}." for group in COMBINED)):
+    if parent in LIST_GROUPS or key.startswith(tuple(f"{group}." for group in LIST_GROUPS)):
         return True
     group = parent.partition(".")[0]
     return f"{parent}._target_" in known and group in ("model", "data", "optim")
@@ -381,13 +381,9 @@ def groups_in(folder: str) -> list[Path]:
     return sorted(path for path in Path(folder).glob("*") if path.is_dir())
 
 
-def plain(config: Any) -> Any:
+def to_plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=False)
 
 
 def one_of(group: str, options: Sequence[str]) -> str:
     return f"{group} is one of {', '.join(options)}"
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

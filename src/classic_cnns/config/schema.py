@@ -1,7 +1,7 @@
-"""What a config may hold: ranges in one table, the kind of a value from the YAML files.
+"""Allowed values of a config: ranges in one table, types from the YAML files.
 
-The kinds are not written down a second time: a value is of the kind that the key's YAML file holds.
-Torch is not imported: a mistake must answer at once.
+Types are not repeated here: a value must have the type that it has in its YAML file. Torch is not
+imported, so that errors appear at once.
 """
 
 import ast
@@ -19,7 +19,7 @@ from classic_cnns.trainer.devices import check_devices
 class Rule(NamedTuple):
     allowed: str
     holds: Callable[[Any], bool]
-    example: Any = None  # proposed where the YAML file's own value does not hold
+    example: Any = None  # proposed if the YAML file's value is not valid here
 
 
 def integer(low: int, high: float = inf) -> Rule:
@@ -46,7 +46,7 @@ def null_or(rule: Rule) -> Rule:
 
 
 def constant(value: Any) -> Rule:
-    return Rule(f"{text(value)}, a fact of the data set", lambda x: x == value)
+    return Rule(f"{as_word(value)}, a fact of the data set", lambda x: x == value)
 
 
 KINDS = {
@@ -56,15 +56,15 @@ KINDS = {
 
 
 def same_kind(example: Any) -> Rule:
-    """A value of the kind that the YAML file holds; a fraction may be given as a whole number."""
+    """A value of the type that the YAML file has; a float may be given as a whole number."""
     if example is None:
         return Rule("anything", lambda x: True)
     kinds = (int, float) if type(example) is float else (type(example),)
     return Rule(KINDS[type(example)], lambda x: type(x) in kinds)
 
 
-# Rules of keys whose kind alone does not say what they allow.
-FOLDER = null_or(Rule("a folder", lambda x: type(x) in (str, int, float)))  # 5 is a name too
+# Rules for keys whose type alone does not define what is allowed.
+FOLDER = null_or(Rule("a folder", lambda x: type(x) in (str, int, float)))  # may be named 5
 CHANNELS = Rule(
     "five whole numbers of at least 1, as in [96,256,384,384,256]",
     lambda x: type(x) is list and len(x) == 5 and all(type(n) is int and n > 0 for n in x),
@@ -126,8 +126,8 @@ RULES = {
     null_or(one_of("cudagraphs", "inductor")): "trainer.compile",
     one_of("minimize", "maximize"): "sweep.direction",
 }  # fmt: skip
-# Words of model.net, each of which may stand in the place of another one of its row.
-WORDS = (
+# Options in model.net: a value may be replaced by another one of its row.
+OPTIONS = (
     ("relu", "tanh", "sigmoid"),
     ("none", "batch", "torch"),
     ("table", "full"),
@@ -139,8 +139,8 @@ CONSTANTS = tuple(
     f"data.{name}"
     for name in ("dataset", "channels", "size", "num_classes", "class_names", "sha256")
 )
-# Arguments of Trainer that this program gives itself, and what to write in their place.
-TAKEN = {
+# Arguments of Trainer that this program sets itself, and what to use instead.
+RESERVED = {
     "callbacks": "callbacks=[default,...] chooses them, and +callbacks.<name>._target_= adds one",
     "logger": "logger=tensorboard, csv, mlflow or wandb chooses it, and logger=null none",
     "default_root_dir": "run_dir=<directory> says where a run is written",
@@ -152,25 +152,25 @@ TAKEN = {
 
 
 def rules(default: dict) -> dict[str, Rule]:
-    """What a key allows, where its kind alone does not say it."""
+    """The rules for keys whose type alone does not define what is allowed."""
     found = {key: rule for rule, keys in RULES.items() for key in keys.split()}
     data = default.get("data") or {}
     found["data.train_size"] = integer(2, data.get("train_size", inf))
     found["data.batch_size"] = integer(1, data.get("train_size", inf))
-    for key, value in leaves(default):
+    for key, value in flatten(default):
         if key.startswith(CONSTANTS) and "sha256" in data:
             found[key] = constant(value)
-        elif key.startswith("optim.weight_decay"):  # one for all layers, or one for each
+        elif key.startswith("optim.weight_decay"):  # one value, or one for each layer
             found[key] = number(0)
         elif key.startswith("model.net."):
-            found.update((key, one_of(*words)) for words in WORDS if value in words)
+            found.update((key, one_of(*words)) for words in OPTIONS if value in words)
     if "num_classes" in data and "root" in data:
         found["data.num_classes"] = constant(data["num_classes"])
     return found
 
 
-def relations(config: dict) -> dict[str, Rule]:
-    """What a key allows beside the other keys, whose values hold by themselves."""
+def dependent_rules(config: dict) -> dict[str, Rule]:
+    """The rules that depend on the values of other keys."""
     data, fit = config["data"], config["model"]["input"]["fit"]
     found = {}
     if "train_size" in data:
@@ -186,66 +186,67 @@ def relations(config: dict) -> dict[str, Rule]:
 
 
 def check_values(config: dict, default: dict, copies: Iterable[str] = ()) -> None:
-    """Raise UserError for the first value that is not allowed, naming key, value and a way out.
+    """Raise UserError for the first value that is not allowed, with its key and a valid value.
 
-    `copies` take their value from another key by interpolation, so that one is named before them.
+    `copies` are keys that interpolate others; they are checked last, so that the error names the
+    key that was set.
     """
-    examples = dict(leaves(default, groups=True))
-    values = sorted(leaves(config), key=lambda leaf: leaf[0].startswith(tuple(copies)))
+    examples = dict(flatten(default, groups=True))
+    values = sorted(flatten(config), key=lambda leaf: leaf[0].startswith(tuple(copies)))
     kinds = {key: same_kind(examples.get(key)) for key, _ in values}
     check_rules(values, kinds | rules(default), examples)
-    check_rules(values, relations(config), examples)
+    check_rules(values, dependent_rules(config), examples)
     check_init(config)
     check_trainer(config)
     check_fit(config["model"]["input"], config["data"])
-    if config["resume"] is None:  # an earlier run brings devices of its own
+    if config["resume"] is None:  # a resumed run has its own devices
         check_devices(config)
 
 
 def check_init(config: dict) -> None:
     if config["init_skip"] and config["init_from"] is None:
         raise UserError(
-            f"init_skip={text(config['init_skip'])}: says which layers keep their first weights "
-            "where a run starts from others; try init_from=<run or checkpoint>"
+            f"init_skip={as_word(config['init_skip'])}: names layers that keep their initial "
+            "weights, and needs init_from; try init_from=<run or checkpoint>"
         )
 
 
 def check_trainer(config: dict) -> None:
-    """Raise UserError for what Lightning's Trainer takes but these data or nets would ignore."""
+    """Raise UserError for arguments of Trainer that have no effect on this net or data."""
     trainer, net = config["trainer"], config["model"].get("net") or {}
     towers = "TwoTowers" in str(trainer["strategy"])
     if towers and net.get("norm", "none") != "none":
         raise UserError(
-            f"model.net.norm={net['norm']}: is not for a net whose towers lie on two devices; "
+            f"model.net.norm={net['norm']}: does not work with towers on two devices; "
             "try model.net.norm=none"
         )
     compile = trainer.get("compile")
     if compile and not net:
         raise UserError(
-            f"trainer.compile={compile}: is for the nets of model.net; call torch.compile in a "
-            "LightningModule of your own"
+            f"trainer.compile={compile}: is for the nets of model.net; call torch.compile in your "
+            "own LightningModule"
         )
     if compile and towers:
         raise UserError(
-            f"trainer.compile={compile}: a net that is cut in two towers is not compiled; "
+            f"trainer.compile={compile}: a net with towers on two devices cannot be compiled; "
             "try trainer.compile=null"
         )
     if trainer.get("use_distributed_sampler") is False and "augmentations" in config["data"]:
         raise UserError(
-            "+trainer.use_distributed_sampler=false: the batches of this data set are shared by "
-            "the ranks in any case; leave it out"
+            "+trainer.use_distributed_sampler=false: the ranks always share the batches of this "
+            "data set; leave it out"
         )
     if trainer.get("sync_batchnorm") and net.get("norm", "torch") != "torch":
         raise UserError(
-            f"+trainer.sync_batchnorm=true: knows torch's layers alone and this net has "
+            f"+trainer.sync_batchnorm=true: needs torch's layers and this net has "
             f"model.net.norm={net['norm']}; try model.net.norm=torch"
         )
 
 
 def check_fit(wanted: dict, data: dict) -> None:
-    """Raise UserError where the images of the data set are not what the model's `input` wants."""
+    """Raise UserError if the images of the data set do not match the model's `input`."""
     if not {"channels", "size", "augmentations"} <= data.keys():
-        return  # a data module of the user's own, whose first batch will tell
+        return  # a data module of the user's own: checked with its first batch
     side, has, fit = wanted["size"], data["size"], wanted["fit"]
     takes, channels = wanted.get("channels"), data["channels"]
     if takes not in (None, channels):
@@ -282,13 +283,13 @@ def check_rules(values: list[tuple[str, Any]], ruled: dict[str, Rule], examples:
         rule = ruled.get(key)
         if rule and not rule.holds(value):
             works = examples.get(key) if rule.holds(examples.get(key)) else rule.example
-            way_out = f"leave {key} out" if type(works) is dict else f"try {key}={text(works)}"
-            raise UserError(f"{key}={text(value)}: must be {rule.allowed}; {way_out}")
+            way_out = f"leave {key} out" if type(works) is dict else f"try {key}={as_word(works)}"
+            raise UserError(f"{key}={as_word(value)}: must be {rule.allowed}; {way_out}")
 
 
 @cache
 def trainer_arguments() -> list[str]:
-    """The arguments of Lightning's Trainer, read from its source: importing it takes seconds."""
+    """The arguments of Lightning's Trainer, from its source code: importing it takes seconds."""
     spec = find_spec("lightning")
     assert spec and spec.origin
     source = Path(spec.origin).parent / "pytorch" / "trainer" / "trainer.py"
@@ -300,16 +301,16 @@ def trainer_arguments() -> list[str]:
     raise AssertionError("Lightning's Trainer has moved")
 
 
-def text(value: Any) -> str:
-    """The value as the command line takes it."""
+def as_word(value: Any) -> str:
+    """The value in the syntax of the command line."""
     return str(value).lower() if type(value) is bool else "null" if value is None else str(value)
 
 
-def leaves(values: dict, prefix: str = "", groups: bool = False) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values; with `groups` also the keys that hold other keys."""
+def flatten(values: dict, prefix: str = "", groups: bool = False) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; with `groups`, also the keys of nested mappings."""
     for key, value in values.items():
         inner = isinstance(value, dict) and value
         if inner:
-            yield from leaves(value, f"{prefix}{key}.", groups)
+            yield from flatten(value, f"{prefix}{key}.", groups)
         if groups or not inner:
             yield f"{prefix}{key}", value

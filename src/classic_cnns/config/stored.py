@@ -1,6 +1,6 @@
-"""The config of an earlier run: where it is, what it means today, and what may differ now.
+"""Configs of earlier runs: finding, reading, upgrading, and changing them when resuming.
 
-Nothing here imports torch.
+Torch is not imported here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,35 +11,37 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from classic_cnns import UserError
+from classic_cnns import UserError, one_line
 from classic_cnns.config.trust import check_stored
 from classic_cnns.files import read_json, read_yaml
 
 OUTPUTS = Path("outputs")
-# What a sweep has put into the directory of a job before it starts, or an earlier start of it.
-OF_A_JOB = {".lock", "output.log", "result.json", "submitit"}
-# Keys of trainer that may differ when a run goes on: where it runs, and how long.
+# Files that a sweep, or an earlier start, may leave in a job's directory.
+JOB_FILES = {".lock", "output.log", "result.json", "submitit"}
+# Keys of trainer that may change when a run is resumed: devices, and epochs.
 PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
-LONGER = ("max_epochs",)
+DURATION = ("max_epochs",)
 
 
 def resolve_latest(path: Any) -> Path:
-    """The path, in which `latest` stands for the newest run that `latest.txt` beside it names."""
+    """The path with `latest` replaced by the run named in the `latest.txt` next to it."""
     path = Path(str(path))
     for part in (path, *path.parents):
         if part.name != "latest" or part.is_dir():
             continue
-        note = part if part.is_file() else part.with_name("latest.txt")  # `latest` until 0.1
+        note = part if part.is_file() else part.with_name("latest.txt")  # `latest` in 0.1
         if note.is_file():
             name = note.read_text(errors="replace").strip()
             if Path(name).name != name:
-                raise UserError(f"{note}: names no run beside it; write the name of one into it")
+                raise UserError(
+                    f"{note}: does not name a run next to it; write the name of one into it"
+                )
             return part.with_name(name) / path.relative_to(part)
     return path
 
 
 def find_run(path: Any, key: str = "resume=") -> Path:
-    """The directory of an earlier run, also by way of `latest`; UserError where there is none."""
+    """The directory of an earlier run; `path` may end with `latest`. UserError if there is none."""
     directory = resolve_latest(path)
     if not (directory / "config.yaml").is_file():
         notes = sorted(OUTPUTS.glob("*/latest.txt"))
@@ -49,7 +51,7 @@ def find_run(path: Any, key: str = "resume=") -> Path:
 
 
 def find_checkpoint(path: Any, key: str = "init_from=") -> Path:
-    """The checkpoint that `path` names: a file, or the best one of a run."""
+    """The checkpoint file at `path`, or the best one of the run at `path`."""
     named = resolve_latest(path)
     if named.is_file():
         return named
@@ -60,53 +62,56 @@ def find_checkpoint(path: Any, key: str = "init_from=") -> Path:
     raise UserError(f"{key}{path}: that run has written no checkpoint yet; try another one")
 
 
-def kept(config: DictConfig) -> dict[str, Any]:
-    """What a run keeps of its config, resolved: all that another start of it needs."""
+def stored_values(config: DictConfig) -> dict[str, Any]:
+    """The resolved config without `sweep` and `resume`, as it is stored with a run."""
     values: Any = OmegaConf.to_container(config, resolve=True)
     return {key: value for key, value in values.items() if key != "sweep"} | {"resume": None}
 
 
 def check_new(directory: Path) -> None:
-    """Raise UserError where a run cannot have the directory for itself."""
+    """Raise UserError if `directory` cannot become a run directory because it is in use."""
     if not directory.is_dir():
         return
     if (directory / "config.yaml").exists():
         raise UserError(
-            f"run_dir={directory}: holds a run already; try resume={directory} to go on with "
+            f"run_dir={directory}: already contains a run; try resume={directory} to continue "
             "it, or another run_dir"
         )
-    if {path.name for path in directory.iterdir()} - OF_A_JOB:
+    if {path.name for path in directory.iterdir()} - JOB_FILES:
         raise UserError(
-            f"run_dir={directory}: must be a new or an empty folder and holds other things; "
+            f"run_dir={directory}: must be new or empty, and contains other files; "
             f"try run_dir={directory / 'run'}"
         )
 
 
 def read_config(path: Path, trusted: Sequence[str] = (), folders: Sequence[str] = ()) -> DictConfig:
-    """A run's `config.yaml`; UserError where it cannot be read or names unknown code."""
+    """A run's `config.yaml`; UserError if it cannot be read or names untrusted code."""
     try:
         values = read_yaml(path)
-    except Exception as error:  # a file from elsewhere holds anything
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: is no config of a run ({line}); try another run") from error
-    return checked(values, path, trusted, folders)
+    except Exception as error:  # a file from elsewhere can contain anything
+        line = one_line(error)[:200]
+        raise UserError(f"{path}: is not the config of a run ({line}); try another run") from error
+    return checked_config(values, path, trusted, folders)
 
 
-def checked(
+def checked_config(
     values: Any, place: Any, trusted: Sequence[str] = (), folders: Sequence[str] = ()
 ) -> DictConfig:
-    """A stored config, of which nothing has been looked up or imported; `place` is its file."""
+    """A stored config after the checks of `trust`; nothing in it is resolved or imported.
+
+    `place` is the file it comes from.
+    """
     groups = ("model", "data", "optim", "trainer")
     if not isinstance(values, dict) or any(type(values.get(name)) is not dict for name in groups):
-        raise UserError(f"{place}: is no config of a run (it lacks groups); try another run")
-    values = {name: value for name, value in values.items() if name != "sweep"}  # none is of a run
+        raise UserError(f"{place}: is not the config of a run (it lacks groups); try another run")
+    values = {name: value for name, value in values.items() if name != "sweep"}  # not of a run
     check_stored(values, place, trusted, folders)
     return OmegaConf.create(values)
 
 
 @contextmanager
-def of_a_run(place: Any) -> Iterator[None]:
-    """Tell in one line where a stored config has values that no run of ours would write."""
+def config_errors(place: Any) -> Iterator[None]:
+    """Turn errors caused by unexpected values in a stored config into a UserError."""
     try:
         yield
     except (
@@ -117,28 +122,28 @@ def of_a_run(place: Any) -> Iterator[None]:
         TypeError,
         ValueError,
     ) as error:
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{place}: has no config that a run would write ({line})") from error
+        line = one_line(error)[:200]
+        raise UserError(f"{place}: has an invalid config ({line})") from error
 
 
-def resumed(
+def resumed_config(
     config: DictConfig, words: Sequence[str], trusted: Sequence[str], folders: Sequence[str]
 ) -> DictConfig:
-    """The config of the run `config.resume`, on the devices and up to the epoch that words name.
+    """The config of the run `config.resume` with the devices and epochs that `words` set.
 
-    `config` is composed from those words, as if for a new run; `trusted` and `folders` are as in
-    `check_stored`. Raises UserError for other words.
+    `config` is composed from the same words, as for a new run. `trusted` and `folders` are passed
+    to `check_stored`. Raises UserError for overrides of other keys.
     """
     named = {word.lstrip("+").partition("=")[0]: word for word in words}
-    free = {"resume", "trainer", *(f"trainer.{key}" for key in (*PLACEMENT, *LONGER))}
+    free = {"resume", "trainer", *(f"trainer.{key}" for key in (*PLACEMENT, *DURATION))}
     for key, word in named.items():
         if key not in free:
             raise UserError(
-                f"{word}: an earlier run goes on with its own config; try resume={config.resume} "
+                f"{word}: a resumed run keeps its own config; try resume={config.resume} "
                 "alone, or a new run without resume"
             )
-    own = updated(read_config(find_run(config.resume) / "config.yaml", trusted, folders), config)
-    for key in (*PLACEMENT, *LONGER):
+    own = upgraded(read_config(find_run(config.resume) / "config.yaml", trusted, folders), config)
+    for key in (*PLACEMENT, *DURATION):
         if f"trainer.{key}" in named or (key in PLACEMENT and "trainer" in named):
             own.trainer[key] = config.trainer[key]
     if "trainer.max_epochs" in named:
@@ -148,7 +153,7 @@ def resumed(
 
 
 def check_epochs(own: DictConfig, config: DictConfig) -> None:
-    """Raise UserError where the run has done more epochs already than it is to do."""
+    """Raise UserError if the run has already done more epochs than requested."""
     result = read_json(find_run(config.resume) / "result.json") or {}
     done, wanted = result.get("epochs", 0), own.trainer.max_epochs
     if wanted != -1 and wanted < done:
@@ -158,10 +163,10 @@ def check_epochs(own: DictConfig, config: DictConfig) -> None:
         )
 
 
-def updated(own: DictConfig, today: DictConfig) -> DictConfig:
-    """A config of version 0.1 in today's keys; `today` is a config of the present version.
+def upgraded(own: DictConfig, today: DictConfig) -> DictConfig:
+    """Upgrade a config of version 0.1; `today` is a config of the current version.
 
-    Until 0.1 the callbacks, the logger and the Trainer's class stood in the code.
+    Version 0.1 had no config groups for callbacks, loggers and the Trainer's class.
     """
     if "callbacks" in own:
         return own

@@ -1,7 +1,7 @@
-"""What a config from elsewhere may name: parts that are known, and packages that are trusted.
+"""Which code a config from elsewhere may use: known classes, and packages trusted by the user.
 
-A stored config is data. Its `_target_`s are checked against their names alone, before anything is
-imported. Nothing here imports torch.
+A stored config is data. Its `_target_`s are checked by name before anything is imported. Torch is
+not imported here.
 """
 
 import ast
@@ -14,63 +14,66 @@ from pathlib import Path
 from typing import Any
 
 from classic_cnns import UserError
-from classic_cnns.files import DEEPEST
+from classic_cnns.files import MAX_DEPTH
 
 ROOT = Path(__file__).parents[1]
-# Classes, which names of torch and Lightning show by their first letter; nothing within them.
-KNOWN = re.compile(
+# Classes of torch and Lightning, recognised by the capital letter; no attributes of them.
+KNOWN_CLASSES = re.compile(
     r"torch\.nn\.[A-Z]\w*"
     r"|torch\.optim\.(lr_scheduler\.)?[A-Z]\w*"
     r"|lightning\.pytorch\.Trainer"
     r"|lightning\.pytorch\.(callbacks|loggers|strategies|plugins|profilers)\.[A-Z]\w*"
 )
-# Packages that nobody can mean to trust as a whole.
-NEVER = {*sys.stdlib_module_names, "classic_cnns", "hydra", "lightning", "numpy", "torch"}
-MOST = 20_000  # values of a config
-OURS = re.compile(r"classic_cnns\.(model|optim|data|callbacks|logger|trainer)\.(\w+)\.(\w+)")
+# Packages that must not be trusted as a whole.
+NEVER_TRUSTED = {*sys.stdlib_module_names, "classic_cnns", "hydra", "lightning", "numpy", "torch"}
+MAX_VALUES = 20_000  # values in a config
+OUR_NAMES = re.compile(r"classic_cnns\.(model|optim|data|callbacks|logger|trainer)\.(\w+)\.(\w+)")
 
 
 def check_stored(
     config: Any, place: Any, trusted: Sequence[str] = (), folders: Sequence[str] = ()
 ) -> None:
-    """Raise UserError where a stored config names unknown code, or values from outside of it.
+    """Raise UserError if a stored config names untrusted code or contains interpolations.
 
-    `trusted` are packages named by the user; so are all that lie in one of `folders`.
+    `trusted` are packages that the user trusts; modules in one of `folders` are trusted too.
     """
     check_size(config, place)
     for key, value in strings(config):
         if "${" in value:
             raise UserError(
-                f"{place}: {key}={value}: nothing is looked up for a stored config; "
-                "write the value itself there"
+                f"{place}: {key}={value}: interpolations are not allowed in a stored "
+                "config; write the value instead"
             )
-        if key.rpartition(".")[2] == "_target_" and not known(value, trusted, folders):
+        if key.rpartition(".")[2] == "_target_" and not is_trusted(value, trusted, folders):
             package = value.partition(".")[0]
             way_out = f"add --trust {package} if you know that code"
             raise UserError(
-                f"{place}: {key}={value}: is no part of this project, of torch or of Lightning "
-                f"that a run needs; {'try another run' if package in NEVER else way_out}"
+                f"{place}: {key}={value}: is not a known class of this project, of torch "
+                f"or of Lightning; {'try another run' if package in NEVER_TRUSTED else way_out}"
             )
 
 
 def check_size(config: Any, place: Any) -> None:
-    """Raise UserError for a config that no run writes: one value may be there a million times."""
+    """Raise UserError for a config that is too large or too deeply nested.
+
+    Values reached through several YAML aliases count each time.
+    """
     level, count, depth = [config], 0, 0
     while level:
         count, depth = count + len(level), depth + 1
-        if count > MOST or depth > DEEPEST:
+        if count > MAX_VALUES or depth > MAX_DEPTH:
             raise UserError(
-                f"{place}: is no config of a run (more than {MOST:,} values or {DEEPEST} levels); "
-                "try another run"
+                f"{place}: is not the config of a run (more than {MAX_VALUES:,} values or "
+                f"{MAX_DEPTH} levels); try another run"
             )
         inner = (
             x.values() if isinstance(x, dict) else x if isinstance(x, list) else () for x in level
         )
-        level = list(islice(chain.from_iterable(inner), MOST + 1))
+        level = list(islice(chain.from_iterable(inner), MAX_VALUES + 1))
 
 
 def strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """All texts in a plain config, by their dotted keys; names of keys too, which also resolve."""
+    """All strings in a plain config with their dotted keys, and the keys themselves."""
     if isinstance(value, str):
         yield key, value
     if isinstance(value, dict):
@@ -82,21 +85,21 @@ def strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from strings(inner, f"{key}.{number}")
 
 
-def known(target: str, trusted: Sequence[str] = (), folders: Sequence[str] = ()) -> bool:
+def is_trusted(target: str, trusted: Sequence[str] = (), folders: Sequence[str] = ()) -> bool:
     package = target.partition(".")[0]
-    if (package in trusted and package not in NEVER) or KNOWN.fullmatch(target):
+    if (package in trusted and package not in NEVER_TRUSTED) or KNOWN_CLASSES.fullmatch(target):
         return True
     if any(
         (Path(folder) / name).exists() for folder in folders for name in (package, f"{package}.py")
     ):
         return True
-    ours = OURS.fullmatch(target)
+    ours = OUR_NAMES.fullmatch(target)
     return bool(ours) and ours[3] in defined(ours[1], ours[2])  # type: ignore[index]
 
 
 @cache
 def defined(room: str, module: str) -> set[str]:
-    """The classes that a module of ours defines, and in the rooms of nets the functions."""
+    """The names of classes that one of our modules defines; in model/ and optim/ also functions."""
     path = ROOT / room / f"{module}.py"
     if not path.is_file():
         return set()

@@ -1,4 +1,4 @@
-"""Batches as one gather from tensors that lie on the run's device; nothing per sample in Python."""
+"""Batches from tensors on the run's device, by one gather each: no Python code per image."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -10,25 +10,25 @@ from torch import Tensor
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator that is a pure function of `key`, say (seed, epoch, purpose)."""
+    """A CPU generator seeded by a pure function of `key`, for example (seed, epoch, purpose)."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))
 
 
 class Batches:
-    """Iterates over (images float32 (B, C, H, W), labels int64 (B,)) of one epoch.
+    """Iterates over batches (images float32 (B, C, H, W), labels int64 (B,)) of one epoch.
 
-    `images` (N, C, H, W) uint8 and `labels` (N,) are whole data sets; `indices` (n,) says which of
-    them take part. With `shuffle`, their order in an epoch is a pure function of (seed, epoch).
-    Rank r of R takes every R-th image of each shuffled batch from the r-th on, and every R-th batch
-    of those that are only read, whose mean losses are then those of one process to the last bit. So
-    all ranks together see each image exactly once; a share may be empty. `epoch` is asked at the
-    start of each pass, and a pass that was saved under way goes on where it was. `to_input` turns
-    uint8 images into what the net gets.
+    `images` (N, C, H, W) uint8 and `labels` (N,) are a whole data set; `indices` (n,) selects the
+    images of this split. With `shuffle`, the order of an epoch is a pure function of (seed, epoch).
+    Each image is seen by exactly one rank: rank r of R takes images r, r + R, ... of each shuffled
+    batch, or whole batches r, r + R, ... without `shuffle`, so that mean losses equal those of one
+    process to the last bit. A rank's share may be empty. `epoch` is called at the start of each
+    pass. After `load_state_dict`, the next pass continues where the saved one was. `to_input`
+    converts uint8 images to inputs of the net.
     """
 
-    sharing_cores: Callable[[], Any] = nullcontext  # around the work on each batch
-    at_once = 1024  # images in one process, since the calls cost more than the work
+    batch_context: Callable[[], Any] = nullcontext  # context for the work on each batch
+    at_once = 1024  # images, in one process: fewer and larger calls are faster
 
     def __init__(
         self,
@@ -57,25 +57,25 @@ class Batches:
         return -(-len(self.indices) // (self.batch_size * (1 if self.shuffle else self.world_size)))
 
     def size(self, number: int) -> int:
-        """Images in a batch over all ranks."""
+        """The number of images in batch `number` over all ranks."""
         return min(self.batch_size, len(self.indices) - number * self.batch_size)
 
     def state_dict(self) -> dict[str, int]:
-        """Batches of the pass under way that have been handed out; the same on all ranks."""
+        """The number of batches of this pass that have been returned; the same on all ranks."""
         return {"passed": self.passed % len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.first = state["passed"]
 
     def order(self, epoch: int) -> Tensor:
-        """The indices of all images of an epoch, over all ranks, in the order of their visit."""
+        """The indices of all images of an epoch, over all ranks, in order."""
         if not self.shuffle:
             return self.indices
         order = torch.randperm(len(self.indices), generator=generator(self.seed, epoch, 0))
         return self.indices[order.to(self.indices.device)]
 
     def read(self, shares: Sequence[Tensor]) -> Iterator[tuple[Tensor, Any]]:
-        """For each of `shares`, which are indices: its images, and which of its rows they are."""
+        """For each share of indices, its images and the rows of the share that they belong to."""
         for share in shares:
             yield self.images.index_select(0, share), slice(None)
 
@@ -94,7 +94,7 @@ class Batches:
             mine = [slice(begin, begin + self.batch_size) for begin in begins]
         gathered = self.read([order[rows] for rows in mine])
         for start, rows, (images, there) in zip(starts, mine, gathered, strict=True):
-            with self.sharing_cores():
+            with self.batch_context():
                 numbers = noise[rows][there].split(draws, 1)
                 for transform, own in zip(self.augment, numbers, strict=True):
                     images = transform(images, own)

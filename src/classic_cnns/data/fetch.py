@@ -1,7 +1,7 @@
-"""Data sets from wherever they can be had; the SHA-256 sums of the decoded arrays decide.
+"""Download and cache of data sets; SHA-256 sums of the decoded arrays must match.
 
-A source that fails, or that delivers other bytes, is passed over and the next one is tried. The
-arrays are cached as plain .npy files, checked at every start and mapped into memory.
+If a source fails or delivers other data, the next one is tried. The arrays are cached as .npy
+files, which are verified at every start and memory-mapped.
 """
 
 import logging
@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 from filelock import FileLock
 
-from classic_cnns import UserError
+from classic_cnns import UserError, one_line
 from classic_cnns.data.sources import BY_HAND, SOURCES, Arrays
-from classic_cnns.files import disk_trouble, read_json, replacing, write_json
+from classic_cnns.files import atomic_write, is_disk_error, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -24,21 +24,21 @@ CACHE_FORMAT = 1
 
 
 class Damaged(Exception):
-    """The cache does not hold the arrays whose sums are known."""
+    """The cache does not contain the expected arrays."""
 
 
 def cache_directory(data_dir: str | None) -> Path:
-    """`data_dir`, else $CLASSIC_CNNS_DATA, else the user's cache as the XDG standard has it."""
+    """`data_dir`, or $CLASSIC_CNNS_DATA, or the user's cache directory (XDG)."""
     chosen = data_dir or os.environ.get("CLASSIC_CNNS_DATA")
     if chosen:
-        return Path(str(chosen)).expanduser()  # data_dir=5 is read as a number
+        return Path(str(chosen)).expanduser()  # Hydra parses data_dir=5 as a number
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "classic_cnns"
 
 
 def load(dataset: str, sums: dict[str, str], data_dir: str | None) -> Arrays:
-    """The arrays named in `sums`, memory-mapped from the cache, which is filled or mended first.
+    """The arrays named in `sums`, memory-mapped; downloads or repairs the cache if necessary.
 
-    Raises UserError when no source delivers the arrays or the cache cannot be written.
+    Raises UserError if no source delivers the arrays or the cache cannot be written.
     """
     if dataset not in SOURCES:
         raise UserError(f"data.dataset={dataset}: must be one of {', '.join(SOURCES)}")
@@ -50,7 +50,7 @@ def load(dataset: str, sums: dict[str, str], data_dir: str | None) -> Arrays:
         pass
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{dataset}.lock"):  # others wait here, and then find the cache full
+        with FileLock(root / f"{dataset}.lock"):  # others wait here, then use the cache
             try:
                 return read_cache(folder, sums)
             except Damaged as damage:
@@ -80,9 +80,9 @@ def read_cache(folder: Path, sums: dict[str, str]) -> Arrays:
     arrays: Arrays = {}
     for name, expected in sums.items():
         try:
-            # Copy-on-write: torch takes only writable memory, and the pages stay shared.
+            # Copy-on-write: torch needs writable memory, and the pages stay shared.
             array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="c")
-        except Exception as error:  # a damaged header is parsed as Python, and raises anything
+        except Exception as error:  # parsing a damaged header can raise anything
             raise Damaged(f"{name}.npy is missing or cut off") from error
         if checksum(array) != expected:
             raise Damaged(f"{name}.npy has a wrong checksum")
@@ -93,24 +93,24 @@ def read_cache(folder: Path, sums: dict[str, str]) -> Arrays:
 def write_cache(folder: Path, arrays: Arrays) -> None:
     folder.mkdir(exist_ok=True)
     for name in (*(f"{name}.npy" for name in arrays), "cache.json"):
-        for rest in folder.glob(f".{name}.*"):  # of a writer that was killed; we have the lock
+        for rest in folder.glob(f".{name}.*"):  # left by a writer that was killed; we hold the lock
             rest.unlink()
     for name, array in arrays.items():
-        with replacing(folder / f"{name}.npy") as file:
-            # Not the file itself, whose descriptor numpy writes to without telling an errno.
+        with atomic_write(folder / f"{name}.npy") as file:
+            # Not the file itself: numpy would write to its descriptor and lose the errno.
             np.save(SimpleNamespace(write=file.write), array)
     write_json(folder / "cache.json", {"format": CACHE_FORMAT})
 
 
 def checksum(array: np.ndarray) -> str:
-    """SHA-256 of the bytes in C order, or what the dtype is; it does not tell the shape."""
+    """SHA-256 of a uint8 array's bytes in C order; a message for other dtypes."""
     if array.dtype != np.uint8:
         return f"not uint8 but {array.dtype}"
     return sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def fetch(dataset: str, sums: dict[str, str], root: Path) -> Arrays:
-    """The arrays from the first source that delivers those with the right sums."""
+    """The arrays from the first source whose checksums match."""
     partial = root / f"{dataset}.partial"
     if partial.exists():
         log.warning("%s: an earlier download was interrupted; starting again", dataset)
@@ -125,14 +125,14 @@ def fetch(dataset: str, sums: dict[str, str], root: Path) -> Arrays:
             if not wrong:
                 return arrays
             failures.append(f"{name}: wrong checksum of {', '.join(wrong)}")
-            log.warning("%s: passed over %s", dataset, failures[-1])
-        except Exception as error:  # whatever a source does, the next one may do better
-            if disk_trouble(error):
+            log.warning("%s: skipped %s", dataset, failures[-1])
+        except Exception as error:  # any error: the next source may work
+            if is_disk_error(error):
                 raise
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error) or type(error).__name__
             failures.append(f"{name}: {reason[:120]}")
-            if len(failures) > 1 or (root / folder).exists():  # the first one looks there
-                log.info("%s: passed over %s", dataset, failures[-1])
+            if len(failures) > 1 or (root / folder).exists():  # the first source reads that folder
+                log.info("%s: skipped %s", dataset, failures[-1])
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     raise UserError(

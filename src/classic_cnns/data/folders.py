@@ -1,8 +1,8 @@
-"""Folders of images, one for each class, in the layout of ImageNet; nothing here imports torch.
+"""Class folders of images in the layout of ImageNet. Torch is not imported here.
 
-root/train/<class>/<any name>.jpg     also in folders below; names that begin with a dot are passed
-root/val/<class>/...                  the same classes, or some of them
-root/test/<class>/...                 without it val/ is the test set too, as usual for ImageNet
+root/train/<class>/**/<name>.jpg      names that begin with a dot are ignored root/val/<class>/...
+the same classes, or some of them root/test/<class>/...                 optional; without it val/ is
+also the test set
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classic_cnns import UserError
-from classic_cnns.files import replacing
+from classic_cnns.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,7 @@ def folder_of(root: str, split: str) -> Path:
 
 
 @contextmanager
-def one_line(root: str) -> Iterator[None]:
+def folder_errors(root: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -41,9 +41,9 @@ def one_line(root: str) -> Iterator[None]:
 
 
 def classes(root: str | None) -> list[str]:
-    """The names of the classes, sorted; a label is the place in this list.
+    """The sorted names of the classes; a label is an index into this list.
 
-    Raises UserError where `root` has no train/ and val/ with the same two classes or more.
+    Raises UserError if train/ has fewer than two classes, or val/ or test/ has others.
     """
     if root is None:
         raise UserError(
@@ -51,7 +51,7 @@ def classes(root: str | None) -> list[str]:
             "try data.root=<that folder>"
         )
     found = {}
-    with one_line(root):
+    with folder_errors(root):
         for split in ("train", "val", "test"):
             folder = folder_of(root, split)
             if not folder.is_dir():
@@ -68,19 +68,19 @@ def classes(root: str | None) -> list[str]:
                 )
     if (count := len(found["train"])) < 2:
         raise UserError(
-            f"data.root={root}: train/ has {count or 'no'} class folder{'s' * (not count)} and "
-            "two are the least; it needs train/<class>/<name>.jpg"
+            f"data.root={root}: train/ has {count or 'no'} class folder{'s' * (not count)} and at "
+            "least two are needed; it needs train/<class>/<name>.jpg"
         )
     return found["train"]
 
 
 def walk(folder: Path, seen: dict[str, int]) -> Iterator[str]:
-    """All files in the folder and in those below it, but for hidden ones.
+    """All files in `folder` and its subfolders, except hidden ones.
 
-    Links are followed, also to elsewhere; one that leads back to a folder of before is passed.
+    Links are followed; a link back to a folder that was visited is ignored.
     """
-    seen[str(folder)] = -1  # unless it is there
-    known: set[tuple[int, int]] = set()  # folders, by device and number
+    seen[str(folder)] = -1  # if it does not exist
+    known: set[tuple[int, int]] = set()  # visited folders, by device and inode
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # a class may be missing in val/
@@ -98,14 +98,14 @@ def walk(folder: Path, seen: dict[str, int]) -> Iterator[str]:
 
 
 def suffixes() -> set[str]:
-    """Of files that are images by their names."""
-    from PIL import Image  # here, since each start of a program imports this file
+    """The file name extensions of images."""
+    from PIL import Image  # here, since every command imports this module
 
     return {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def pictures_in(names: Sequence[str]) -> list[str]:
-    """The files, and those in the folders that are images by their names; UserError without any."""
+    """The given files, and the images in the given folders; UserError for a folder without any."""
     paths: list[str] = []
     known = suffixes()
     for name in names:
@@ -116,24 +116,26 @@ def pictures_in(names: Sequence[str]) -> list[str]:
                 raise UserError(f"{error.filename}: {error.strerror}; try others") from error
             own = [path for path in files if os.path.splitext(path)[1].lower() in known]
             if not own:
-                raise UserError(f"{name}: holds no pictures; name a folder with .png or .jpg files")
+                raise UserError(
+                    f"{name}: contains no pictures; name a folder with .png or .jpg files"
+                )
             paths += own
         else:
-            paths.append(name)  # a file that is not there is told like one that cannot be read
+            paths.append(name)  # missing files are reported like unreadable ones
     return paths
 
 
 class Paths(Sequence[str]):
-    """Paths of files as one array of bytes: a million of them as texts would take 200 MB."""
+    """A sequence of paths stored as one array of bytes: a million strings would take 200 MB."""
 
     def __init__(self, base: str, names: np.ndarray, ends: np.ndarray) -> None:
-        """`names` (uint8) are relative to `base`, a line each; `ends` (int64) are the ends."""
+        """`names` (uint8) are lines relative to `base`, `ends` (int64) where the lines end."""
         self.base, self.names, self.ends = base, names, ends
 
     @classmethod
     def of(cls, base: str, groups: Iterable[Sequence[str]]) -> Paths:
-        """Of names in groups, no two of which have to be in memory at a time."""
-        import numpy as np  # here, since each start of a program imports this file
+        """From groups of names; only one group at a time is in memory."""
+        import numpy as np  # here, since every command imports this module
 
         names, lengths = bytearray(), [np.empty(0, np.int64)]
         for group in groups:
@@ -156,11 +158,11 @@ Index = dict[str, tuple[Paths, Any]]
 
 
 def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Paths, np.ndarray]:
-    """The paths of all images of a split, sorted, and their labels (int64).
+    """The sorted paths of all images of a split, and their labels (int64).
 
-    `seen` gets the folders that were looked into, and when they were changed (ns). Raises UserError
-    where there is none, or for files that are no images by their names: to open a million files
-    takes minutes. Files whose names mislead are found when they are decoded.
+    `seen` receives the visited folders and their modification times (ns). Raises UserError if there
+    are no images, or files without an image's extension. Files are not opened, which would take
+    minutes for a million; those that cannot be decoded are reported during training.
     """
     import numpy as np
 
@@ -176,7 +178,7 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
             wrong.extend(path for path in own if os.path.splitext(path)[1].lower() not in known)
             yield [path[len(base) + 1 :] for path in own]
 
-    with one_line(root):
+    with folder_errors(root):
         paths = Paths.of(base, names())
     if split == "train" and 0 in counts:
         raise UserError(
@@ -191,17 +193,17 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
     if wrong:
         more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(
-            f"data.root={root}: {len(wrong)} of {len(paths)} files in {folder.name}/ are no "
-            f"images by their names; remove or rename {', '.join(wrong[:5])}{more}"
+            f"data.root={root}: {len(wrong)} of {len(paths)} files in {folder.name}/ do not "
+            f"have the extension of an image; remove or rename {', '.join(wrong[:5])}{more}"
         )
     return paths, np.repeat(np.arange(len(counts)), counts)
 
 
 def index(root: str, cache: Path) -> Index:
-    """`files` of all splits: from `cache`, a .npz file, where no folder was changed since.
+    """The `files` of all splits; read from the .npz file `cache` if no folder has changed.
 
-    A million files are looked through in ten seconds, and found in the cache in one. Where it
-    cannot be written it is done without.
+    A million files take ten seconds to list, and one second to read from the cache. If the cache
+    cannot be written, it is skipped.
     """
     import numpy as np
 
@@ -219,13 +221,15 @@ def index(root: str, cache: Path) -> Index:
                     )
                     for split, base in json.loads(kept["splits"].tobytes()).items()
                 }
-    except Exception:  # none yet, or what a damaged file raises
+    except Exception:  # no cache yet, or a damaged one
         pass
     began, top = time.time_ns(), Path(str(root)).expanduser()
     splits = ("train", "val", "test")
     seen = {str(place): changed(str(place)) for place in (top, *(top / split for split in splits))}
     found = {split: files(root, split, seen) for split in splits}
-    if max(seen.values()) > began - 10**9:  # a change in the same tick of the clock looks like none
+    if (
+        max(seen.values()) > began - 10**9
+    ):  # a change within the clock's resolution would go unnoticed
         return found
     arrays = {"seen": seen, "splits": {split: paths.base for split, (paths, _) in found.items()}}
     kept = {
@@ -236,8 +240,8 @@ def index(root: str, cache: Path) -> Index:
         kept |= {f"{split}_{name}": array for name, array in own.items()}
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(cache) as file:
+        with atomic_write(cache) as file:
             np.savez(file, **kept)
     except OSError as error:
-        log.warning("%s: %s; the folders are looked through at each start", cache, error.strerror)
+        log.warning("%s: %s; the folders are listed at every start", cache, error.strerror)
     return found

@@ -1,4 +1,4 @@
-"""Data sets too large for memory: files in class folders, decoded by worker processes."""
+"""Data sets too large for memory: class folders of files, decoded by worker processes."""
 
 import logging
 import re
@@ -19,35 +19,35 @@ from classic_cnns.data import folders
 from classic_cnns.data.batches import Batches
 from classic_cnns.data.fetch import cache_directory
 from classic_cnns.data.module import ImageData
-from classic_cnns.data.pictures import middle
-from classic_cnns.data.store import Prepared, prepare
+from classic_cnns.data.pictures import resize_and_crop
+from classic_cnns.data.store import StoredImages, prepare
 from classic_cnns.trainer.devices import core_count
 
 log = logging.getLogger(__name__)
 
 
 def decode(path: str, size: int) -> np.ndarray:
-    """The middle of an image whose shorter side is brought to `size`: (size, size, 3) uint8 RGB.
+    """The centre of an image after resizing its shorter side to `size`: (size, size, 3) uint8.
 
-    Whatever has no three colours gets them, and transparency is left out.
+    Images in other modes are converted to RGB; transparency is dropped.
     """
     with Image.open(path) as file:
-        file.draft(None, (size, size))  # JPEGs of twice the size or more are decoded to a half
+        file.draft(None, (size, size))  # JPEGs of at least twice the size are decoded at half size
         image = rgb(file)
-    return np.asarray(middle(image, size))
+    return np.asarray(resize_and_crop(image, size))
 
 
 def rgb(file: Image.Image) -> Image.Image:
-    """Its colours in 8 bits; Pillow would cut off what 16 bits of grey hold above 255."""
+    """The image in RGB with 8 bits; Pillow alone would clip 16-bit grey at 255."""
     if file.mode.startswith("I"):
         return Image.fromarray((np.asarray(file) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     return file.convert("RGB")
 
 
 class Files(Dataset):
-    """Of a list of numbers: the images (n, 3, size, size) uint8, and where in the list they are.
+    """Reads the images for a list of indices: (n, 3, size, size) uint8, and their rows in the list.
 
-    Files that cannot be decoded are missing in both, and named in the third place.
+    Files that cannot be decoded are left out of both, and returned as a third list.
     """
 
     def __init__(self, paths: Sequence[str], size: int) -> None:
@@ -61,7 +61,7 @@ class Files(Dataset):
             try:
                 images[len(there)] = decode(self.paths[number], self.size)
                 there.append(row)
-            except Exception:  # a damaged file raises anything; it is named after the pass
+            except Exception:  # a damaged file can raise anything; reported after the pass
                 missing.append(self.paths[number])
         pixels = torch.from_numpy(images[: len(there)]).permute(0, 3, 1, 2).contiguous()
         return pixels, torch.tensor(there, dtype=torch.int64), missing
@@ -69,7 +69,7 @@ class Files(Dataset):
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Beside workers on all cores, each of several threads would wait for those that have none."""
+    """Use one thread while workers occupy all cores; more would wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -79,19 +79,21 @@ def one_thread() -> Iterator[None]:
 
 
 class DecodedBatches(Batches):
-    """Batches of files, each one decoded as a whole by one of `workers` processes."""
+    """Batches of image files; each share is decoded by one of `workers` processes."""
 
     at_once = 1
-    sharing_cores = staticmethod(one_thread)
+    batch_context = staticmethod(one_thread)
 
-    def __init__(self, files: Files | Prepared, *args: Any, workers: int, **options: Any) -> None:
+    def __init__(
+        self, files: Files | StoredImages, *args: Any, workers: int, **options: Any
+    ) -> None:
         super().__init__(files, *args, **options)
         self.workers = workers
 
     def read(self, shares: Sequence[Tensor]) -> Iterator[tuple[Tensor, Any]]:
         device = self.indices.device
         numbers: Any = [share.cpu().numpy() for share in shares]
-        if isinstance(self.images, Prepared):
+        if isinstance(self.images, StoredImages):
             parts: Iterator = self.images.in_order(numbers, self.workers)
         else:
             loader: DataLoader = DataLoader(
@@ -100,47 +102,47 @@ class DecodedBatches(Batches):
                 sampler=numbers,
                 num_workers=min(self.workers, len(numbers)),
                 pin_memory=device.type == "cuda",
-                generator=torch.Generator(),  # else it draws from the global one
+                generator=torch.Generator(),  # otherwise the loader draws from the global one
             )
             parts = iter(loader)
         missing: list[str] = []
         for left in range(len(numbers) - 1, -1, -1):
             images, there, names = next(parts)
             missing += names
-            if not left:  # now, since nobody need ask for what follows the last batch
+            if not left:  # now, since the caller may stop after the last batch
                 next(parts, None)  # ends the workers
                 self.tell(missing, sum(map(len, numbers)))
             yield images.to(device, non_blocking=True), there.to(device)
 
     def tell(self, names: list[str], count: int) -> None:
-        """Name those of `count` files that a pass could not decode, in one line."""
+        """Log in one line which of `count` files could not be decoded."""
         if not names:
             return
         text = f"{len(names)} of {count} files cannot be decoded"
-        if len(names) == count >= min(50, len(self.indices)):  # a rank's share may be one file
+        if len(names) == count >= min(50, len(self.indices)):  # not for a small share of one rank
             raise UserError(f"data.root: {text}, like {names[0]}; replace them")
         more = f" and {len(names) - 20} more" if len(names) > 20 else ""
         log.warning("%s and were left out: %s%s", text, ", ".join(names[:20]), more)
 
 
 def imagenet_names(classes: list[str]) -> list[str]:
-    """English names where the folders are the 1,000 of ImageNet, as in n01440764: tench."""
+    """English class names if the folders are the 1,000 of ImageNet (n01440764: tench)."""
     if len(classes) != 1000 or not all(re.fullmatch(r"n\d{8}", name) for name in classes):
         return classes
-    from torchvision.models import AlexNet_Weights  # whose names are in the order of these ids
+    from torchvision.models import AlexNet_Weights  # its names are in the order of these ids
 
     return AlexNet_Weights.IMAGENET1K_V1.meta["categories"]
 
 
 class ImageFolderData(ImageData):
-    """Training, validation and test batches of class folders, in the layout of `folders`."""
+    """Training, validation and test batches from class folders in the layout of `folders`."""
 
     def __init__(
         self,
         root: str,
         workers: int | None,
         data_dir: str | None = None,
-        prepare: bool = False,  # earlier runs did not
+        prepare: bool = False,  # default of configs of earlier versions
         store: str = "raw",
         jpeg_quality: int = 90,
         **options: Any,
@@ -148,7 +150,7 @@ class ImageFolderData(ImageData):
         super().__init__(**options)
         self.prepare, self.store = prepare, store
         self.quality = jpeg_quality if store == "jpeg" else 0
-        self.prepared: dict[str, Prepared] | None = None
+        self.prepared: dict[str, StoredImages] | None = None
         self.root, self.workers, self.data_dir = root, workers, data_dir
         self.files: folders.Index = {}
 
@@ -157,10 +159,10 @@ class ImageFolderData(ImageData):
             return
         found = folders.classes(self.root)
         self.class_names = imagenet_names(found)
-        if len(found) != self.num_classes:  # as in a run that goes on
+        if len(found) != self.num_classes:  # possible in a resumed run
             raise UserError(
                 f"data.root={self.root}: has {len(found)} classes and this run was "
-                f"started with {self.num_classes}; put the folders back, or start a new run"
+                f"started with {self.num_classes}; restore the folders, or start a new run"
             )
         base = Path(self.root).expanduser().absolute()
         key = f"{base.name}-{sha256(bytes(base)).hexdigest()[:12]}"
@@ -169,15 +171,15 @@ class ImageFolderData(ImageData):
         self.prepare_store(self.prepare, must=False)
 
     def prepare_store(self, make: bool, must: bool) -> None:
-        """Bring all images to their size, once for all runs, or find it done; see `prepare`."""
+        """Open the store of resized images, or create it; see `store.prepare`."""
         kind = f"{self.size}-{self.store}{self.quality or ''}"
         self.prepared = prepare(
             self.files, self.cache / kind, self.size, self.quality, decode, make, must
         )
 
     def setup(self, stage: str) -> None:
-        self.prepare_data()  # done already, but for those who use this class alone
-        self.preprocessing.to(self.device)  # with the mean image of an earlier run
+        self.prepare_data()  # Lightning has done so, other callers may not
+        self.preprocessing.to(self.device)  # including the mean image of a checkpoint
         if not self.fitted:
             # Deviation: mean image and colour axes of 1,000 training images, not of all
             count = len(self.files["train"][0])
@@ -190,7 +192,7 @@ class ImageFolderData(ImageData):
             self.fit(images[:known].to(self.device))
 
     def facts(self) -> dict[str, object]:
-        """What the run's record says of the data: how many files, and a checksum of their names."""
+        """For provenance.json: the number of files, and a checksum of their names."""
         names = b"".join(paths.names.tobytes() for paths, _ in self.files.values())
         return {
             "dataset": self.dataset,

@@ -1,4 +1,4 @@
-"""What all data sets share on the way from uint8 images to the batches of a run."""
+"""Base class of the data modules: from uint8 images to batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from classic_cnns.data.preprocessing import Preprocessing
 
 
 class ImageData(pl.LightningDataModule):
-    """Batches of (images float32 (B, C, H, W) as the model's `input` asks, labels int64 (B,)).
+    """Batches of (images float32 (B, C, H, W) as the model's `input` says, labels int64 (B,)).
 
-    Only training images are augmented, before they get their size, which leaves the ones alone that
-    an augmentation has cropped. With `test_patches` "nine" or "ten" the images of the test come as
-    that many patches each, float32 (B, V, C, H, W).
+    Only training images are augmented, before they are brought to the net's size (an image that an
+    augmentation has cropped to that size stays as it is). With `test_patches` "nine" or "ten", test
+    images are returned as that many patches each, float32 (B, V, C, H, W).
     """
 
     def __init__(
@@ -45,24 +45,24 @@ class ImageData(pl.LightningDataModule):
             classes=[str(number) for number in range(num_classes)],
             test_patches=test_patches,
         )
-        self.fitted = False  # to the training images, or to those of an earlier run
+        self.fitted = False  # statistics are computed, or come from a checkpoint
         self.train_batches: Batches | None = None
-        self.resumed: dict[str, Any] = {}  # the state of a pass that goes on
+        self.resumed: dict[str, Any] = {}  # the state of a pass to be resumed
 
     @property
     def device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def fit(self, images: Tensor) -> None:
-        """Hand training images (N, C, H, W) uint8 to what has to know of them."""
+        """Compute the mean image and colour axes of training images (N, C, H, W) uint8."""
         for augmentation in self.augment:
             augmentation.fit(images)
         if self.input["subtract_mean"]:
-            # 64 bits take ten times as long, and all images at once four times their memory.
+            # int64 takes ten times as long, and all images at once four times their memory.
             parts = images.split(max(1, 2**25 // images[0].numel()))
             total = torch.stack([part.sum(0, dtype=torch.int32) for part in parts]).sum(0)
             mean = total.int() / len(images)
-            self.preprocessing.mean = None  # else it would be subtracted from itself
+            self.preprocessing.mean = None  # otherwise it would be subtracted from itself
             self.preprocessing.mean = self.to_input(mean[None])[0]
         self.fitted = True
 
@@ -76,19 +76,19 @@ class ImageData(pl.LightningDataModule):
 
     @property
     def mean(self) -> Tensor | None:
-        """Of the training images, as it is subtracted: (C, H, W)."""
+        """The mean image of the training set, as it is subtracted: (C, H, W)."""
         return self.preprocessing.mean
 
     def to_input(self, images: Tensor) -> Tensor:
         return self.preprocessing.to_input(images)
 
     def batches(self, split: str, batch_size: int, **options: Any) -> Batches:
-        """The images of "train", "val" or "test"; `options` are those of `Batches`."""
+        """Batches of the split "train", "val" or "test"; `options` are those of `Batches`."""
         raise NotImplementedError
 
     def loader(self, split: str, batch_size: int, **options: Any) -> Batches:
         ranks = self.trainer and self.trainer.distributed_sampler_kwargs
-        if ranks:  # those that share the data, as Lightning's strategy has it
+        if ranks:  # several ranks share the data
             options |= {"rank": ranks["rank"], "world_size": ranks["num_replicas"]}
         return self.batches(split, batch_size, **{"to_input": self.to_input} | options)
 
@@ -99,7 +99,7 @@ class ImageData(pl.LightningDataModule):
             "train",
             self.batch_size,
             augment=self.augment,
-            shuffle=not overfit,  # the same few batches in each epoch
+            shuffle=not overfit,  # overfitting repeats the same batches
             seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
         )
@@ -114,7 +114,7 @@ class ImageData(pl.LightningDataModule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.resumed = state
-        if self.train_batches and state:  # made already, as by some strategies
+        if self.train_batches and state:  # some strategies create it earlier
             self.train_batches.load_state_dict(state)
 
     def val_dataloader(self) -> Batches:
@@ -124,4 +124,4 @@ class ImageData(pl.LightningDataModule):
         return self.loader("test", self.eval_batch_size, to_input=self.preprocessing)
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
-        return batch  # already there
+        return batch  # already on the device

@@ -1,4 +1,4 @@
-"""Pictures of any size, mode and orientation, brought to the form of a data set's images."""
+"""Images of any size, mode and orientation, converted to the form of a data set's images."""
 
 from pathlib import Path
 from typing import Any
@@ -7,33 +7,33 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from classic_cnns import UserError
+from classic_cnns import UserError, one_line
 
-PAGE = 20  # how much larger than a digit the page may be on which it stands
-MOST = 80_000_000  # pixels of a picture; one that claims more is not decoded
+LARGEST_PAGE = 20  # a page may be this many times as large as the digit on it
+MAX_PIXELS = 80_000_000  # pixels; larger pictures are not decoded
 
 
 def read_picture(
     source: Any, channels: int, side: int, digits: bool = False
 ) -> tuple[np.ndarray, dict[str, bool]]:
-    """A picture as (channels, side, side) uint8, and whether it was `inverted` or `centred`.
+    """A picture as (channels, side, side) uint8, and which changes were made to it.
 
-    `source` is a path, a PIL image, or uint8: an array (H, W) or (H, W, C), a tensor (H, W) or
-    (C, H, W). In shades of grey, data sets have bright figures on a dark ground: a picture with a
-    bright border is inverted, and one that is not square gets dark borders. If they are `digits`,
-    and the picture has another size, its ink is fitted and centred as that of MNIST was. Of a
-    colour picture the middle square is taken, as in training. Raises UserError for what is no
+    `source` is a path, a PIL image, or uint8: an array (H, W) or (H, W, C), a tensor (H, W) or (C,
+    H, W). Colour pictures are resized and cropped to the central square, as in training. Grey data
+    sets have bright figures on a dark background: a picture with a bright border is `inverted`, and
+    one that is not square is padded with dark borders. With `digits`, a picture of another size is
+    `centred`: its ink is scaled and placed as in MNIST. Raises UserError if `source` is not a
     picture.
     """
     try:
-        image = oriented(source, PAGE * side if digits else side)
+        image = open_oriented(source, LARGEST_PAGE * side if digits else side)
         if channels == 3:
-            return np.asarray(middle(flat(image, "RGB"), side)).transpose(2, 0, 1), {}
-        pixels = np.asarray(flat(image, "L"))
+            return np.asarray(resize_and_crop(to_mode(image, "RGB"), side)).transpose(2, 0, 1), {}
+        pixels = np.asarray(to_mode(image, "L"))
         if inverted := has_bright_border(pixels):
             pixels = 255 - pixels
         if digits and image.size != (side, side):
-            centred = fitted(pixels, side)
+            centred = centred_ink(pixels, side)
             if centred is not None:
                 return centred[None], {"inverted": inverted, "centred": True}
         width, height = image.size
@@ -48,25 +48,26 @@ def read_picture(
         return pixels[None], {"inverted": inverted, "centred": False}
     except UserError:
         raise
-    except Exception as error:  # a damaged file raises anything
+    except Exception as error:  # a damaged file can raise anything
         name = source if isinstance(source, (str, Path)) else type(source).__name__
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error)[:160] or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "its bytes are those of no picture"
         if isinstance(error, Image.DecompressionBombError):
-            reason = f"it claims more than {MOST:,} pixels"
+            reason = f"it claims more than {MAX_PIXELS:,} pixels"
         raise UserError(f"{name}: cannot be read: {reason}") from error
 
 
-def oriented(source: Any, side: int) -> Image.Image:
-    """As a camera's EXIF note has it turned; large JPEGs may come at a fraction of their size."""
+def open_oriented(source: Any, side: int) -> Image.Image:
+    """The image rotated as its EXIF data says; large JPEGs may be decoded at reduced size."""
     if isinstance(source, (str, Path)):
         with Image.open(source) as file:
-            if file.width * file.height > MOST:
+            if file.width * file.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             file.draft(None, (side, side))
             file.load()
-            return ImageOps.exif_transpose(file)
+            ImageOps.exif_transpose(file, in_place=True)
+            return file
     if isinstance(source, Image.Image):
         return ImageOps.exif_transpose(source)
     if isinstance(source, Tensor):
@@ -77,8 +78,8 @@ def oriented(source: Any, side: int) -> Image.Image:
     return Image.fromarray(source.squeeze(2) if source.shape[2:] == (1,) else source)
 
 
-def flat(image: Image.Image, mode: str) -> Image.Image:
-    """In the mode L or RGB; deep pixels are scaled to 8 bits, transparent ones shown on white."""
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image in mode L or RGB: deep pixels scaled to 8 bits, transparent ones on white."""
     if image.mode[0] in "IF":
         values = np.nan_to_num(np.asarray(image, np.float64)).clip(0)
         limits = (65535,) if image.mode[0] == "I" else (1, 255, 65535)
@@ -87,23 +88,23 @@ def flat(image: Image.Image, mode: str) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def has_bright_border(pixels: np.ndarray) -> bool:
-    """Whether most of the border (H, W) and at least three corners are bright: the ground is."""
-    corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]]
-    return bool((border_of(pixels) > 127).mean() > 0.5 and (corners > 127).sum() >= 3)
+    """Whether most of the border of (H, W) and at least three corners are bright."""
+    corners = sum(pixels[row, column] > 127 for row in (0, -1) for column in (0, -1))
+    return bool(corners >= 3 and (border_of(pixels) > 127).mean() > 0.5)
 
 
 def border_of(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 
 
-def fitted(pixels: np.ndarray, side: int) -> np.ndarray | None:
-    """Bright ink (H, W) as MNIST's authors have it: uint8 (side, side); None without any ink.
+def centred_ink(pixels: np.ndarray, side: int) -> np.ndarray | None:
+    """Bright ink (H, W) placed as in MNIST: (side, side) uint8; None if there is no ink.
 
-    The ink is brought to a box of 20 x 20, if `side` is 28, and its centre of mass to the middle.
+    For `side` 28 the ink is scaled to fit 20 x 20 pixels, and its centre of mass is centred.
     """
     ground, top = int(np.median(border_of(pixels))), int(pixels.max())
     if ground == top:
@@ -125,10 +126,10 @@ def fitted(pixels: np.ndarray, side: int) -> np.ndarray | None:
     return field
 
 
-def middle(image: Image.Image, size: int) -> Image.Image:
-    """The middle of an image whose shorter side is brought to `size`.
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """The central square of an image after resizing its shorter side to `size`.
 
-    Section 2 of K12, rounded as torchvision's Resize and CenterCrop do.
+    As in section 2 of K12, with the rounding of torchvision's Resize and CenterCrop.
     """
     short = min(image.size)
     width, height = (int(size * side / short) for side in image.size)

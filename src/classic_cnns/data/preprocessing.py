@@ -1,4 +1,4 @@
-"""What an image goes through before a net sees it; a part of every checkpoint."""
+"""The preprocessing of images, which is stored in every checkpoint."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,12 +13,12 @@ FITS = {"pad": pad_to, "crop": crop_to, "resize": resize_to}
 
 
 class Preprocessing(nn.Module):
-    """Images (N, C, H, W) uint8 to what the net takes, float32: (N, C, size, size).
+    """Converts images (N, C, H, W) uint8 to inputs of the net, float32 (N, C, size, size).
 
-    Pixels of 0 become `low`, those of 255 `high`; `fit` is pad, crop or resize, and `mean`
-    (C, size, size) is subtracted at last. With `test_patches` "nine" or "ten" an image becomes as
-    many patches: (N, V, C, size, size). `image_size` is that of the data set's images, in pixels a
-    side, and `classes` names what the net's scores are of.
+    Pixel values 0 to 255 are mapped to `low` to `high`, the size is changed as `fit` says (pad,
+    crop or resize), and `mean` (C, size, size) is subtracted last. With `test_patches` "nine" or
+    "ten", an image becomes that many patches: (N, V, C, size, size). `image_size` is the side of
+    the data set's images in pixels, `classes` are the names of the net's scores.
     """
 
     mean: Tensor | None
@@ -40,27 +40,27 @@ class Preprocessing(nn.Module):
         self.low, self.high, self.size, self.fit = low, high, size, fit
         self.channels, self.image_size, self.test_patches = channels, image_size, test_patches
         self.classes = list(classes)
-        self.register_buffer("mean", mean, persistent=False)  # the nets' weights stay alone
+        self.register_buffer("mean", mean, persistent=False)  # not in the state_dict of the weights
 
     def stored(self) -> dict[str, Any]:
-        """The arguments that make another one like it: plain values and a tensor."""
+        """The arguments for an equal object, as plain values and a tensor."""
         names = ("low", "high", "size", "fit", "channels", "image_size", "classes", "test_patches")
         mean = None if self.mean is None else self.mean.cpu()
         return {name: getattr(self, name) for name in names} | {"mean": mean}
 
     def to_input(self, images: Tensor) -> Tensor:
-        """As in training; a test may look at several patches."""
+        """Inputs as in training, with one patch for each image."""
         size, fit = self.size, FITS[self.fit]
         if images.shape[2:] == (size, size):
             images = self.scaled(images)
-        elif fit is resize_to:  # linear, so the values are scaled while there are few pixels
+        elif fit is resize_to:  # scaling commutes with resizing, and is cheaper before it
             images = resize_to(self.scaled(images), size)
         else:
             images = self.scaled(fit(images, size))
         return images if self.mean is None else images.sub_(self.mean)
 
     def read(self, picture: Any) -> tuple[np.ndarray, dict[str, bool]]:
-        """A picture of any kind in the form of the data's images, see `read_picture`."""
+        """A picture in the form of the data set's images; see `read_picture`."""
         digits = self.classes == [str(number) for number in range(10)]
         return read_picture(picture, self.channels, self.image_size, digits)
 

@@ -1,4 +1,4 @@
-"""Data sets that fit into memory: the whole set as one uint8 tensor on the run's device."""
+"""Data sets that fit in memory: one uint8 tensor on the run's device."""
 
 import logging
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def split_indices(train_size: int, val_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation indices (int64, sorted), the same for everybody and every seed.
+    """Sorted indices (int64) of training and validation images; the same for every seed.
 
     numpy guarantees that the stream of RandomState never changes.
     """
@@ -29,8 +29,9 @@ def split_indices(train_size: int, val_size: int) -> tuple[np.ndarray, np.ndarra
 class ResidentData(ImageData):
     """Training, validation and test batches of a data set named in conf/data/.
 
-    Validation images come out of the training set only; the official test set stays whole. Smaller
-    images are padded before they are augmented, so that they can move.
+    Validation images are taken from the training set; the official test set stays complete. Images
+    smaller than the net's input are padded before augmentation, so that they can be shifted within
+    it.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class ResidentData(ImageData):
         sha256: dict[str, str],
         val_size: int | None,
         data_dir: str | None,
-        class_names: Sequence[str] | None = None,  # earlier runs have none
+        class_names: Sequence[str] | None = None,  # absent in configs of earlier versions
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -56,10 +57,10 @@ class ResidentData(ImageData):
     def setup(self, stage: str) -> None:
         if self.resident:
             return
-        self.prepare_data()  # which Lightning calls in one process of a machine alone
+        self.prepare_data()  # Lightning calls it in only one process of a machine
         for split in ("train", "test"):
             images = torch.from_numpy(self.arrays[f"{split}_images"])
-            # The sums vouch for the bytes alone, the config for their shape.
+            # Checksums cover the bytes, the config has the shape.
             images = images.reshape(-1, self.channels, self.size, self.size).to(self.device)
             if self.input["fit"] == "pad":
                 images = pad_to(images, self.input["size"])
@@ -70,13 +71,13 @@ class ResidentData(ImageData):
             "%s: %s images to train on, %s held out for validation",
             self.dataset, f"{len(self.train_indices):,}", f"{len(self.val_indices):,}",
         )  # fmt: skip
-        self.preprocessing.to(self.device)  # with the mean image of an earlier run
+        self.preprocessing.to(self.device)  # including the mean image of a checkpoint
         if not self.fitted:
-            training = torch.from_numpy(self.train_indices).to(self.device)  # not the held-out ones
+            training = torch.from_numpy(self.train_indices).to(self.device)  # no validation images
             self.fit(self.resident["train_images"].index_select(0, training))
 
     def facts(self) -> dict[str, object]:
-        """What the run's record says of the data: the checksums and the split."""
+        """For provenance.json: the checksums and the split."""
         held_out = self.val_indices.astype(np.int64).tobytes()
         return {
             "dataset": self.dataset,

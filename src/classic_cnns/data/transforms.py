@@ -1,9 +1,9 @@
-"""Batched transforms on the device of the batch: augmentation, then how images get their size.
+"""Batched transforms on the batch's device: augmentations, and changes of size.
 
-Randomness comes in as numbers: an augmentation says in `draws` how many uniform numbers it needs
-for each image and gets them as a tensor (B, draws) in [0, 1). So the same numbers change the same
-image in the same way on any device, in any batch, on any rank. Images (B, C, H, W) are uint8, or
-float32 in the same 0 to 255 once an augmentation has mixed pixels.
+Augmentations get their random numbers as an argument: `draws` says how many uniform numbers an
+augmentation needs for each image, and it gets a tensor (B, draws) in [0, 1). The same numbers
+change an image in the same way on any device, in any batch, on any rank. Images (B, C, H, W) are
+uint8, or float32 in the same range of 0 to 255 after an augmentation that interpolates.
 """
 
 import torch
@@ -15,11 +15,11 @@ class Augmentation:
     draws: int
 
     def fit(self, images: Tensor) -> None:
-        """Take from all training images (N, C, H, W) what is needed to know of them."""
+        """Compute what is needed from all training images (N, C, H, W)."""
 
 
 class RandomShift(Augmentation):
-    """Move each image by up to `pixels` in both directions; what comes in is background (0).
+    """Shift each image by up to `pixels` in both directions; new pixels are background (0).
 
     The horizontal and vertical translations of L98, III.C; elsewhere a "random crop with padding".
     """
@@ -35,7 +35,7 @@ class RandomShift(Augmentation):
 
 
 class RandomCrop(Augmentation):
-    """Cut a window of `size` x `size` out of each image, every place alike (K12, 4.1)."""
+    """Crop each image to `size` x `size` at a uniformly random place (K12, 4.1)."""
 
     draws = 2
 
@@ -49,22 +49,22 @@ class RandomCrop(Augmentation):
 
 
 class RandomFlip(Augmentation):
-    """Mirror left and right in half of the images."""
+    """Mirror half of the images horizontally."""
 
     draws = 1
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
-        both = torch.cat([images, images.flip(3)])  # to choose rows is faster than torch.where
+        both = torch.cat([images, images.flip(3)])  # selecting rows is faster than torch.where
         row = torch.arange(len(images), device=images.device)
         return both.index_select(0, row + len(images) * (noise[:, 0] < 0.5))
 
 
 class RandomAffine(Augmentation):
-    """The planar affine distortions of L98, III.C, about the middle of square images.
+    """The planar affine distortions of L98, III.C, about the centre of square images.
 
     In this order: squeezing (widths divided and heights multiplied by 1 +- `squeeze`, or the
     reverse), horizontal shearing (by +- `shear` of the height), scaling (by 1 +- `scale`) and
-    translation (by +- `shift` pixels in both directions). What comes in is background (0).
+    translation (by +- `shift` pixels in both directions). New pixels are background (0).
     """
 
     draws = 5
@@ -74,11 +74,11 @@ class RandomAffine(Augmentation):
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
         size = images.shape[3]
-        # Ranges stay Python's numbers: a tensor would be copied to the GPU, which waits for it.
+        # Ranges are Python numbers: copying a tensor to the GPU would synchronise.
         numbers = zip((2 * noise - 1).split(1, 1), self.ranges, strict=True)
         right, down, scale, squeeze, shear = (number * limit for number, limit in numbers)  # (B, 1)
-        # Where each pixel of the result comes from: the steps undone from the last to the first. A
-        # row has one y, and places in it differ in x alone. Images span -1 to 1.
+        # The source of each output pixel: the steps inverted from last to first. All pixels of a
+        # row have the same y. Coordinates span -1 to 1.
         places = (2 * torch.arange(size, device=images.device) + 1) / size - 1
         y = (places - down * 2 / size) / (1 + scale)  # (B, S)
         x = (places - right * 2 / size) / (1 + scale)
@@ -90,10 +90,10 @@ class RandomAffine(Augmentation):
 
 
 class ColourNoise(Augmentation):
-    """K12, 4.1: one colour is added to all pixels of an image, drawn along the axes of all colours.
+    """K12, 4.1: add one random colour to all pixels of an image, along the principal colour axes.
 
     The axes are the eigenvectors of the covariance of the channels over all training pixels. The
-    noise along each is normal, its deviation `strength` times that of the pixels.
+    noise along each axis is normal, with `strength` times the standard deviation of the pixels.
     """
 
     # Deviation: standard deviations, not eigenvalues, along the axes of the colour noise
@@ -104,7 +104,7 @@ class ColourNoise(Augmentation):
 
     def fit(self, images: Tensor) -> None:
         count, total, products = 0, torch.zeros(3).double(), torch.zeros(3, 3).double()
-        # These sums are whole numbers, exact in any order; parts are to take little memory.
+        # The sums are integers, so exact in any order; parts limit the memory.
         for part in images.cpu().split(max(1, 2**23 // images[0].numel())):
             pixels = part.transpose(0, 1).flatten(1).double()  # (3, B H W)
             count += pixels.shape[1]
@@ -114,18 +114,18 @@ class ColourNoise(Augmentation):
         self.axes = (axes * variances.clamp(min=0).sqrt()).float().to(images.device)
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
-        normal = torch.special.ndtri(noise.clamp(min=2**-25))  # else 0 would be minus infinity
+        normal = torch.special.ndtri(noise.clamp(min=2**-25))  # 0 would give minus infinity
         colours = self.strength * normal @ self.axes.T  # (B, 3)
         return images + colours[:, :, None, None]
 
 
 def windows(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """Cut `height` x `width` out of each image at its own (top, left), both (B,) int64."""
+    """Crop each image to `height` x `width` at its own (top, left), both (B,) int64."""
     count, channels, rows, pitch = images.shape
     if not count:  # a rank's share of a last batch can be empty
         return images[:, :, :height, :width]
-    # A window is one run of bytes from its first to its last pixel: a tenth of the time of
-    # indexing pixel by pixel.
+    # A window is one run of memory from its first to its last pixel; copying runs takes a tenth
+    # of the time of indexing pixels.
     length = (height - 1) * pitch + width
     runs = images.flatten().as_strided((images.numel() - length + 1, length), (1, 1))
     planes = torch.arange(count * channels, device=images.device) * rows * pitch
@@ -135,23 +135,23 @@ def windows(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) 
 
 
 def pad_to(images: Tensor, size: int) -> Tensor:
-    """Put images in the middle of `size` x `size` background (0): (N, C, size, size)."""
+    """Pad images with background (0) to `size` x `size`: (N, C, size, size)."""
     height, width = images.shape[2:]
     top, left = (size - height) // 2, (size - width) // 2
     return F.pad(images, (left, size - width - left, top, size - height - top))
 
 
 def crop_to(images: Tensor, size: int) -> Tensor:
-    """The `size` x `size` pixels in the middle: (N, C, size, size)."""
+    """The central `size` x `size` pixels: (N, C, size, size)."""
     top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
     return images[:, :, top : top + size, left : left + size]
 
 
 def patches_of(images: Tensor, size: int, which: str) -> Tensor:
-    """Several `size` x `size` windows of each image, to be judged together: (N, V, C, size, size).
+    """Several `size` x `size` patches of each image for multi-crop testing: (N, V, C, size, size).
 
-    "ten" are the corners, the middle, and the mirror images of these (K12, 4.1); "nine" are left,
-    middle and right of top, middle and bottom, as cuda-convnet's multiview test has them.
+    "ten" are the four corners, the centre, and their mirror images (K12, 4.1). "nine" are left,
+    centre and right of top, middle and bottom, as in cuda-convnet's multiview test.
     """
     bottom, right = (side - size for side in images.shape[2:])
     rows, columns = (0, bottom // 2, bottom), (0, right // 2, right)
@@ -165,10 +165,10 @@ def patches_of(images: Tensor, size: int, which: str) -> Tensor:
 
 
 def resize_to(images: Tensor, size: int) -> Tensor:
-    """Stretch or shrink, bilinear and without aliasing: (N, C, size, size) float32."""
+    """Resize by bilinear interpolation with antialiasing: (N, C, size, size) float32."""
     return F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
 
 
 def scale(images: Tensor, low: float, high: float) -> Tensor:
-    """Pixels to float32, 0 to `low` and 255 to `high`."""
+    """Convert pixels to float32, 0 to `low` and 255 to `high`."""
     return (images * ((high - low) / 255)).add_(low)

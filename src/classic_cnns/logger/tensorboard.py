@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside curves and pictures: config, layers, an HPARAMS row a run."""
+"""TensorBoard logger, with the config, the layer table and a row of hyperparameters for a run."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -9,9 +9,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from torch.utils.tensorboard.summary import hparams
 
-# The columns of the HPARAMS tab, the same in every run: TensorBoard takes them from the first one.
+# Columns of the HPARAMS tab; equal in every run, since TensorBoard takes those of the first.
 METRICS = ("error/val", "error/test", "loss/val", "loss/test", "speed/images_per_second")
-# Its other columns; in a sweep what it varies instead, since TensorBoard shows the first five only.
+# Hyperparameter columns, at most five; in a sweep the varied keys are shown instead.
 KEYS = ("data.augment", "optim.lr", "data.batch_size", "trainer.max_epochs", "seed")
 # The custom scalars tab: training, validation and test of a metric in one chart.
 CHARTS = {
@@ -24,10 +24,11 @@ CHARTS = {
 
 
 class TensorBoard(TensorBoardLogger):
-    """Scalars, texts, pictures and the HPARAMS row of one start of a run, all in one event file.
+    """Writes scalars, texts, images and the HPARAMS row of one start of a run to one event file.
 
-    It lies in `save_dir`, whose path is the run's name in TensorBoard. What an interrupted start
-    wrote from `purge_step` on is not shown. `metrics` are the columns of the HPARAMS tab.
+    The file lies in `save_dir`, whose path is the run's name in TensorBoard. Values that an
+    interrupted start wrote for steps from `purge_step` on are hidden. `metrics` are the columns of
+    the HPARAMS tab.
     """
 
     def __init__(
@@ -40,19 +41,19 @@ class TensorBoard(TensorBoardLogger):
 
     @property
     def log_dir(self) -> str:
-        """The run's own directory; runs of before that go on have theirs in one below it."""
+        """The run directory; runs of earlier versions continue in their subdirectory."""
         earlier = Path(self.save_dir) / "tensorboard"
         return str(earlier if earlier.is_dir() else self.save_dir)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
-        """The config as text, and its row in the HPARAMS tab; metrics join it by their tags.
+        """Write the config as text and as a row of the HPARAMS tab, where metrics join it by name.
 
-        Lightning's own adds a false first point to the curve of each metric.
+        Lightning's own method adds a false first point to the curve of each metric.
         """
         config: Any = OmegaConf.create(params)
         if "model" not in config:
-            return  # the hyperparameters of a module of the user's own: the config has them too
+            return  # a user's module logs its own hyperparameters; the config contains them
         yaml = OmegaConf.to_yaml(config)
         self.experiment.add_custom_scalars(CHARTS)
         self.experiment.add_text("config", "\n".join(f"    {line}" for line in yaml.splitlines()))
@@ -64,12 +65,12 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Lightning calls this after training and again after testing: the file stays open."""
+        """Flush, and keep the file open: Lightning calls this after training and after testing."""
         self.experiment.flush()
 
     @rank_zero_only
     def save(self) -> None:
-        """Without Lightning's hparams.yaml, since config.yaml says it all."""
+        """Do not write Lightning's hparams.yaml; config.yaml has the same content."""
 
     @rank_zero_only
     def close(self) -> None:

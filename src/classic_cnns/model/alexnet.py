@@ -54,7 +54,7 @@ class AlexNet(nn.Module):
         pool: str,
         dropout: float,
         weight_std: float,
-        pooling: str = "max",  # as in runs whose configs lack these keys
+        pooling: str = "max",  # defaults for configs of earlier versions
         norm: str = "none",
     ) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class AlexNet(nn.Module):
                 continue
             if kind == "weight":
                 nn.init.normal_(parameter, std=weight_std)
-            else:  # ones give ReLUs positive inputs
+            else:  # 1, for positive inputs of the ReLUs
                 one = layer in ("conv2", "conv4", "conv5", "fc6", "fc7")
                 nn.init.constant_(parameter, float(one))
 

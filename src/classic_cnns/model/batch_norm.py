@@ -1,8 +1,8 @@
 """Batch normalisation, written from its equations.
 
 Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal
-Covariate Shift", ICML 2015 (arXiv:1502.03167), Algorithms 1 and 2. What `nn.BatchNorm1d/2d` do,
-with their names, so that the state_dicts can be exchanged.
+Covariate Shift", ICML 2015 (arXiv:1502.03167), Algorithms 1 and 2. Equivalent to `nn.BatchNorm1d`
+and `nn.BatchNorm2d`, with the same names, so that state_dicts can be exchanged.
 """
 
 import torch

@@ -22,10 +22,10 @@ from classic_cnns.model.local_response_norm import LocalResponseNorm
 
 
 class LocallyConnected2d(nn.Module):
-    """A convolution that shares nothing: own filters and own biases at every position.
+    """A convolution without weight sharing: separate filters and biases at every position.
 
-    Stride 1. (B, C, H, W) -> (B, O, H', W'); `weight[y, x, i, j, c, o]` is what output map o at
-    (y, x) takes from input map c at (y + i, x + j) of the padded image.
+    Stride 1. (B, C, H, W) -> (B, O, H', W'); `weight[y, x, i, j, c, o]` is what output map o at (y,
+    x) takes from input map c at (y + i, x + j) of the padded image.
     """
 
     def __init__(self, shape: torch.Size, filters: int, kernel_size: int, padding: int) -> None:
@@ -57,7 +57,7 @@ class LocallyConnected2d(nn.Module):
 class SameMapNorm(nn.Module):
     """`rnorm`: x / (1 + scale * mean of x^2 over size x size neighbours in the same map)^power.
 
-    The mean is over all size^2 places, those outside the map counted as zeros.
+    The mean is over all size^2 places; those outside the map count as zeros.
     """
 
     def __init__(self, size: int, scale: float, power: float) -> None:
@@ -70,7 +70,7 @@ class SameMapNorm(nn.Module):
 
 
 class FullyConnected(nn.Linear):
-    """`nn.Linear` on everything that one image has left: (B, ...) -> (B, outputs)."""
+    """`nn.Linear` on all features of an image: (B, ...) -> (B, outputs)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.flatten(1))
@@ -119,7 +119,7 @@ class ConvNetCifar10(nn.Sequential):
             "neuron": lambda _: ACTIVATIONS[activation](),
             "scores": lambda shape: LAYERS["fc"](shape, outputs=num_classes),
         }
-        x = torch.zeros(1, in_channels, image_size, image_size)  # goes ahead to find the shapes
+        x = torch.zeros(1, in_channels, image_size, image_size)  # finds the layers' shapes
         for line in layers:
             values = dict(line)
             name, kind, std = values.pop("name"), values.pop("type"), values.pop("init_std", None)

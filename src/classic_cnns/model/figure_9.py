@@ -1,9 +1,9 @@
-"""Nets beside LeNet-5 in Fig. 9 of its paper: linear, fully connected, and LeNet-1.
+"""Nets compared with LeNet-5 in Fig. 9 of its paper: linear, fully connected, and LeNet-1.
 
 LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", Proc.
-IEEE 1998, section III.C. First weights and squashing are LeNet-5's; the scores are linear units.
-LeNet-4 is missing: from its description follow three times the 17,000 weights that it is said to
-have.
+IEEE 1998, section III.C. Initial weights and activation are those of LeNet-5; the scores are linear
+units. LeNet-4 is missing: its description gives three times the 17,000 weights that the paper
+states.
 """
 
 from collections.abc import Sequence

@@ -32,14 +32,14 @@ class LeNet5ReLU(nn.Module):
 
     def __init__(
         self, *, num_classes: int, in_channels: int, c3: str, pool: str, norm: str,
-        activation: str = "relu",  # as in runs whose configs lack the key
+        activation: str = "relu",  # default for configs of earlier versions
     ) -> None:  # fmt: skip
         super().__init__()
         self.C1 = nn.Conv2d(in_channels, 6, kernel_size=5)
         self.C1_norm = norm_layer(norm, 6, maps=True)
         self.S2 = POOLS[pool](2)
         if c3 == "table":
-            # First weights and biases as of torch's own convolutions.
+            # Initial weights and biases as in torch's own convolutions.
             self.C3: nn.Module = TableConv2d(6, C3_TABLE, 5, lambda fan_in: fan_in**-0.5)
         else:
             self.C3 = nn.Conv2d(6, 16, kernel_size=5)

@@ -117,7 +117,7 @@ def _pieces(groups: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
         tensors = tuple(t.permute(0, 2, 3, 1) for t in tensors)
     views = [t.view(shape) for t in tensors]
     if tensors[0].is_cuda or torch.compiler.is_compiling():
-        return [tuple(views)]  # a compiler makes its own pieces
+        return [tuple(views)]  # a compiler makes its own blocks
     rows = max(1, PIECE * torch.get_num_threads() // (shape[1] * shape[2]))
     return list(zip(*(view.split(rows) for view in views), strict=True))
 

@@ -44,7 +44,7 @@ def value_kernel(
 ):  # fmt: skip
     at = tl.program_id(0) * block + tl.arange(0, block)
     inside = at < count
-    channel = tl.where(inside, at // inner % channels, -(2**20))  # none beyond the end is read
+    channel = tl.where(inside, at // inner % channels, -(2**20))  # out of range: nothing is read
     a = neighbour(x, at, channel, 0, channels, inner)
     s = scale(x, at, channel, 0, alpha, k, half, channels, inner)
     tl.store(out + at, a * tl.exp2(-beta * tl.log2(s)), mask=inside)

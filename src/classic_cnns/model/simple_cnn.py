@@ -15,15 +15,14 @@ def conv_relu(in_channels: int, out_channels: int, norm: str, kernel: int = 5) -
 class SimpleCNN(nn.Module):
     """(B, in_channels, 28, 28) -> (B, num_classes); 121,514 parameters at 1 channel, 10 classes.
 
-    `extra_convs` answers the tutorial's question, what one more convolution brings: so many further
-    ones 64 -> 64 stand before the linear layer, each adding 102,464 parameters, or 36,928 with an
-    `extra_kernel` of 3 pixels.
-    `norm` stands between every convolution and its ReLU.
+    `extra_convs` is for the tutorial's question of what one more convolution brings: it adds that
+    many convolutions 64 -> 64 before the linear layer, each with 102,464 parameters, or 36,928 with
+    an `extra_kernel` of 3 pixels. `norm` comes between every convolution and its ReLU.
     """
 
     def __init__(
         self, *, num_classes: int, in_channels: int, norm: str, extra_convs: int,
-        extra_kernel: int = 5, pool: str = "max",  # as in runs whose configs lack these keys
+        extra_kernel: int = 5, pool: str = "max",  # defaults for configs of earlier versions
     ) -> None:  # fmt: skip
         super().__init__()
         pooling = POOLS[pool]

@@ -1,4 +1,4 @@
-"""A rate that stays, and is cut by hand or as by hand: the schedules of 2011 and 2012."""
+"""Learning rates that are constant between cuts: the schedules of 2011 and 2012."""
 
 from collections.abc import Sequence
 from math import prod
@@ -17,7 +17,7 @@ def cuts(
 ) -> LambdaLR:
     """Multiply all rates by `factor`, or by its entry for this cut, after each epoch in `after`.
 
-    The table is one for `epochs` epochs; a run of more or fewer stretches it to its `total_steps`.
+    `after` refers to a run of `epochs` epochs and is scaled to `total_steps`.
     """
     steps = [round(total_steps * epoch / epochs) for epoch in after]
     factors = [factor] * len(steps) if isinstance(factor, float) else factor
@@ -28,9 +28,9 @@ def cuts(
 def cuts_at_stalls(
     optimizer: Optimizer, *, total_steps: int, patience: int, times: int, factor: float
 ) -> ReduceLROnPlateau:
-    """Multiply all rates by `factor` when the validation error stalls, `times` times at most.
+    """Multiply all rates by `factor` when the validation error stalls, at most `times` times.
 
-    It stalls when after `patience` epochs without a new low another one brings none (K12, 5).
+    It stalls when it has not improved for more than `patience` epochs (K12, 5).
     """
     lowest = [group["lr"] * factor**times for group in optimizer.param_groups]
     return ReduceLROnPlateau(

@@ -19,10 +19,11 @@ log = logging.getLogger(__name__)
 
 
 class StochasticDiagonalLM(Optimizer):
-    """Gradient descent in which weight k has a rate of its own, eta / (mu + h_k) (eq. 18 and 21).
+    """Gradient descent with a separate rate for each weight k, eta / (mu + h_k) (eq. 18 and 21).
 
-    h_k is the second derivative of the error along weight k, estimated before each pass over the
-    data by `estimate`, then kept. `lr` is the paper's global rate eta, which schedules change.
+    h_k is the second derivative of the error with respect to weight k. `estimate` estimates it
+    before each epoch; it is constant during the epoch. `lr` is the paper's global rate eta, which
+    schedules change.
     """
 
     samples = 500  # "on 500 samples", section III.B
@@ -37,9 +38,9 @@ class StochasticDiagonalLM(Optimizer):
         ranks: int = 1,
         mean: Callable[[Tensor], Any] = lambda h: h,
     ) -> None:
-        """Set every h_k from the first images (B, C, H, W) of `batches`, before a pass.
+        """Estimate all h_k from the first images (B, C, H, W) of `batches`, before an epoch.
 
-        Of several `ranks` each takes its share of the samples, and `mean` is that over all ranks.
+        With several `ranks` each uses its share of the samples; `mean` averages over the ranks.
         """
         images, count, samples = [], 0, self.samples // ranks
         for part, _ in batches:
@@ -58,7 +59,7 @@ class StochasticDiagonalLM(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every weight that has a gradient; return what the closure, if any, returns."""
+        """Update every weight that has a gradient; returns the result of the closure, if any."""
         with torch.enable_grad():
             loss = closure() if closure else None
         for group in self.param_groups:
@@ -74,10 +75,10 @@ class StochasticDiagonalLM(Optimizer):
 def gauss_newton_diagonal(net: Any, images: Tensor) -> dict[nn.Parameter, Tensor]:
     """The mean over images (B, C, H, W) of h_k for each parameter of `net`.
 
-    For the error of eq. 8, whose second derivative with respect to each unit that the RBF layer
-    compares is 2. From there back to the image with the products of unlike weights and the second
-    derivative of the squashing function left out (eq. 23, 25, 27). `net` gives those units by
-    `net.features`; its layers with weights must be linear in these and in their input.
+    The error is that of eq. 8, whose second derivative with respect to each unit that the RBF layer
+    compares is 2. It is propagated back to the image as in eq. 23, 25 and 27, without the products
+    of different weights and without the second derivative of the squashing function. `net.features`
+    must return those units; layers with weights must be linear in their weights and in their input.
     """
     hooks = [
         layer.register_forward_hook(partial(with_squares, deepcopy(layer)))
@@ -94,12 +95,12 @@ def gauss_newton_diagonal(net: Any, images: Tensor) -> dict[nn.Parameter, Tensor
 
 
 def with_squares(plain: nn.Module, layer: nn.Module, inputs: tuple[Tensor], y: Tensor) -> Tensor:
-    """The output `y` of a layer, with second derivatives in place of the first.
+    """The output `y` of a layer, with second derivatives in place of first ones in backward.
 
-    A second derivative comes through a weight u as u^2 d2E/da^2 (eq. 27) and reaches the weight as
-    x^2 d2E/da^2 (eq. 25): what the gradients of the same layer are for squared weights and inputs.
-    So a weight that serves at many places gets the sum over them (eq. 23). Through the squashing
-    function it comes as f'(a)^2 d2E/dx^2 (eq. 27). `plain` is the same layer without this hook.
+    A second derivative passes a weight u as u^2 d2E/da^2 (eq. 27), and that of the weight is x^2
+    d2E/da^2 (eq. 25). These are the gradients of the same layer with squared weights and inputs. A
+    shared weight gets the sum over all places (eq. 23). Through the squashing function it becomes
+    f'(a)^2 d2E/dx^2 (eq. 27). `plain` is the same layer without this hook.
     """
     (x,) = inputs
     weights = dict(layer.named_parameters())
@@ -114,5 +115,5 @@ def with_squares(plain: nn.Module, layer: nn.Module, inputs: tuple[Tensor], y: T
 
 
 def square(x: Tensor) -> Tensor:
-    """The square of x, whose derivative by x is to be 1."""
+    """The square of x, with a derivative of 1 with respect to x."""
     return x.detach().square() + (x - x.detach())

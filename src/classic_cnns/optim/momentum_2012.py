@@ -14,14 +14,14 @@ from torch.optim.optimizer import ParamsT
 
 
 class Momentum2012(Optimizer):
-    """Move weights by a velocity that already contains the learning rate.
+    """Gradient descent with a velocity that includes the learning rate.
 
         v <- momentum * v - weight_decay * lr * w - lr * gradient
         w <- w + v
 
-    `torch.optim.SGD` multiplies by the rate only when it moves the weights. Both are the same while
-    the rate stays, but after a change torch applies the new rate to old gradients too, whereas here
-    they keep theirs.
+    `torch.optim.SGD` multiplies by the rate when it updates the weights. The two are equal while
+    the rate is constant. After a change of the rate, torch applies the new rate to old gradients
+    too; here old gradients keep theirs.
     """
 
     def __init__(self, params: ParamsT, *, lr: float, momentum: float, weight_decay: float) -> None:
@@ -29,7 +29,7 @@ class Momentum2012(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every parameter that has a gradient; return what the closure, if any, returns."""
+        """Update every parameter that has a gradient; returns the result of the closure, if any."""
         with torch.enable_grad():
             loss = closure() if closure else None
         for group in self.param_groups:
@@ -56,11 +56,11 @@ def per_layer(
     momentum: float,
     weight_decay: Mapping[str, float],
 ) -> Momentum2012:
-    """The same rule over `net.named_parameters()`, as cuda-convnet's layer-params-*.cfg have it.
+    """The same rule for `net.named_parameters()`, as in cuda-convnet's layer-params-*.cfg.
 
-    Weights learn at `lr` (epsW) and decay by the entry of their layer in `weight_decay` (wc);
-    biases, and what a normalisation learns per channel, learn at `bias_lr` (epsB) and never decay.
-    Schedules scale all rates alike.
+    Weights have the rate `lr` (epsW) and their layer's entry in `weight_decay` (wc). Biases, and
+    the channel parameters of normalisations, have the rate `bias_lr` (epsB) and no decay. Schedules
+    scale all rates by the same factor.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     weighted = set()

@@ -1,4 +1,4 @@
-"""One picture of learning curves, with a band where runs differ in nothing but their seed."""
+"""A figure of learning curves, with mean and deviation over seeds."""
 
 from itertools import zip_longest
 from pathlib import Path
@@ -11,14 +11,14 @@ from classic_cnns.report.results import Table, read_metrics
 
 
 def curve(directory: Path, metric: str) -> list[float]:
-    """The metric after each epoch; of an epoch that was run again the later value."""
+    """The metric after each epoch; for a repeated epoch, the later value."""
     lines, _ = read_metrics(directory)
     values = {line["epoch"]: line["metrics"].get(metric, np.nan) for line in lines}
     return [values[epoch] for epoch in sorted(values)]
 
 
 def write(path: Path, table: Table) -> None:
-    """The table's metric over epochs: the mean, and a standard deviation around it, as a PNG."""
+    """Plot the table's metric over epochs as a PNG: mean ± standard deviation over seeds."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="epoch", ylabel=table.metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

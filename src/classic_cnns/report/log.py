@@ -1,4 +1,4 @@
-"""Where messages go: to the terminal, and to the run's own train.log."""
+"""Logging to the terminal and to the run's train.log."""
 
 import logging
 import sys
@@ -11,9 +11,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 def show_log(quiet: bool = False) -> None:
-    """Our own messages on the terminal, from ranks above 0 and Lightning only warnings.
+    """Log our messages to the terminal; only warnings from other ranks and from Lightning.
 
-    With `quiet` only warnings, on stderr.
+    With `quiet`, only warnings, to stderr.
     """
     root, above_0 = logging.getLogger("classic_cnns"), rank_zero_only.rank != 0  # type: ignore
     root.setLevel(logging.WARNING if above_0 or quiet else logging.INFO)
@@ -21,19 +21,19 @@ def show_log(quiet: bool = False) -> None:
         root.addHandler(logging.StreamHandler(sys.stderr if above_0 or quiet else sys.stdout))
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("hydra").setLevel(logging.CRITICAL)  # its errors become lines of ours
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # their reports
-    if above_0:  # what is only for developers is in rank 0's train.log already
+    logging.getLogger("hydra").setLevel(logging.CRITICAL)  # we report its errors
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # profiler reports
+    if above_0:  # rank 0 has logged them already
         warnings.simplefilter("ignore", FutureWarning)
 
 
 @contextmanager
 def train_log(path: Path) -> Iterator[None]:
-    """All messages and warnings of the run in `path` too."""
+    """Also log all messages and warnings to the file `path`."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.captureWarnings(True)
-    logging.raiseExceptions = False  # a full disk is told once, not by each message
+    logging.raiseExceptions = False  # report a full disk only once
     loggers = [logging.getLogger(name) for name in ("classic_cnns", "lightning", "py.warnings")]
     for logger in loggers:
         logger.addHandler(handler)

@@ -1,4 +1,4 @@
-"""The pictures of a run: what the net sees, its kernels, what it mistook, and for what."""
+"""Figures of a run: inputs, kernels, feature maps, answers, confusion matrix and mistakes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +10,27 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
-from classic_cnns.report.markdown import aligned
+from classic_cnns.report.markdown import markdown_table
+
+
+def convolutions(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Kernels (N, C, h, w) of more than a pixel, by layer, from the state_dict of a net.
+
+    A layer that has a kernel for each pair of maps, like C3 of LeNet-5, has (N, 1, h, w).
+    """
+    found = {}
+    for name, weight in state.items():
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight" and weight.dim() in (3, 4) and weight.shape[-1] > 1:
+            found[layer] = weight if weight.dim() == 4 else weight[:, None]
+    return found
 
 
 def kernels(weights: Tensor, towers: int) -> Tensor:
-    """Kernels (N, C, h, w) as an image (3, H, W) from 0 to 1, the towers side by side.
+    """Kernels (N, C, h, w) as an image (3, H, W) in 0 to 1, the towers side by side.
 
-    Like Fig. 3 of the AlexNet paper. Each kernel has its own contrast. Three channels are shown as
-    red, green and blue, others in grey by their mean; a weight is four pixels wide.
+    Like Fig. 3 of the AlexNet paper. Each kernel has its own contrast. Three channels are drawn as
+    RGB, others as grey by their mean. A weight is four pixels wide.
     """
     if weights.shape[1] != 3:
         weights = weights.mean(1, keepdim=True)
@@ -30,16 +43,17 @@ def kernels(weights: Tensor, towers: int) -> Tensor:
 
 
 def colour(weights: Tensor) -> float:
-    """Share of the energy of kernels (N, 3, h, w) that is colour and not grey, from 0 to 1.
+    """The share, 0 to 1, of the energy of kernels (N, 3, h, w) that is colour and not grey.
 
-    Section 6.1 of the AlexNet paper has one tower with colour-agnostic kernels, and one without.
+    In section 6.1 of the AlexNet paper the kernels of one tower are colour-agnostic, those of the
+    other are not.
     """
     chroma = weights - weights.mean(1, keepdim=True)
     return (chroma.square().sum() / weights.square().sum().clamp(min=1e-30)).item()
 
 
 def inputs(images: Tensor, columns: int = 8) -> Tensor:
-    """Images (N, C, H, W) or patches of them (N, V, C, H, W) as one, each with its own contrast."""
+    """Images (N, C, H, W) or patches (N, V, C, H, W) as a grid, each with its own contrast."""
     large = images.flatten(0, -4).float()
     grid = {"nrow": columns, "padding": 2, "pad_value": 1}
     return make_grid(large, normalize=True, scale_each=True, **grid)  # type: ignore[arg-type]
@@ -48,9 +62,9 @@ def inputs(images: Tensor, columns: int = 8) -> Tensor:
 def mistakes(
     made: Sequence[tuple[Tensor, int, int]], names: Sequence[str], shares: Sequence[float] = ()
 ) -> Tensor:
-    """Images (C, H, W) as one (3, H', W') uint8, below each its class and what it was taken for.
+    """Images (C, H, W) as a grid (3, H', W') uint8, each with its class and the predicted class.
 
-    Like Fig. 8 of the LeNet-5 paper. `shares` are the probabilities of the wrong answers.
+    Like Fig. 8 of the LeNet-5 paper. `shares` are the probabilities of the predicted classes.
     """
     side, gap, columns = 64, 28, 12  # pixels, and images in a row
     rows = -(-len(made) // columns)
@@ -69,13 +83,13 @@ def mistakes(
 
 
 def confusion(counts: Tensor, names: Sequence[str]) -> str:
-    """How many images of each class (row) got which answer (column), as a Markdown table."""
+    """The confusion matrix as a Markdown table: rows are true classes, columns predicted ones."""
     rows = [[name, *map(str, row)] for name, row in zip(names, counts.tolist(), strict=True)]
-    return aligned([["class", *(f"-> {name}" for name in names)], *rows])
+    return markdown_table([["class", *(f"-> {name}" for name in names)], *rows])
 
 
 def confusion_figure(counts: Tensor, names: Sequence[str]) -> Any:
-    """The same as a figure of matplotlib; the darker, the more, on a logarithmic scale."""
+    """The confusion matrix as a matplotlib figure, shaded on a logarithmic scale."""
     shades = counts.cpu().double().log1p().numpy()
     figure = new_figure(8, 8)
     axes = figure.subplots()
@@ -94,7 +108,7 @@ def confusion_figure(counts: Tensor, names: Sequence[str]) -> Any:
 
 
 def new_figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure  # here, since it takes a second
+    from matplotlib.figure import Figure  # here, since importing it takes a second
 
     return Figure((width, height), layout="constrained")
 
@@ -102,10 +116,10 @@ def new_figure(width: float, height: float) -> Any:
 def maps(
     image: Tensor, layers: dict[str, Tensor], bitmaps: Tensor | None, found: dict[str, float]
 ) -> Any:
-    """What the layers make of an image (C, H, W): their maps (C, H, W) or units, a row each.
+    """The outputs of all layers for an image (C, H, W), one row each: maps (C, H, W) or units.
 
-    Like Fig. 2 of the LeNet-5 paper. With `bitmaps` (10, 84), the RBF units' of LeNet-5, the last
-    units are shown as such a one, above all ten. `found` are the probabilities of classes.
+    Like Fig. 2 of the LeNet-5 paper. With `bitmaps` (10, 84), those of LeNet-5's RBF units, the
+    last units are drawn as a bitmap too, above all ten. `found` are the probabilities of classes.
     """
     figure = new_figure(10, 1.1 * (len(layers) + 1 + (bitmaps is not None)))
     rows = {"input": image, **layers}
@@ -133,10 +147,10 @@ def maps(
 def answers(
     images: Tensor, labels: Tensor, shares: Tensor, nearest: Tensor, names: Sequence[str]
 ) -> Any:
-    """Images (N, C, H, W), the five likeliest classes of each as bars, and training images.
+    """Images (N, C, H, W), their five most probable classes as bars, and similar training images.
 
-    Like Fig. 4 of the AlexNet paper: `nearest` (N, 6, C, H, W) are the training images whose last
-    hidden units are most alike. `shares` (N, classes) are probabilities; the right class is red.
+    Like Fig. 4 of the AlexNet paper: `nearest` (N, 6, C, H, W) are the training images with the
+    most similar last hidden units. `shares` (N, classes) are probabilities; the true class is red.
     """
     count = len(images)
     figure = new_figure(11, 1.2 * count)
@@ -161,7 +175,7 @@ def show(axes: Any, images: Tensor, columns: int) -> None:
 
 
 def robustness(curves: dict[str, dict[str, tuple[list[float], list[float]]]]) -> Any:
-    """Test error (0 to 1) against what was done to the images, one chart for each change."""
+    """Test error (0 to 1) against the strength of a change, one chart for each kind of change."""
     figure = new_figure(10, 7)
     for axes, (change, lines) in zip(figure.subplots(2, 2).flat, curves.items(), strict=True):
         for name, (values, errors) in lines.items():
@@ -175,7 +189,7 @@ def robustness(curves: dict[str, dict[str, tuple[list[float], list[float]]]]) ->
 
 
 def save(image: Tensor, path: Path) -> Path:
-    """An image (3, H, W), uint8 or from 0 to 1, as PNG."""
+    """Save an image (3, H, W), uint8 or in 0 to 1, as PNG."""
     to_pil_image(image).save(path)
     return path
 

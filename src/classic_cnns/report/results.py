@@ -1,4 +1,4 @@
-"""The table of a sweep, or of any runs: read from their directories, and nothing else."""
+"""The results table of sweeps and runs, read from their directories."""
 
 import csv
 import io
@@ -12,11 +12,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from classic_cnns import UserError
-from classic_cnns.files import read_json, read_yaml, replacing
-from classic_cnns.report.markdown import aligned
+from classic_cnns import UserError, one_line
+from classic_cnns.files import atomic_write, read_json, read_yaml
+from classic_cnns.report.markdown import markdown_table
 
-OVER = ("finished", "pruned")  # states of a run that has ended as it should
+ENDED_WELL = ("finished", "pruned")  # states of a run that has ended well
 
 
 @dataclass
@@ -33,13 +33,13 @@ class Row:
 
     @property
     def group(self) -> tuple[tuple[str, str], ...]:
-        """What it shares with the runs that differ in nothing but their seed."""
+        """The parameters without the seed: runs that share them are averaged."""
         return tuple(pair for pair in self.parameters.items() if pair[0] != "seed")
 
 
 @dataclass
 class Table:
-    """Runs, compared by a metric of their `result.json`; direction: minimize or maximize."""
+    """Runs, compared by a `metric` of their `result.json`; `direction` is minimize or maximize."""
 
     rows: list[Row]
     metric: str = "error/val"
@@ -47,23 +47,23 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
-        """The metric of the best and of the last epoch, test results, and seconds of training."""
+        """The metric of the best and the last epoch, test metrics, and seconds of training."""
         test = self.metric.rpartition("/")[0] + "/test"
         return list(
             dict.fromkeys([self.metric, f"last {self.metric}", test, "error/test", "seconds"])
         )
 
     def rank(self, values: dict[str, float]) -> float:
-        """Smaller for a better run."""
+        """A sort key: smaller for a better run."""
         value = values.get(self.metric, inf)
         return -value if self.direction == "maximize" and value != inf else value
 
     def ranked(self) -> list[Row]:
-        """The best run first, then those without a result, in the order of their numbers."""
+        """The rows, best first; runs without a result last, in the order of their numbers."""
         return sorted(self.rows, key=lambda r: self.rank(r.values if r.state == "finished" else {}))
 
     def write(self, folder: Path) -> None:
-        """`results.csv`, exact and with a line for each run, and `results.md`, to be read."""
+        """Write `results.csv`, with exact values, and `results.md`, for people."""
         lines = io.StringIO()
         columns = ["job", *self.rows[0].parameters, "state", *self.columns, "error", "directory"]
         sheet = csv.DictWriter(lines, columns, extrasaction="ignore")
@@ -73,15 +73,15 @@ class Table:
             sheet.writerow(own | r.parameters | r.values)
         texts = {"results.csv": lines.getvalue(), "results.md": self.markdown() + "\n"}
         for name, text in texts.items():
-            with replacing(folder / name) as file:
+            with atomic_write(folder / name) as file:
                 file.write(text.encode())
 
     def markdown(self) -> str:
-        """All runs; mean and deviation over seeds; the best one; what became of the others."""
+        """All runs, mean and deviation over seeds, the best run, and the errors of failed ones."""
         rows = self.ranked()
         cells = [["job", *rows[0].parameters, "state", *self.columns]]
         for r in rows:
-            parameters = map(shown_parameter, r.parameters.values())
+            parameters = map(format_parameter, r.parameters.values())
             cells.append([r.name, *parameters, r.state, *self.shown([r])])
         parts = [table(cells)]
         finished = [r for r in rows if r.state == "finished"]
@@ -94,7 +94,7 @@ class Table:
                 cells.append([*(value for _, value in shared), str(len(group)), *self.shown(group)])
             parts += ["Mean ± standard deviation over seeds:", table(cells)]
         if finished and self.metric in (best := finished[0]).values:
-            value = shown_value(self.metric, best.values[self.metric])
+            value = format_value(self.metric, best.values[self.metric])
             checkpoint = best.directory / "checkpoints" / "best.ckpt"
             parts += [f"Best: job {best.name}, {self.metric} {value}, {checkpoint}"]
             parts += [f"To repeat it:\n\n    {best.command}"]
@@ -108,33 +108,33 @@ class Table:
         return mean(self.rank(r.values) for r in rows)
 
     def shown(self, rows: Sequence[Row]) -> list[str]:
-        """The cells of the columns: of a run, or mean and deviation of several."""
+        """The cells of the columns for one run, or mean and standard deviation of several."""
         cells = []
         for name in self.columns:
             found = [r.values[name] for r in rows if name in r.values]
             numbers = [mean(found)] if found else []
             numbers += [stdev(found)] if len(found) > 1 else []
-            cells.append(" ± ".join(shown_value(name, number) for number in numbers))
+            cells.append(" ± ".join(format_value(name, number) for number in numbers))
         return cells
 
 
 def table(cells: Sequence[Sequence[str]]) -> str:
-    return aligned([[cell.replace("|", "\\|") for cell in line] for line in cells])
+    return markdown_table([[cell.replace("|", "\\|") for cell in line] for line in cells])
 
 
 def last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2]
 
 
-def shown_value(metric: str, value: float) -> str:
+def format_value(metric: str, value: float) -> str:
     if metric == "seconds":
         return f"{value:.1f}"
     fraction = metric.removeprefix("last ").startswith(("error", "accuracy"))
     return f"{value:.2%}" if fraction else f"{value:.4g}"
 
 
-def shown_parameter(text: str) -> str:
-    """A value of the command line; a search's numbers have more digits than anybody reads."""
+def format_parameter(text: str) -> str:
+    """A parameter's value; long numbers, as a search draws them, are rounded."""
     try:
         return f"{float(text):.4g}" if len(text) > 8 else text
     except ValueError:
@@ -142,16 +142,16 @@ def shown_parameter(text: str) -> str:
 
 
 def read(directories: Sequence[str | Path]) -> Table:
-    """The runs and sweeps in these directories, or anywhere below them.
+    """The table of all runs and sweeps in these directories and below.
 
-    Raises UserError for a directory that holds none.
+    Raises UserError for a directory that has none.
     """
     found: list[Path] = []
     for directory in map(Path, directories):
         below = list(runs_below(directory))
         if not below:
             raise UserError(
-                f"{directory}: holds no run and no sweep (it would have a config.yaml or a "
+                f"{directory}: contains no run and no sweep (it would have a config.yaml or a "
                 "sweep.yaml); try a directory under outputs/"
             )
         found += below
@@ -175,7 +175,7 @@ def read(directories: Sequence[str | Path]) -> Table:
 
 
 def runs_below(directory: Path) -> Iterator[Path]:
-    """Directories of sweeps and of runs by themselves."""
+    """The directories of sweeps, and of runs outside of sweeps."""
     if any((directory / name).is_file() for name in ("sweep.yaml", "config.yaml")):
         yield directory
     elif directory.is_dir():
@@ -184,25 +184,27 @@ def runs_below(directory: Path) -> Iterator[Path]:
 
 
 def assignments(words: Sequence[str]) -> dict[str, str]:
-    """Keys and values of the overrides among the words of a command line."""
+    """Keys and values of the overrides in a command line."""
     pairs = [word.lstrip("+").split("=", 1) for word in words if "=" in word and word[0] != "-"]
     return {key: value for key, value in pairs}
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """What a sweep has written down of itself."""
+    """The content of a sweep's `sweep.yaml`; UserError for another file."""
     record = plain_yaml(directory / "sweep.yaml")
     if not {"program", "varied", "jobs"} <= record.keys():
-        raise UserError(f"{directory / 'sweep.yaml'}: is no record of a sweep; try another folder")
+        raise UserError(
+            f"{directory / 'sweep.yaml'}: is not the record of a sweep; try another folder"
+        )
     return {"metric": "error/val", "direction": "minimize"} | record
 
 
 def plain_yaml(path: Path) -> dict[str, Any]:
-    """What a file says, of which nothing is looked up; UserError where that is no mapping."""
+    """A YAML mapping without interpolation; UserError for other content."""
     try:
         return read_yaml(path, most=500_000) | {}
-    except Exception as error:  # a file from elsewhere holds anything
-        line = " ".join(str(error).split())[:200]
+    except Exception as error:  # a file from elsewhere can contain anything
+        line = one_line(error)[:200]
         raise UserError(f"{path}: cannot be read ({line}); try another folder") from error
 
 
@@ -215,7 +217,7 @@ def sweep_rows(directory: Path, record: dict[str, Any], prefix: str = "") -> lis
 
 
 def run_row(directory: Path) -> Row:
-    """A run by itself: its parameters are what its command says."""
+    """The row of a single run, with the parameters of its command."""
     starts = read_json(directory / "provenance.json") or [{"command": []}]
     words = [w for w in starts[0]["command"][1:] if not w.startswith(("run_dir=", "varied="))]
     return make_row(directory.name, assignments(words), directory, shlex.join(["python", *words]))
@@ -228,17 +230,17 @@ def make_row(name: str, parameters: dict[str, str], directory: Path, command: st
     result = read_result(directory)
     state = result.get("status", "unfinished" if directory.exists() else "waiting")
     values = {}
-    if state in OVER:
+    if state in ENDED_WELL:
         values = result.get("metrics", {}) | {
             f"last {metric}": value for metric, value in result.get("last", {}).items()
         }
         values |= {"seconds": result["seconds"]} if "seconds" in result else {}
-    error = "" if state in OVER else last_line(result.get("error", ""))
+    error = "" if state in ENDED_WELL else last_line(result.get("error", ""))
     return Row(name, parameters, directory, command, state, error, values)
 
 
 def read_result(directory: Path) -> dict[str, Any]:
-    """The run's `result.json`, empty if there is none; that of an old version as of this one."""
+    """A run's `result.json`, or an empty dict; results of version 0.1 are converted."""
     result = read_json(directory / "result.json") or {}
     old = result.get("metrics", {})
     if isinstance(old.get("val"), dict):
@@ -249,23 +251,23 @@ def read_result(directory: Path) -> dict[str, Any]:
 
 
 def read_metrics(directory: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of `metrics.jsonl` from the byte `offset` on, and where they end."""
+    """The complete lines of `metrics.jsonl` from byte `offset` on, and the offset of their end."""
     path = directory / "metrics.jsonl"
     if not path.exists():
         return [], 0
     with open(path, "rb") as file:
-        file.seek(offset if offset <= path.stat().st_size else 0)  # a resumed run may cut it
+        file.seek(offset if offset <= path.stat().st_size else 0)  # a resumed run may truncate it
         start, text = file.tell(), file.read()
     whole = text[: text.rfind(b"\n") + 1]
     lines = []
     for line in whole.splitlines():
-        with suppress(ValueError):  # of a run that was killed in the middle of it
+        with suppress(ValueError):  # a line cut off when the run was killed
             lines.append(json.loads(line))
     return lines, start + len(whole)
 
 
-def end(directory: Path) -> int:
-    """Of a sweep: print the table; the exit code says whether all jobs have ended well."""
+def print_results(directory: Path) -> int:
+    """Print a sweep's table; returns exit code 1 if any job failed."""
     found = read([directory])
     print(f"\n{found.markdown()}")
-    return int(any(row.state not in OVER for row in found.rows))
+    return int(any(row.state not in ENDED_WELL for row in found.rows))

@@ -1,11 +1,11 @@
-"""The layers of a net with their outputs, trainable parameters and connections."""
+"""A table of a net's layers with outputs, parameters and connections."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from classic_cnns.report.markdown import aligned
+from classic_cnns.report.markdown import markdown_table
 
 
 @dataclass
@@ -19,10 +19,10 @@ class Layer:
 
 
 def layers(net: nn.Module, images: Tensor) -> list[Layer]:
-    """The layers with weights, in the order in which `images` (B, C, H, W) pass them.
+    """The layers with weights, in the order in which `images` (B, C, H, W) pass through them.
 
-    A connection is one use of a weight or bias by one unit (L98, II.B). A layer has as many at
-    each position of its output as it has parameters, unless it says so itself in
+    A connection is one use of a weight or bias by one unit (L98, II.B). At each position of its
+    output a layer has as many connections as parameters, unless it defines
     `connections_per_position`.
     """
     rows: list[Layer] = []
@@ -52,7 +52,7 @@ def layers(net: nn.Module, images: Tensor) -> list[Layer]:
 
 
 def table(net: nn.Module, images: Tensor) -> str:
-    """The layers as an aligned Markdown table, and the total of the net."""
+    """The layers as an aligned Markdown table, with totals."""
     rows, total = layers(net, images), sum(p.numel() for p in net.parameters() if p.requires_grad)
     cells: list[tuple[str, ...]] = [
         ("layer", "kind", "output", "neurons", "parameters", "connections")
@@ -65,4 +65,4 @@ def table(net: nn.Module, images: Tensor) -> str:
         sum(getattr(r, key) for r in rows) for key in ("neurons", "connections")
     )
     cells.append(("total", "", "", f"{neurons:,}", f"{total:,}", f"{connections:,}"))
-    return aligned(cells)
+    return markdown_table(cells)

@@ -1,4 +1,4 @@
-"""From a config to the objects that it describes, or to one line on why they cannot be."""
+"""Builds the objects that a config describes; what cannot be built is a one-line error."""
 
 import inspect
 import logging
@@ -17,9 +17,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 
-from classic_cnns import UserError
+from classic_cnns import UserError, one_line
 from classic_cnns.classifier import Classifier
-from classic_cnns.config.stored import find_checkpoint, kept
+from classic_cnns.config.stored import find_checkpoint, stored_values
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
 from classic_cnns.report import summary
 from classic_cnns.trainer import devices, precision
@@ -27,42 +27,42 @@ from classic_cnns.trainer.checkpoint_io import AtomicCheckpointIO, read_checkpoi
 
 log = logging.getLogger(__name__)
 
-OF_A_NET = ("precision", "loss", "input")  # keys of model that are for nets of this project
+NET_KEYS = ("precision", "loss", "input")  # keys of model that only nets of this project use
 
 
 def build(config: DictConfig) -> tuple[pl.LightningModule, pl.LightningDataModule]:
-    """The module and the data that the config describes; first weights follow from its seed.
+    """The module and the data module of a config; initial weights depend only on its seed.
 
-    Raises UserError for what cannot be built.
+    Raises UserError for parts that cannot be built.
     """
     data = build_data(config)
     torch.manual_seed(config.seed)
-    np.random.seed(config.seed % 2**32)  # of modules and data of the user's own
+    np.random.seed(config.seed % 2**32)  # for modules and data of the user's own
     random.seed(config.seed)
     module = build_module(config) if "_target_" in config.model else build_classifier(config, data)
     if config.init_from is not None:
-        start_from(module, config.init_from, list(config.init_skip))
+        load_initial_weights(module, config.init_from, list(config.init_skip))
     return module, data
 
 
 def build_data(config: DictConfig) -> pl.LightningDataModule:
-    with one_line("data"):
+    with build_errors("data"):
         data = instantiate(config.data)
     if not isinstance(data, pl.LightningDataModule):
-        raise UserError(f"data._target_: {type(data).__name__} is no LightningDataModule")
+        raise UserError(f"data._target_: {type(data).__name__} is not a LightningDataModule")
     return data
 
 
 def build_module(config: DictConfig) -> pl.LightningModule:
-    """A LightningModule of the user's own, which brings its optimizers and logs its metrics."""
-    with one_line("model"):
+    """A LightningModule of the user's own, with its own optimizers and metrics."""
+    with build_errors("model"):
         target = get_class(config.model._target_)
         wanted = inspect.signature(target).parameters
-        given = {k: v for k, v in config.model.items() if k not in OF_A_NET or k in wanted}
+        given = {k: v for k, v in config.model.items() if k not in NET_KEYS or k in wanted}
         module = instantiate(given)
     if not isinstance(module, pl.LightningModule):
         raise UserError(
-            f"model._target_={config.model._target_}: is no LightningModule; "
+            f"model._target_={config.model._target_}: is not a LightningModule; "
             "a net that is an nn.Module goes to model.net._target_"
         )
     for hook in ("training_step", "configure_optimizers"):
@@ -79,13 +79,13 @@ def build_classifier(config: DictConfig, data: pl.LightningDataModule) -> Classi
                 f"{key}: is missing; conf/{group}/ has examples, "
                 f"{'and' if group == 'model' else 'or'} {group}=<another> chooses one of them"
             )
-    with one_line("model.net"):
+    with build_errors("model.net"):
         net = instantiate(config.model.net)
-        images = example(config, data)
+        images = example_input(config, data)
         classes = check_scores(config, net, images)
-    with one_line("model.loss"):
+    with build_errors("model.loss"):
         loss = instantiate(config.model.loss)
-    with one_line("optim"):
+    with build_errors("optim"):
         optimizer = instantiate(config.optim.optimizer)
         scheduler = instantiate(config.optim.scheduler)
         tried = optimizer(net.named_parameters())
@@ -117,31 +117,31 @@ def build_classifier(config: DictConfig, data: pl.LightningDataModule) -> Classi
         top5=classes > 10 if top5 is None else top5,
         schedule_epochs=config.optim.schedule_epochs,
     )
-    # They make the checkpoints complete; loggers get them from the run.
-    module.save_hyperparameters(kept(config), logger=False)
+    # Stored in checkpoints, which can then be loaded alone; loggers get them from the run.
+    module.save_hyperparameters(stored_values(config), logger=False)
     return module
 
 
-def example(config: DictConfig, data: pl.LightningDataModule) -> torch.Tensor:
-    """Images as the net gets them: zeros of the known size, or some of a foreign data module's."""
+def example_input(config: DictConfig, data: pl.LightningDataModule) -> torch.Tensor:
+    """Example inputs of the net: zeros, or the first images of a data module of the user's own."""
     if "channels" in config.data and config.model.input.size is not None:
         side = config.model.input.size
         return torch.zeros(1, config.data.channels, side, side)
-    with one_line("data"):
+    with build_errors("data"):
         data.prepare_data()
         data.setup("fit")
         with torch.random.fork_rng(devices=[]):
             batch: Any = next(iter(data.train_dataloader()))
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
         raise UserError(
-            "data: a batch has to be (images, labels) for the nets of this project, and is "
-            f"{type(batch).__name__}; a LightningModule of your own takes any batch"
+            "data: the nets of this project need batches (images, labels), and got "
+            f"{type(batch).__name__}; your own LightningModule may take any batch"
         )
     return batch[0][:2].float()
 
 
 def check_scores(config: DictConfig, net: torch.nn.Module, images: torch.Tensor) -> int:
-    """How many scores the net gives an image; UserError where the data has another number."""
+    """The number of scores of the net; UserError if it differs from the number of classes."""
     try:
         summary.layers(net, images)
         net.eval()
@@ -153,7 +153,7 @@ def check_scores(config: DictConfig, net: torch.nn.Module, images: torch.Tensor)
             raise
         shape = "x".join(map(str, images.shape[1:]))
         raise UserError(
-            f"data: its images of {shape} do not fit model.net: {' '.join(str(error).split())}"
+            f"data: its images of {shape} do not fit model.net: {one_line(error)}"
         ) from error
     classes = config.data.get("num_classes")
     if scores.dim() != 2 or classes not in (None, scores.shape[1]):
@@ -165,10 +165,10 @@ def check_scores(config: DictConfig, net: torch.nn.Module, images: torch.Tensor)
     return scores.shape[1]
 
 
-def start_from(module: pl.LightningModule, path: Any, skipped: list[str]) -> None:
+def load_initial_weights(module: pl.LightningModule, path: Any, skipped: list[str]) -> None:
     """Load the weights of a run or checkpoint; UserError names the layers that do not fit.
 
-    `skipped` are layers by name that keep their first weights.
+    `skipped` are names of layers that keep their initial weights.
     """
     found = read_checkpoint(find_checkpoint(path))["state_dict"]
     own = module.state_dict()
@@ -193,7 +193,7 @@ def start_from(module: pl.LightningModule, path: Any, skipped: list[str]) -> Non
         misfits = list(dict.fromkeys(name.rpartition(".")[0] for name in wrong))
         raise UserError(
             f"init_from={path}: does not fit this net in {', '.join(misfits)}; "
-            f"try init_skip=[{','.join(misfits)}] to leave them at their first weights"
+            f"try init_skip=[{','.join(misfits)}] to keep their initial weights"
         )
     taken = {name: x for name, x in found.items() if not is_skipped(name)}
     module.load_state_dict(own | taken)
@@ -204,17 +204,17 @@ def start_from(module: pl.LightningModule, path: Any, skipped: list[str]) -> Non
 
 
 def build_trainer(config: DictConfig, **given: Any) -> pl.Trainer:
-    """Lightning's Trainer as the config describes it, with callbacks, loggers and directory given.
+    """Lightning's Trainer for a config; `given` are callbacks, loggers and directories.
 
-    Raises UserError for what it does not take.
+    Raises UserError for arguments that Trainer rejects.
     """
-    several = devices.count(config.trainer.devices) * config.trainer.num_nodes > 1
+    several = devices.device_count(config.trainer.devices) * config.trainer.num_nodes > 1
     node: dict[str, Any] = dict(config.trainer)  # type: ignore[arg-type]
     if node["strategy"] == "auto" and several:
         node["strategy"] = {"_target_": "classic_cnns.trainer.ddp.DDP"}
-    node.pop("compile", None)  # which is for the net
+    node.pop("compile", None)  # not an argument of Trainer
     node["precision"] = precision.choose(node["precision"], node["accelerator"])
-    with one_line("trainer"):
+    with build_errors("trainer"):
         plugins = [instantiate(plugin) for plugin in node.pop("plugins", None) or []]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
@@ -222,18 +222,18 @@ def build_trainer(config: DictConfig, **given: Any) -> pl.Trainer:
 
 
 def build_parts(config: DictConfig, group: str, kind: type, **places: Any) -> list[Any]:
-    """The callbacks or loggers of a config; `places` go to those whose class takes them.
+    """The callbacks or loggers of a config; `places` are passed to classes that accept them.
 
-    Raises UserError for one that cannot be built or is none.
+    Raises UserError for parts that cannot be built or are not of class `kind`.
     """
     parts = []
     for name, node in (config[group] or {}).items():
         key = f"{group}.{name}"
         if node is None:
-            continue  # left out
+            continue  # removed by the user
         if not hasattr(node, "get") or "_target_" not in node:
             raise UserError(f"{key}: needs a _target_, the class that it names")
-        with one_line(key):
+        with build_errors(key):
             target = get_class(node._target_)
             wanted = inspect.signature(target).parameters
             own = {k: v for k, v in places.items() if k in wanted and k not in node}
@@ -245,7 +245,7 @@ def build_parts(config: DictConfig, group: str, kind: type, **places: Any) -> li
 
 
 def check_monitors(config: DictConfig, callbacks: list[Any], module: pl.LightningModule) -> None:
-    """Raise UserError for a callback that monitors what our classifier does not measure."""
+    """Raise UserError for a callback that monitors a metric `Classifier` does not log."""
     known = getattr(module, "metric_names", None)
     for name, node in (config.callbacks or {}).items():
         monitor = (node or {}).get("monitor")
@@ -260,8 +260,8 @@ EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "rich": "rich", "psutil": "psuti
 
 
 @contextmanager
-def one_line(key: str) -> Iterator[None]:
-    """Tell in one line that what `key` describes cannot be built; the values are the user's."""
+def build_errors(key: str) -> Iterator[None]:
+    """Turn errors in building the part at `key` into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -272,8 +272,8 @@ def one_line(key: str) -> Iterator[None]:
     ) as error:  # fmt: skip
         cause: Any = error.__cause__ if isinstance(error, InstantiationException) else error
         cause = cause or error
-        line = " ".join(str(cause).split())
-        if isinstance(cause, ImportError):  # of a package, or of a misspelt _target_
+        line = one_line(cause)
+        if isinstance(cause, ImportError):  # a missing package or a misspelt _target_
             package = getattr(cause, "name", None) or next((e for e in EXTRAS if e in line), "")
             if package in EXTRAS:
                 raise UserError(f"{key}: needs a package; try pip install {package}") from error

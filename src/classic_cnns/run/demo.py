@@ -1,4 +1,4 @@
-"""A web page on which a trained net says what it sees, after LeCun's demonstration of 1993."""
+"""A web page where a trained net classifies drawings, after LeCun's demonstration of 1993."""
 
 from pathlib import Path
 from typing import Any
@@ -8,23 +8,23 @@ import torch
 from omegaconf import DictConfig
 
 from classic_cnns.classifier import Classifier
-from classic_cnns.run.explain import explain, likeliest
+from classic_cnns.run.explain import explain, top_classes
 from classic_cnns.run.trained import load_net
 
 
 def answer(net: Classifier, picture: Any) -> tuple[dict[str, float], Any]:
-    """The probability of each class for a PIL image, and what the layers make of it."""
+    """The probability of each class for a PIL image, and a figure of all layers."""
     prepared = net.prepared
     pixels, _ = prepared.read(picture)
     images = torch.from_numpy(np.array(pixels))[None]
     with torch.no_grad():
         shares = net(prepared(images.clone())).softmax(1)
-    figure = explain(net, images[0], likeliest(net, shares)[0])
+    figure = explain(net, images[0], top_classes(net, shares)[0])
     return dict(zip(net.classes, shares[0].tolist(), strict=True)), figure
 
 
 def page(checkpoint: Path, config: DictConfig) -> Any:
-    """The page, to be launched: a sketch for nets of digits, a picture for others."""
+    """The page, ready to be launched: a sketchpad for digits, an upload for other data."""
     import gradio
 
     net = load_net(checkpoint, config)

@@ -1,4 +1,4 @@
-"""The directory of a run: made once, and what is recorded in it."""
+"""Creating a run directory, and recording the run's config and provenance in it."""
 
 import platform
 import re
@@ -12,20 +12,20 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError
-from classic_cnns.config.stored import OUTPUTS, check_new, kept
-from classic_cnns.files import read_json, replacing, write_json
+from classic_cnns.config.stored import OUTPUTS, check_new, stored_values
+from classic_cnns.files import atomic_write, read_json, write_json
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 
 
 def create(config: DictConfig) -> Path:
-    """A new directory with `config.yaml`: `run_dir`, or outputs/<name>/<date>_<time>.
+    """Create a run directory with `config.yaml`: `run_dir`, or outputs/<name>/<date>_<time>.
 
-    The file `latest.txt` beside the second one holds its name; `latest` stands for it on command
-    lines.
+    In outputs/<name>/, `latest.txt` contains the name of the newest run, which `latest` stands for
+    on command lines.
     """
     if config.run_dir:
-        directory = Path(str(config.run_dir))  # run_dir=5 is read as a number
+        directory = Path(str(config.run_dir))  # Hydra parses run_dir=5 as a number
         check_new(directory)
     else:
         directory = OUTPUTS / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -33,7 +33,7 @@ def create(config: DictConfig) -> Path:
         if config.run_dir:
             directory.mkdir(parents=True, exist_ok=True)
         else:
-            directory = unique(directory)
+            directory = make_unique(directory)
         write_config(directory, config)
     except OSError as error:
         raise UserError(
@@ -43,23 +43,23 @@ def create(config: DictConfig) -> Path:
 
 
 def write_config(directory: Path, config: DictConfig) -> None:
-    """`config.yaml`, resolved: all that another start of the run needs."""
-    with replacing(directory / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(kept(config))).encode())
+    """Write `config.yaml`: the resolved config, sufficient for resuming the run."""
+    with atomic_write(directory / "config.yaml") as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(stored_values(config))).encode())
 
 
-def name_latest(directory: Path) -> None:
-    """Let the file `latest.txt` beside the directory name it."""
-    # Not a symbolic link, which TensorBoard would follow, and show the run twice.
-    with replacing(directory.with_name("latest.txt")) as file:
+def update_latest(directory: Path) -> None:
+    """Write the directory's name to the `latest.txt` next to it."""
+    # Not a symbolic link: TensorBoard would follow it and show the run twice.
+    with atomic_write(directory.with_name("latest.txt")) as file:
         file.write(f"{directory.name}\n".encode())
-    old = directory.with_name("latest")  # of 0.1
+    old = directory.with_name("latest")  # of version 0.1
     if old.is_file():
         old.unlink()
 
 
-def unique(wanted: Path) -> Path:
-    """A directory of that name, or with a number behind it: two runs may start in one second."""
+def make_unique(wanted: Path) -> Path:
+    """Create a new directory; adds a number to the name if two runs start in the same second."""
     wanted.parent.mkdir(parents=True, exist_ok=True)
     directory, count = wanted, 1
     while True:
@@ -72,7 +72,7 @@ def unique(wanted: Path) -> Path:
 
 
 def write_provenance(directory: Path, facts: dict) -> None:
-    """What is needed to trust and repeat the run; one entry for each start, the first one first."""
+    """Record what is needed to trust and repeat the run: one entry for each start, oldest first."""
     import torch
 
     path = directory / "provenance.json"
@@ -91,7 +91,7 @@ def write_provenance(directory: Path, facts: dict) -> None:
 
 
 def git_state() -> dict[str, str] | None:
-    """Commit of the code and a hash of what differs from it; None outside a git checkout."""
+    """The commit, and a hash of uncommitted changes; None outside of a git checkout."""
 
     def git(*words: str) -> bytes:
         here = Path(__file__).parent
@@ -105,7 +105,7 @@ def git_state() -> dict[str, str] | None:
 
 
 def processor() -> str:
-    """The processor's name; Linux alone tells it in a file."""
+    """The processor's name, from /proc/cpuinfo where there is one."""
     path = Path("/proc/cpuinfo")
     names = re.findall("^model name.*: (.+)", path.read_text(), re.M) if path.exists() else []
     return names[0] if names else platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""The metrics of a checkpoint, as its run measured them, and those of each class."""
+"""Evaluation of a checkpoint: all metrics of its run, and those of each class."""
 
 import json
 import warnings
@@ -14,19 +14,19 @@ from torchmetrics.classification import MulticlassStatScores
 from tqdm import tqdm
 
 from classic_cnns import UserError
-from classic_cnns.config.stored import of_a_run
+from classic_cnns.config.stored import config_errors
 from classic_cnns.report.log import show_log
-from classic_cnns.report.markdown import aligned
-from classic_cnns.report.results import shown_value
-from classic_cnns.run.build import build, build_trainer, one_line
-from classic_cnns.run.run import as_precision_asks, check_weights
+from classic_cnns.report.markdown import markdown_table
+from classic_cnns.report.results import format_value
+from classic_cnns.run.build import build, build_errors, build_trainer
+from classic_cnns.run.run import apply_precision, check_weights
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
 from classic_cnns.trainer.memory import keep_freed_memory
 
 
 @dataclass
 class Evaluation:
-    """`metrics` have the run's names; `classes` count images, and are empty for other modules."""
+    """`metrics` have the run's names; `classes` is empty for modules other than `Classifier`."""
 
     checkpoint: str
     data: str
@@ -39,19 +39,19 @@ class Evaluation:
 
     def table(self) -> str:
         lines = [f"{self.checkpoint} on {self.data}, {self.split}", ""]
-        lines += [f"{name:24}{shown_value(name, x):>10}" for name, x in self.metrics.items()]
+        lines += [f"{name:24}{format_value(name, x):>10}" for name, x in self.metrics.items()]
         if self.classes:
             cells = [["class", "images", "precision", "recall"]]
             for name, row in self.classes.items():
                 rates = [row["precision"], row["recall"]]
                 shown = ["-" if rate is None else f"{rate:.2%}" for rate in rates]
                 cells.append([name, f"{row['images']:,}", *shown])
-            lines += ["", aligned(cells)]
+            lines += ["", markdown_table(cells)]
         return "\n".join(lines)
 
 
 class Classes(Callback):
-    """Counts for each class, over all ranks, the answers that a `Classifier` gives."""
+    """Counts right and wrong predictions of a `Classifier` by class, over all ranks."""
 
     def __init__(self) -> None:
         self.scores: MulticlassStatScores | None = None
@@ -81,19 +81,19 @@ class Classes(Callback):
 
 
 def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | None:
-    """Measure a checkpoint on the `split`, test or val, of the config's data.
+    """Measure a checkpoint on the `split`, "test" or "val", of the config's data.
 
-    With several ranks each of them calls this, and all but rank 0 get None. Raises UserError where
-    net, checkpoint and data do not fit.
+    With several ranks, each of them calls this, and ranks other than 0 return None. Raises
+    UserError if net, checkpoint and data do not match.
     """
     show_log(quiet=True)
     keep_freed_memory()
+    found = read_checkpoint(checkpoint)
+    check_weights(checkpoint, config, found)
     module, built = build(config)
     data: Any = built
-    found = read_checkpoint(checkpoint)
-    check_weights(checkpoint, module, found)
     stored = found.get("preprocessing")
-    if stored and hasattr(data, "preprocessing"):  # the mean image is that of its own training set
+    if stored and hasattr(data, "preprocessing"):  # use the mean image of its own training set
         data.preprocessing.mean, data.fitted = stored["mean"], True
     classes = Classes()
     trainer: pl.Trainer = build_trainer(
@@ -103,9 +103,9 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
         enable_checkpointing=False,
         **{"enable_progress_bar": False} if "enable_progress_bar" not in config.trainer else {},
     )
-    as_precision_asks(trainer, module)
+    apply_precision(trainer, module)
     measure = trainer.test if split == "test" else trainer.validate
-    with of_a_run(checkpoint), one_line(str(checkpoint)), warnings.catch_warnings():
+    with config_errors(checkpoint), build_errors(str(checkpoint)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # no callbacks
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 with torch 2.15
         data.prepare_data()
@@ -114,7 +114,7 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
         return None
     metrics = {name: x.item() for name, x in trainer.callback_metrics.items()}
     if not all(map(isfinite, metrics.values())):
-        raise UserError(f"{checkpoint}: its metrics are no numbers; try another one")
+        raise UserError(f"{checkpoint}: its metrics are not finite; try another one")
     names = getattr(data, "class_names", None) or [str(n) for n in range(len(classes.counts))]
     rows = {
         name: {

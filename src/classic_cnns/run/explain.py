@@ -1,4 +1,4 @@
-"""What a trained net makes of a picture: its input, the maps of its layers, and its answer."""
+"""A figure of how a trained net processes a picture: input, maps of all layers, and answer."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from classic_cnns.report import pictures
 SHOWN = 5  # classes
 
 
-def likeliest(net: Classifier, shares: Tensor) -> list[dict[str, float]]:
-    """For each picture its likeliest classes, best first, of the probabilities (N, classes)."""
+def top_classes(net: Classifier, shares: Tensor) -> list[dict[str, float]]:
+    """For each row of probabilities (N, classes), the most probable classes, best first."""
     best, classes = shares.topk(min(SHOWN, shares.shape[1]), 1), net.classes
     return [
         {classes[number]: share for number, share in zip(numbers, own, strict=True)}
@@ -21,12 +21,13 @@ def likeliest(net: Classifier, shares: Tensor) -> list[dict[str, float]]:
 
 
 def explain(net: Classifier, pixels: Tensor, found: dict[str, float]) -> Any:
-    """A figure of matplotlib for a picture, uint8 (C, S, S) of the data set's size.
+    """A matplotlib figure for a picture, uint8 (C, S, S) of the data set's size.
 
-    `found` are the probabilities of the classes that its title names.
+    `found` are the probabilities of the classes named in its title.
     """
     inputs = net.prepared.to_input(pixels[None].to(net.device))
-    layers = {name: output[0].cpu() for name, (_, output) in activations(net.net, inputs).items()}
+    outputs = activations(net.net, inputs, pooling=True)
+    layers = {name: output[0].cpu() for name, (_, output) in outputs.items()}
     whole: Any = net.net
     bitmaps = whole.output.weight.cpu() if hasattr(whole, "features") else None  # LeNet-5's
     return pictures.maps(inputs[0].cpu(), layers, bitmaps, found)

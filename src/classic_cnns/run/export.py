@@ -1,4 +1,4 @@
-"""A trained net as a file that runs without this project, compared with torch before it is kept."""
+"""Export of a trained net to a file that runs without this project, verified against torch."""
 
 import json
 import logging
@@ -18,8 +18,8 @@ from classic_cnns.classifier import Classifier
 from classic_cnns.report.log import show_log
 from classic_cnns.run.trained import data_of, load_net
 
-TESTED, AT_ONCE = 1000, 20  # pictures at most; with ten patches, 200 images
-NEAR = 1e-4  # the largest difference of a probability
+TESTED, AT_ONCE = 1000, 20  # pictures in all, and in a batch
+NEAR = 1e-4  # largest allowed difference of a probability
 NEEDS = {
     ".onnx": ("onnx", "onnxscript", "onnxruntime"),
     ".pt2": (),
@@ -29,7 +29,7 @@ Run = Callable[[Tensor], Tensor]  # pictures (N, C, H, W) uint8 to probabilities
 
 
 class Exported(nn.Module):
-    """Pictures (N, C, H, W) uint8 of the data set's size to probabilities (N, classes)."""
+    """Maps pictures (N, C, H, W) uint8 of the data set's size to probabilities (N, classes)."""
 
     def __init__(self, net: Classifier) -> None:
         super().__init__()
@@ -54,16 +54,16 @@ def check_path(path: Path) -> None:
 
 
 def export(checkpoint: Path, config: DictConfig, path: Path) -> str:
-    """Write `path`, and say how it compares with torch; it is there only if they agree.
+    """Write the file `path`, and return how it compares with torch.
 
-    Raises UserError where a package is missing, or the file answers differently.
+    Raises UserError, and leaves no file, if a package is missing or the results differ.
     """
     check_path(path)
     show_log(quiet=True)
     net = load_net(checkpoint, config)
     beside = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        beside.touch()  # before minutes are spent
+        beside.touch()  # fail early if it cannot be written
         if path.suffix == ".safetensors":
             write_weights(net, beside)
             told = f"{len(net.net.state_dict())} tensors, the same bits as in {checkpoint}"
@@ -81,13 +81,13 @@ def export(checkpoint: Path, config: DictConfig, path: Path) -> str:
 
 
 def test_pictures(config: DictConfig, net: Classifier) -> tuple[Tensor, str]:
-    """Pictures of the test set, or random ones where it cannot be had."""
+    """Pictures of the test set, or random ones if it is not available."""
     try:
         loader = data_of(config, net).loader("test", TESTED, to_input=lambda images: images)
         return next(iter(loader))[0], "test images"
     except UserError as error:
         logging.getLogger(__name__).warning(
-            "random pictures take the place of the test set: %s", error
+            "the test set is not available, using random pictures: %s", error
         )
         side, channels = net.prepared.image_size, net.prepared.channels
         random = torch.Generator().manual_seed(0)
@@ -97,8 +97,8 @@ def test_pictures(config: DictConfig, net: Classifier) -> tuple[Tensor, str]:
 
 @torch.no_grad()
 def compare(module: nn.Module, run: Run, pictures: Tensor, whose: str, path: Path) -> str:
-    """How near the file's probabilities are to torch's; UserError where they are not."""
-    parts = [*pictures[:1].split(1), *pictures[1:].split(AT_ONCE)]  # one alone, too
+    """How close the file's probabilities are to torch's; UserError if they differ too much."""
+    parts = [*pictures[:1].split(1), *pictures[1:].split(AT_ONCE)]  # a batch of one, too
     ours, theirs = (torch.cat([answer(part) for part in parts]) for answer in (module, run))
     largest = (ours - theirs).abs().max().item()
     same = (ours.argmax(1) == theirs.argmax(1)).sum().item()
@@ -111,12 +111,12 @@ def compare(module: nn.Module, run: Run, pictures: Tensor, whose: str, path: Pat
 
 def write_onnx(module: nn.Module, pictures: Tensor, path: Path) -> Run:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the packages' own
+        warnings.simplefilter("ignore")  # warnings inside the packages
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             module, (pictures,), dynamo=True, input_names=["pictures"],
             output_names=["probabilities"], dynamic_shapes=({0: "batch"},), verbose=False,
-            optimize=False,  # onnxruntime does so itself, and within seconds
+            optimize=False,  # onnxruntime does this itself, and faster
         )  # fmt: skip
     assert program is not None
     program.save(str(path), external_data=False)
@@ -137,7 +137,7 @@ def write_pt2(module: nn.Module, pictures: Tensor, path: Path) -> Run:
 
 
 def write_weights(net: Classifier, path: Path) -> None:
-    """The net's own state, in the metadata how pictures get to it; the mean image is a tensor."""
+    """Write the net's state_dict, the mean image, and the preprocessing as metadata."""
     from safetensors.torch import load_file, save
 
     stored = net.prepared.stored()

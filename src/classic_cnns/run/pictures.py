@@ -1,11 +1,11 @@
-"""Pictures of trained nets, as PNG: from checkpoints and the test images of their data."""
+"""Figures of trained nets as PNG files, from checkpoints and test images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
@@ -13,22 +13,25 @@ from classic_cnns.callbacks.activations import activations
 from classic_cnns.classifier import Classifier
 from classic_cnns.data.transforms import patches_of
 from classic_cnns.report import pictures
-from classic_cnns.run.explain import explain, likeliest
+from classic_cnns.run.explain import explain, top_classes
 from classic_cnns.run.trained import data_of, load_net
 
-TESTED = 2000  # images for a point of a robustness curve
-LIKENED = 5000  # training images, of which the nearest are shown
+TESTED = 2000  # test images for each point of a robustness curve
+SEARCHED = 5000  # training images among which the nearest are searched
 BATCH = 500
-# What is done to test images, uint8 (N, C, H, W) of side S, by its name and its values.
+# Changes of test images, uint8 (N, C, H, W), each with the values of its parameter.
 CHANGES: dict[str, tuple[Callable[[Tensor, float], Tensor], list[float]]] = {
-    "shift in pixels": (lambda x, v: moved(x, shift=v), list(range(-8, 9, 2))),
-    "rotation in degrees": (lambda x, v: moved(x, angle=v), list(range(-60, 61, 15))),
-    "scale": (lambda x, v: moved(x, scale=v), [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4]),
+    "shift in pixels": (lambda x, v: transformed(x, shift=v), list(range(-8, 9, 2))),
+    "rotation in degrees": (lambda x, v: transformed(x, angle=v), list(range(-60, 61, 15))),
+    "scale": (
+        lambda x, v: transformed(x, scale=v),
+        [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4],
+    ),
     "noise, deviation of 255": (lambda x, v: noisy(x, v), [0, 16, 32, 48, 64, 96, 128]),
 }
 
 
-def moved(images: Tensor, shift: float = 0, angle: float = 0, scale: float = 1) -> Tensor:
+def transformed(images: Tensor, shift: float = 0, angle: float = 0, scale: float = 1) -> Tensor:
     mode = F.InterpolationMode.BILINEAR
     return F.affine(images, angle, [shift, 0], scale, [0.0, 0.0], interpolation=mode)
 
@@ -38,8 +41,8 @@ def noisy(images: Tensor, deviation: float) -> Tensor:
     return (images + deviation * noise).round().clamp(0, 255).byte()
 
 
-class Trained:
-    """A net in eval mode and the images of its data, uint8 (N, C, H, W), with labels (N,)."""
+class TrainedNet:
+    """A net in eval mode, with access to the images of its data, uint8 (N, C, H, W)."""
 
     def __init__(self, checkpoint: Path, config: DictConfig) -> None:
         self.name = config.name
@@ -61,15 +64,15 @@ class Trained:
         return (self.scores(images).argmax(1) != labels).double().mean().item()
 
     def last_hidden(self, images: Tensor) -> Tensor:
-        """The units before the scores, (N, units)."""
+        """The units of the last hidden layer, (N, units)."""
         parts = images.split(BATCH)
         found = [activations(self.net.net, self.net.prepared.to_input(part)) for part in parts]
         return torch.cat([list(each.values())[-1][1].flatten(1).float() for each in found])
 
 
 def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[Path]:
-    """Write the pictures of the first run, and the robustness of all; yields their paths."""
-    trained = [Trained(*run) for run in runs]
+    """Draw the figures of the first run, and the robustness of all; yields their paths."""
+    trained = [TrainedNet(*run) for run in runs]
     first, checkpoint = trained[0], runs[0][0]
     folder = folder or checkpoint.parent.parent / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,11 +84,10 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
     if prepared.fit == "crop":
         patches = patches_of(images[:3], prepared.size, "ten")
         yield pictures.save(pictures.inputs(patches, 10), folder / "patches.png")
-    for name, layer in net.named_modules():
-        if isinstance(layer, nn.Conv2d) and layer.weight.shape[2:].numel() > 1:
-            image = pictures.kernels(layer.weight.detach(), getattr(net, "towers", 1))
-            yield pictures.save(image, folder / f"kernels_{name}.png")
-    best = likeliest(first.net, scores[:4].softmax(1))
+    for name, weights in pictures.convolutions(net.state_dict()).items():
+        image = pictures.kernels(weights, getattr(net, "towers", 1))
+        yield pictures.save(image, folder / f"kernels_{name}.png")
+    best = top_classes(first.net, scores[:4].softmax(1))
     for number, image in enumerate(images[:4]):
         figure = explain(first.net, image, best[number])
         yield pictures.save_figure(figure, folder / f"maps_{number}.png")
@@ -97,7 +99,7 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
         shares = scores.softmax(1)[wrong, answers[wrong]].tolist()
         image = pictures.mistakes(made, first.net.classes, shares)
         yield pictures.save(image, folder / "mistakes.png")
-    pool, _ = first.images("train", LIKENED)
+    pool, _ = first.images("train", SEARCHED)
     hidden = first.last_hidden(pool)
     eight = images[:8]
     nearest = torch.cdist(first.last_hidden(eight), hidden).topk(6, largest=False).indices
@@ -108,7 +110,7 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
 
     names = [each.name for each in trained]
     if len(set(names)) < len(names):
-        names = what_differs([path.parts for path, _ in runs])
+        names = distinct_names([path.parts for path, _ in runs])
     curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     points = sum(len(values) for _, values in CHANGES.values()) * len(trained)
     with tqdm(total=points, unit=" tests", delay=2, leave=False, disable=None) as bar:
@@ -123,7 +125,7 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
     yield pictures.save_figure(pictures.robustness(curves), folder / "robustness.png")
 
 
-def what_differs(paths: Sequence[tuple[str, ...]]) -> list[str]:
-    """Of each path the parts that not all of them have."""
+def distinct_names(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """For each path, the parts that it does not share with all others."""
     shared = set.intersection(*map(set, paths))
     return ["/".join(part for part in path if part not in shared) for path in paths]

@@ -1,4 +1,4 @@
-"""What pictures show, by a trained net: decoded by several processes, judged in batches."""
+"""Classification of picture files: decoded by several processes, in batches."""
 
 import json
 import os
@@ -17,16 +17,16 @@ from tqdm import tqdm
 from classic_cnns import UserError
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.report.pictures import save_figure
-from classic_cnns.run.explain import explain, likeliest
+from classic_cnns.run.explain import explain, top_classes
 from classic_cnns.run.trained import load_net
 from classic_cnns.trainer.devices import core_count
 
 NOTES = {"inverted": "dark on light: inverted", "centred": "ink scaled and centred"}
-AT_ONCE = 100  # files of a batch; from as many on, processes decode them
+AT_ONCE = 100  # files in a batch; more are decoded by worker processes
 
 
 class Pictures(Dataset):
-    """Of a list of numbers: the pictures that can be read, uint8 (n, C, S, S), and what of each."""
+    """Reads pictures by index: uint8 (n, C, S, S), and the changes to or the error of each."""
 
     def __init__(self, paths: Sequence[str], preprocessing: Preprocessing) -> None:
         self.paths, self.read = paths, preprocessing.read
@@ -35,7 +35,7 @@ class Pictures(Dataset):
 
     def __getitem__(
         self, numbers: Sequence[int]
-    ) -> tuple[torch.Tensor, list[tuple[int, dict[str, bool], str]]]:
+    ) -> tuple[np.ndarray, list[tuple[int, dict[str, bool], str]]]:
         pixels, told = [], []
         for number in numbers:
             try:
@@ -44,7 +44,7 @@ class Pictures(Dataset):
                 told.append((number, changes, ""))
             except UserError as error:
                 told.append((number, {}, str(error)))
-        return torch.from_numpy(np.array(pixels, np.uint8).reshape(-1, *self.shape)), told
+        return np.array(pixels, np.uint8).reshape(-1, *self.shape), told
 
 
 def predict(
@@ -54,11 +54,11 @@ def predict(
     as_json: bool,
     folder: Path | None = None,
 ) -> int:
-    """Print the likeliest classes of each picture; 1 where one could not be read, else 0.
+    """Print the most probable classes of each picture; returns 1 if one could not be read, else 0.
 
-    The `folder` gets a figure for each, which shows what the layers make of it.
+    With `folder`, a figure for each picture is written there, which shows all layers.
     """
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused all the same
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error anyway
     net = load_net(checkpoint, config)
     preprocessing = net.prepared
     if torch.cuda.is_available() and config.trainer.accelerator != "cpu":
@@ -71,15 +71,17 @@ def predict(
         batch_size=None,
         sampler=batches,  # type: ignore[arg-type]
         num_workers=min(core_count(), len(batches) - 1),
+        collate_fn=tuple,  # no conversion
     )
     failures, width = [], min(60, max(map(len, paths)))
     with (
         tqdm(total=len(paths), unit=" pictures", delay=2, leave=False, disable=None) as bar,
         torch.no_grad(),
     ):
-        for pixels, told in loader:
+        for read, told in loader:
+            pixels = torch.from_numpy(read)
             scores = net(preprocessing(pixels.to(net.device)))
-            rows = zip(pixels, likeliest(net, scores.float().softmax(1)), strict=True)
+            rows = zip(pixels, top_classes(net, scores.float().softmax(1)), strict=True)
             for number, changes, failure in told:
                 path = paths[number]
                 if failure:
@@ -107,14 +109,14 @@ def predict(
 
 
 def figure_paths(folder: Path, paths: Sequence[str]) -> list[Path]:
-    """Where the figures go, each with a name of its own; UserError where the folder cannot be."""
+    """A unique path in `folder` for each figure; UserError if the folder cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(0, "may not be written to")
     except OSError as error:
         raise UserError(f"--explain={folder}: {error.strerror}; try another folder") from error
-    named: dict[str, int] = {}  # how often, by the names of files in all folders
+    named: dict[str, int] = {}  # number of files with this name so far
     for stem in (Path(path).stem for path in paths):
         while (name := f"{stem}-{named[stem] + 1}" if stem in named else stem) in named:
             named[stem] += 1

@@ -1,4 +1,4 @@
-"""One run: build, train, test, and write down what came out, also when it did not end well."""
+"""One run: build, train, test, and record the result, also after a failure."""
 
 import logging
 import os
@@ -19,13 +19,13 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
-from classic_cnns import UserError, program
+from classic_cnns import UserError, one_line, program
 from classic_cnns.callbacks.estimate import Estimate
 from classic_cnns.callbacks.record import Record
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
-from classic_cnns.classifier import Classifier, Diverged
+from classic_cnns.classifier import Classifier, Diverged, check_fits
 from classic_cnns.config.stored import OUTPUTS, find_run
-from classic_cnns.files import disk_trouble, write_json
+from classic_cnns.files import is_disk_error, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.log import show_log, train_log
 from classic_cnns.report.results import read_result
@@ -35,12 +35,12 @@ from classic_cnns.run.build import (
     build_parts,
     build_trainer,
     check_monitors,
-    example,
+    example_input,
 )
 from classic_cnns.trainer import devices
-from classic_cnns.trainer.checkpoint_io import first_whole, read_checkpoint
+from classic_cnns.trainer.checkpoint_io import first_intact, read_checkpoint
 from classic_cnns.trainer.launch import report
-from classic_cnns.trainer.lightning_internals import send_no_signal_flag
+from classic_cnns.trainer.lightning_internals import disable_sigterm_exchange
 from classic_cnns.trainer.memory import keep_freed_memory
 from classic_cnns.trainer.processes import stop_signals
 
@@ -50,61 +50,62 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 def train(config: DictConfig) -> dict[str, Any]:
-    """Carry out the run that a config describes in this process, and return its result.
+    """Train and test as the config says, in this process; returns the content of `result.json`.
 
-    That is what `result.json` holds: `status`, `directory`, `metrics` of the tested checkpoint,
-    `last` ones, `epochs`, `steps`, `seconds`. Raises UserError for what only the command can do.
+    It has `status`, `directory`, `metrics` of the tested checkpoint, `last` ones, `epochs`, `steps`
+    and `seconds`. Raises UserError for several devices, which need the command line.
     """
-    if devices.count(config.trainer.devices) > 1 and devices.started_outside() is None:
+    if devices.device_count(config.trainer.devices) > 1 and devices.launched_processes() is None:
         raise UserError(
-            f"trainer.devices={config.trainer.devices}: the command starts a process for each "
-            f"device, this call none; try {program()}, or trainer.devices=1"
+            f"trainer.devices={config.trainer.devices}: only the command starts a process for "
+            f"each device; try {program()}, or trainer.devices=1"
         )
     return run(config)
 
 
 def run(config: DictConfig) -> dict[str, Any]:
-    """One run, new or resumed. With several ranks each of them calls this.
+    """One run, new or resumed. With several ranks, each of them calls this.
 
-    They meet, and rank 0 speaks and writes for all.
+    Rank 0 chooses the directory and writes the files and the log.
     """
     show_log()
     keep_freed_memory()
     earlier = find_run(config.resume) if config.resume else None
     done = read_result(earlier) if earlier else {}
-    if done and is_over(done, config):
-        log.info("%s is finished already; trainer.max_epochs=<more> trains it further", earlier)
+    if done and is_finished(done, config):
+        log.info("%s has finished; trainer.max_epochs=<more> continues it", earlier)
         log.info(final_table(done))
         return done
     stop = StopOnSignal(saves=bool(config.callbacks and "checkpoint" in config.callbacks))
     with stop_signals(stop.receive), ExitStack() as stack:
+        found = earlier and first_intact(earlier / "checkpoints" / name for name in (LAST, BEST))
+        step = resume_step(found, config) if found else None
         module, data = build(config)
-        with one_line_of_lightning():
-            data.prepare_data()  # before there is a directory: what fails here leaves nothing
-        # Lightning wants a run's directory for its Trainer, and the ranks a Trainer to agree on it.
+        with lightning_errors():
+            data.prepare_data()  # before a directory exists, so that errors leave nothing behind
+        # The ranks need a Trainer to agree on the directory, and the real one needs the directory.
         meeting = build_trainer(config, logger=False, enable_progress_bar=False)
         meeting.strategy.setup_environment()
         rank_0, fresh = meeting.is_global_zero, False
-        place: Any = None  # the directory, and the checkpoint from which the run goes on
+        place: Any = None  # the directory, and the checkpoint to resume from
         if rank_0:
             given = Path(str(config.run_dir)) if config.run_dir else None
             before = set(given.glob("*")) if given and given.exists() else None
             directory, fresh = open_directory(config, earlier, stack)
-            found = earlier and first_whole(earlier / "checkpoints" / name for name in (LAST, BEST))
             place = directory, found
             report(directory=str(directory))
             if fresh:
-                stack.enter_context(removed_if_nothing_came(directory, before))
+                stack.enter_context(removed_on_user_error(directory, before))
         directory, last = meeting.strategy.broadcast(place)
-        trainer = assemble(config, directory, module, stop, last)
+        trainer = assemble(config, directory, module, stop, step)
         if rank_0 and fresh and not config.run_dir:
-            directories.name_latest(directory)
+            directories.update_latest(directory)
         if not rank_0:
             try:
                 return train_and_test(config, directory, trainer, module, data, last)
             except Diverged:
-                sys.exit(1)  # rank 0 says so
-        with train_log(directory / "train.log"), recorded(directory) as result:
+                sys.exit(1)  # rank 0 reports it
+        with train_log(directory / "train.log"), recorded_result(directory) as result:
             result |= train_and_test(config, directory, trainer, module, data, last)
             log.info(final_table(result))
         if config.keep is False:
@@ -112,19 +113,21 @@ def run(config: DictConfig) -> dict[str, Any]:
         return result
 
 
-def is_over(result: dict, config: DictConfig) -> bool:
-    """Whether a run has finished, and `trainer.max_epochs` has not been raised since."""
+def is_finished(result: dict, config: DictConfig) -> bool:
+    """Whether a run has finished and is not to be continued for more epochs."""
     wanted = config.trainer.max_epochs
     same = result.get("max_epochs", result.get("epochs")) == wanted
     return result["status"] == "finished" and (same or 0 < wanted <= result["epochs"])
 
 
 def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -> tuple[Path, bool]:
-    """The directory of the run, and whether it is a new one; a temporary one without `keep`."""
+    """The run directory, and whether it is a new one to keep; temporary without `keep`."""
     if earlier:
-        for rest in (earlier / "checkpoints").glob(".*.ckpt.*"):  # of a kill while it was written
+        for rest in (earlier / "checkpoints").glob(
+            ".*.ckpt.*"
+        ):  # left if the run was killed while writing
             rest.unlink()
-        directories.write_config(earlier, config)  # it may go on for longer
+        directories.write_config(earlier, config)  # trainer.max_epochs may have changed
         return earlier, False
     if config.keep is False or config.trainer.get("fast_dev_run"):
         config.run_dir = stack.enter_context(TemporaryDirectory())
@@ -133,10 +136,10 @@ def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -
 
 
 @contextmanager
-def removed_if_nothing_came(directory: Path, before: set[Path] | None) -> Iterator[None]:
-    """Take away what a mistake of the user's has left of a new run, and nothing else.
+def removed_on_user_error(directory: Path, before: set[Path] | None) -> Iterator[None]:
+    """Remove a new run's files after a UserError, unless it has written checkpoints.
 
-    `before` is what the directory held before the run, or None if the run made it.
+    `before` is what the directory contained before the run, or None if the run created it.
     """
     try:
         yield
@@ -146,7 +149,7 @@ def removed_if_nothing_came(directory: Path, before: set[Path] | None) -> Iterat
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             if before is None:
                 directory.rmdir()
-                with suppress(OSError):  # outputs/<name> and outputs, if this was the first run
+                with suppress(OSError):  # outputs/<name> and outputs/ if empty
                     if OUTPUTS in directory.parents:
                         directory.parent.rmdir()
                         OUTPUTS.rmdir()
@@ -158,10 +161,9 @@ def assemble(
     directory: Path,
     module: pl.LightningModule,
     stop: StopOnSignal,
-    last: Path | None,
+    step: int | None,
 ) -> pl.Trainer:
-    """The Trainer of a run, with its callbacks and loggers, which goes on from the `last`."""
-    step = going_on(last, module) if last else None
+    """The Trainer with callbacks and loggers of a run, which is resumed at `step`, if given."""
     checkpoints = directory / "checkpoints"
     callbacks = build_parts(config, "callbacks", Callback, dirpath=checkpoints)
     check_monitors(config, callbacks, module)
@@ -182,39 +184,42 @@ def assemble(
         enable_checkpointing=saves,
         **given,
     )
-    send_no_signal_flag(trainer)
+    disable_sigterm_exchange(trainer)
     return trainer
 
 
-def going_on(last: Path, module: pl.LightningModule) -> int:
-    """The step at which a checkpoint goes on; UserError where it is none of this net's run."""
+def resume_step(last: Path, config: DictConfig) -> int:
+    """The step of a checkpoint; UserError if it does not belong to a run of this net."""
     checkpoint = read_checkpoint(last)
     needed = {"epoch", "global_step", "loops", "optimizer_states", "lr_schedulers"}
-    check_weights(last, module, checkpoint if needed <= checkpoint.keys() else {})
+    check_weights(last, config, checkpoint if needed <= checkpoint.keys() else {})
     return checkpoint["global_step"]
 
 
-def check_weights(path: Path, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Raise UserError where the weights are not those of the module, if it is one of ours."""
-    states = module.state_dict(), checkpoint.get("state_dict", {})
-    own, found = ({name: getattr(x, "shape", None) for name, x in s.items()} for s in states)
-    if not checkpoint or (isinstance(module, Classifier) and own != found):
-        raise UserError(f"{path}: is no checkpoint of this run's net; put the run's own back")
+def check_weights(path: Path, config: DictConfig, checkpoint: dict[str, Any]) -> None:
+    """Raise UserError if the checkpoint's weights do not fit the module."""
+    try:
+        state = checkpoint["state_dict"]
+        if "_target_" not in config.model:
+            check_fits(config, state)
+    except Exception as error:  # a file from elsewhere can contain anything
+        line = f"{path}: is not a checkpoint of this run's net; restore the original"
+        raise UserError(line) from error
 
 
 def train_and_test(
     config: DictConfig, directory: Path, trainer: Any, module: Any, data: Any, last: Path | None
 ) -> dict[str, Any]:
-    """What `result.json` says of a run that has finished; it goes on from `last`, if there is."""
+    """Train, from the checkpoint `last` if it is given, and test; returns the result."""
     checkpoints = directory / "checkpoints"
     if trainer.is_global_zero:
-        write_start(config, directory, trainer, module, data)
-    if config.trainer.get("compile"):  # earlier runs lack the key
+        log_setup(config, directory, trainer, module, data)
+    if config.trainer.get("compile"):  # absent in configs of earlier versions
         module.net.compile(backend=config.trainer.compile)
-    as_precision_asks(trainer, module)
+    apply_precision(trainer, module)
     record = next(c for c in trainer.callbacks if isinstance(c, Record))
 
-    with one_line_of_lightning():
+    with lightning_errors():
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
     metrics, seconds = dict(record.metrics), record.seconds
     epochs, steps = trainer.current_epoch, trainer.global_step
@@ -223,7 +228,7 @@ def train_and_test(
         best = best_checkpoint(trainer, checkpoints)
         if best:
             tested = read_checkpoint(best).get("metrics", {})
-        with one_line_of_lightning():
+        with lightning_errors():
             trainer.test(module, data, ckpt_path=best, weights_only=True, verbose=False)
         tested |= {name: x.item() for name, x in trainer.callback_metrics.items()}
     for logger in trainer.loggers:
@@ -239,26 +244,26 @@ def train_and_test(
     }
 
 
-def as_precision_asks(trainer: Any, module: Any) -> None:
+def apply_precision(trainer: Any, module: Any) -> None:
     if trainer.precision.startswith("bf16") and isinstance(module, Classifier):
-        module.net.to(memory_format=torch.channels_last)  # the layout in which it is fast
+        module.net.to(memory_format=torch.channels_last)  # bfloat16 is faster in this layout
     if trainer.precision == "64-true":
-        module.double()  # before Lightning loads a checkpoint, which it would round to float32
+        module.double()  # before a checkpoint is loaded, which would be rounded to float32
 
 
 def best_checkpoint(trainer: Any, checkpoints: Path) -> str | None:
-    """What is tested: our best checkpoint, Lightning's, or None for the last weights."""
+    """The checkpoint to test: our best, Lightning's best, or None for the last weights."""
     if trainer.fast_dev_run:
         return None
-    whole = trainer.is_global_zero and first_whole(checkpoints / name for name in (BEST, LAST))
+    whole = trainer.is_global_zero and first_intact(checkpoints / name for name in (BEST, LAST))
     if whole := trainer.strategy.broadcast(whole):
         return str(whole)
     paths = [getattr(c, "best_model_path", "") for c in trainer.checkpoint_callbacks]
     return next((path for path in paths if path), None)
 
 
-def write_start(config: DictConfig, directory: Path, trainer: Any, module: Any, data: Any) -> None:
-    """Record and print what the run is, before it trains."""
+def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, data: Any) -> None:
+    """Record and log the setup of the run before training."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     name = f"{trainer.world_size} x {name}" if trainer.world_size > 1 else name
@@ -271,29 +276,29 @@ def write_start(config: DictConfig, directory: Path, trainer: Any, module: Any, 
     for logger in trainer.loggers:
         logger.log_hyperparams(params)
     if isinstance(module, Classifier):
-        table = summary.table(module.net, example(config, data))
+        table = summary.table(module.net, example_input(config, data))
         log.info(table)
         for logger in trainer.loggers:
             if isinstance(logger, pl.loggers.TensorBoardLogger):
                 logger.experiment.add_text("layers", table)
         schedule, epochs = config.optim.schedule_epochs, config.trainer.max_epochs
         if config.optim.scheduler and epochs != schedule and epochs != -1:
-            log.info("the schedule runs over %s epochs; after them the rate stays", schedule)
+            log.info("the schedule ends after %s epochs; then the rate stays constant", schedule)
     if trainer.precision.startswith("bf16"):
-        log.info("bfloat16 and channels last; trainer.precision=32-true takes float32")
+        log.info("training in bfloat16 and channels last; trainer.precision=32-true uses float32")
     if not config.callbacks or "checkpoint" not in config.callbacks:
         log.info("without callbacks=default no checkpoint is written: this run cannot be resumed")
 
 
 @contextmanager
-def one_line_of_lightning() -> Iterator[None]:
-    """Tell in one line what Lightning finds wrong with the parts of a run: they are the user's."""
+def lightning_errors() -> Iterator[None]:
+    """Turn Lightning's errors about the user's settings into a UserError of one line."""
     try:
         yield
     except MisconfigurationException as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error)) from error
     except RuntimeError as error:
-        line = " ".join(str(error).split())
+        line = one_line(error)
         if "Early stopping conditioned on metric" in line:
             raise UserError(f"callbacks: {line}") from error
         if "does not have a deterministic implementation" in line:
@@ -305,9 +310,9 @@ def one_line_of_lightning() -> Iterator[None]:
 
 
 @contextmanager
-def recorded(directory: Path) -> Iterator[dict]:
-    """Yields the dictionary that becomes `result.json`, however the run ends."""
-    resume = f"go on with: {program()} resume={directory}"
+def recorded_result(directory: Path) -> Iterator[dict]:
+    """Yields the dictionary that is written to `result.json`, however the run ends."""
+    resume = f"continue with: {program()} resume={directory}"
     result: dict = {"status": "failed", "directory": str(directory)}
     try:
         try:
@@ -328,20 +333,20 @@ def recorded(directory: Path) -> Iterator[dict]:
             if directory.exists():
                 write_json(directory / "result.json", result)
     except OSError as error:
-        if disk_trouble(error):
+        if is_disk_error(error):
             raise UserError(f"{directory}: {error.strerror}; make room, then {resume}") from error
         raise
 
 
 def final_table(result: dict) -> str:
-    """The metrics of training, validation and test of our classifier, or all that there are."""
+    """A table of the training, validation and test metrics of `Classifier`, or of all metrics."""
     metrics = result["metrics"]
     lines = []
     if "error/test" in metrics:
         names = [n for n in ("loss", "error", "accuracy", "top5_error") if f"{n}/test" in metrics]
         lines.append("\n" + f"{'':12}" + "".join(f"{name:>11}" for name in names))
         rows = {"train": "training", "val": "validation", "test": "test"}
-        if "error/test_centre" in metrics:  # what the patches gain
+        if "error/test_centre" in metrics:  # to show the gain of several patches
             rows |= {"test_centre": "test, centre"}
         for split, title in rows.items():
             forms = ["{:11.4f}", *["{:11.2%}"] * (len(names) - 1)]

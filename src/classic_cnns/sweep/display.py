@@ -1,20 +1,20 @@
-"""What a person sees of a sweep: a line for each running job that moves, and one for each event."""
+"""Progress of a sweep on the terminal: a live line for each running job, and one for each event."""
 
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 
-from classic_cnns.report.results import last_line, shown_parameter, shown_value
+from classic_cnns.report.results import format_parameter, format_value, last_line
 from classic_cnns.sweep.job import Job
 
 
 class ProgressDisplay:
-    """On a terminal the running jobs stand below what has been said; elsewhere nothing moves."""
+    """On a terminal, running jobs are shown below the log; elsewhere only the log is printed."""
 
     def __init__(self, metric: str) -> None:
         self.metric, self.live = metric, sys.stdout.isatty()
-        self.drawn, self.drawn_at = 0, 0.0  # lines, and when
+        self.drawn, self.drawn_at = 0, 0.0  # number of live lines, and when they were drawn
 
     def say(self, text: str) -> None:
         self.erase()
@@ -28,7 +28,7 @@ class ProgressDisplay:
         self.say(f"{title(job)}: {self.outcome(job)}")
 
     def draw(self, running: Sequence[Job], waiting: int) -> None:
-        """Twice a second at most."""
+        """Redraw the live lines, at most twice a second."""
         if not self.live or time.monotonic() - self.drawn_at < 0.5:
             return
         self.drawn_at = time.monotonic()
@@ -51,10 +51,10 @@ class ProgressDisplay:
         if job.state != "finished":
             return f"{job.state}  {last_line(job.result.get('error', ''))}"
         values = job.result["metrics"]
-        value = shown_value(self.metric, values[self.metric]) if self.metric in values else "none"
+        value = format_value(self.metric, values[self.metric]) if self.metric in values else "none"
         return f"finished  {self.metric} {value}, {job.result['seconds']:.1f} s"
 
 
 def title(job: Job) -> str:
-    parameters = (f"{key}={shown_parameter(value)}" for key, value in job.parameters.items())
+    parameters = (f"{key}={format_parameter(value)}" for key, value in job.parameters.items())
     return " ".join([f"job {job.number}", *parameters])

@@ -1,4 +1,4 @@
-"""The jobs that a command line asks for: refused before one is composed or a folder made."""
+"""The grid of jobs of a command line, checked before anything is started."""
 
 import random
 from collections import Counter
@@ -13,9 +13,9 @@ from classic_cnns.config.compose import parse
 
 
 class Grid:
-    """`settings` say how the sweep runs, `overrides` what its jobs are.
+    """`settings` are the overrides of the sweep, `overrides` those of its jobs.
 
-    Raises UserError for words that cannot be meant. `groups` are the config groups' choices.
+    Raises UserError for invalid words. `groups` are the options of each config group.
     """
 
     def __init__(self, words: Sequence[str], groups: dict[str, list[str]]) -> None:
@@ -27,15 +27,15 @@ class Grid:
         keys = Counter(override.get_key_element().lstrip("+") for override in parsed)
         for key, count in keys.items():
             if count > 1:
-                raise UserError(f"{key}: stands on the command line {count} times; try {key}=a,b")
+                raise UserError(f"{key}: is given {count} times; try {key}=a,b")
         for override in settings:
             if override.is_sweep_override():
-                raise UserError(f"{override.input_line}: holds for the whole sweep; try one value")
+                raise UserError(f"{override.input_line}: applies to the whole sweep; try one value")
         for override in self.overrides:
             if override.get_key_element() in ("run_dir", "resume"):
                 raise UserError(
-                    f"{override.input_line}: is for a single run; a sweep's directory, a new one "
-                    "or one to go on with, is sweep.dir=<directory>"
+                    f"{override.input_line}: is for a single run; sweep.dir=<directory> is for a "
+                    "new sweep, or one to continue"
                 )
 
     @property
@@ -47,7 +47,7 @@ class Grid:
         return [override for override in self.overrides if override.is_sweep_override()]
 
     def values(self, override: Override) -> Iterator[str]:
-        """An override's own word, or if it is a sweep one for each of its values."""
+        """The override itself, or for a sweep override one override for each of its values."""
         key, value = override.get_key_element(), override.value()
         if not override.is_sweep_override():
             return iter([str(override.input_line)])
@@ -55,11 +55,11 @@ class Grid:
             return (f"{key}={name}" for name in value.filter(self.groups.get(key, [])))
         if isinstance(value, IntervalSweep):
             return (f"{key}={end}" for end in (value.start, value.end))
-        random.seed(0)  # a shuffled sweep goes on in the same order
+        random.seed(0)  # the same order when the sweep is continued
         return (f"{key}={text}" for text in override.sweep_string_iterator())
 
     def first(self) -> list[str]:
-        """The first job, for the settings that no job varies; raises UserError if there is none."""
+        """The overrides of the first job; raises UserError if there is none."""
         firsts = [list(islice(self.values(override), 1)) for override in self.overrides]
         if not all(firsts) or not firsts:
             raise UserError("-m: the grid is empty; try -m 'seed=range(3)', or leave -m out")

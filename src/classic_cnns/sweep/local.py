@@ -1,4 +1,4 @@
-"""This machine, shared among jobs: each has its threads and, of GPUs, its own."""
+"""Running jobs on this machine, with threads and GPUs divided among them."""
 
 import os
 import signal
@@ -8,14 +8,14 @@ from classic_cnns.sweep.job import Job
 from classic_cnns.sweep.run_job import run_job
 from classic_cnns.trainer.devices import cgroup, core_count, visible_gpus
 
-MEMORY = 2 * 2**30  # bytes that a rank may want
+MEMORY = 2 * 2**30  # bytes, estimated for each rank
 
 
 class Local:
-    """At most `parallel` jobs at a time; None takes as many as there are GPUs or cores for.
+    """Runs at most `parallel` jobs at a time; by default one for each GPU, or as cores allow.
 
-    There are `count` jobs with at most `ranks` processes each. What a job gets depends on the
-    machine and on these alone, so that a sweep that goes on computes as it did before, to the last
+    There are `count` jobs with at most `ranks` processes each. The share of a job depends only on
+    these and on the machine, so that a sweep that is continued gives the same results to the last
     bit.
     """
 
@@ -26,7 +26,7 @@ class Local:
         room = (len(self.gpus) or min(cores, max(1, memory() // MEMORY))) // ranks
         self.parallel = min(parallel or max(1, room), count)
         self.threads = max(1, cores // (self.parallel * ranks))
-        if os.environ.get("OMP_NUM_THREADS", "").isdigit():  # the user's own wish
+        if os.environ.get("OMP_NUM_THREADS", "").isdigit():  # set by the user
             self.threads = min(self.threads, int(os.environ["OMP_NUM_THREADS"]))
 
     def start(self, job: Job) -> None:
@@ -38,7 +38,7 @@ class Local:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self.assigned[job.number] = gpus
         job.handle = run_job(job, environment)
-        self.is_over(job)  # its first step
+        self.is_over(job)  # starts the generator
 
     def is_over(self, job: Job) -> bool:
         over = next(job.handle, True) is True
@@ -47,11 +47,11 @@ class Local:
         return over
 
     def stop(self, job: Job, at_once: bool) -> None:
-        job.stop_requests.append(signal.SIGTERM)  # run_job() sees how many there are
+        job.stop_requests.append(signal.SIGTERM)  # run_job() counts them
 
 
 def memory() -> int:
-    """Bytes of the machine, or of the container."""
+    """Memory of the machine or of the container in bytes."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = (*cgroup("memory.max"), "max")[0]
     return total if limit == "max" else min(total, int(limit))

@@ -1,4 +1,4 @@
-"""A Ray cluster: it finds room for each job, and gives it its cores and GPUs."""
+"""Running jobs on a Ray cluster, which assigns cores and GPUs to them."""
 
 import os
 import sys
@@ -10,13 +10,13 @@ from classic_cnns.sweep.run_job import run_job_remotely
 
 
 class RayCluster:
-    """`count` jobs run where Ray has room for them, at most `parallel` at a time."""
+    """Runs `count` jobs where Ray has room for them, at most `parallel` at a time."""
 
     def __init__(
         self, address: str | None, cpus_per_rank: int, parallel: int | None, count: int, **_
     ) -> None:
         self.cpus, self.parallel = cpus_per_rank, parallel or count
-        # Jobs find the code in the directories that the machines share.
+        # Jobs import the code from directories shared by the machines.
         paths = os.pathsep.join(path for path in sys.path if path)
         if not ray.is_initialized():
             ray.init(

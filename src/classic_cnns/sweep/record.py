@@ -1,4 +1,4 @@
-"""The directory of a sweep, and `sweep.yaml` in it: a sweep that goes on is the same as before."""
+"""The sweep directory and its `sweep.yaml`, by which a sweep is continued unchanged."""
 
 import shlex
 import sys
@@ -12,7 +12,7 @@ from classic_cnns import UserError, program
 from classic_cnns.report import results
 from classic_cnns.sweep.grid import Grid
 from classic_cnns.sweep.search import Search
-from classic_cnns.trainer.processes import take_lock
+from classic_cnns.trainer.processes import try_lock
 
 
 def new_record(
@@ -22,12 +22,12 @@ def new_record(
     search: Search | None,
     settings: DictConfig,
 ) -> dict[str, Any]:
-    """What `sweep.yaml` says of the sweep, but for its jobs."""
+    """The content of `sweep.yaml` without the jobs."""
     called = [name] if (name := program()) == "classic-cnns" else ["python", sys.argv[0]]
     kept = [word for word in words if not word.startswith("sweep.dir=")]
     varied = search.params if search else [o.get_key_element() for o in grid.varied]
     return {
-        # Of the whole sweep; what it prints goes on with it.
+        # The command that continues the sweep.
         "command": shlex.join([*called, *flags, "-m", *kept, f"sweep.dir={settings.dir}"]),
         "program": [*called, *flags],
         "metric": settings.metric,
@@ -39,18 +39,18 @@ def new_record(
 
 
 def open_directory(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Make the directory, or find it, and keep others out of it; the record of an earlier start.
+    """Create or open the directory and lock it; returns the record of an earlier start.
 
-    Raises UserError where the directory is not this sweep's.
+    Raises UserError if the directory belongs to another sweep.
     """
     kept = directory / "sweep.yaml"
     if not kept.exists() and any(directory.glob("[!.]*")):
         raise UserError(
-            f"sweep.dir={directory}: holds no sweep (it would have a sweep.yaml); try "
+            f"sweep.dir={directory}: contains no sweep (it would have a sweep.yaml); try "
             "another sweep.dir, or leave it out for a new one"
         )
     directory.mkdir(parents=True, exist_ok=True)
-    if take_lock(directory / ".lock") is None:  # held until this process ends
+    if try_lock(directory / ".lock") is None:  # held until this process ends
         raise UserError(
             f"sweep.dir={directory}: another process is running this sweep now; try "
             "again when it has ended, or another sweep.dir"
@@ -65,6 +65,6 @@ def open_directory(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 def refuse(directory: Path, reason: str, earlier: dict[str, Any]) -> NoReturn:
     raise UserError(
-        f"sweep.dir={directory}: {reason}; go on with: {earlier['command']}, or try another "
+        f"sweep.dir={directory}: {reason}; continue with: {earlier['command']}, or try another "
         "sweep.dir"
     )

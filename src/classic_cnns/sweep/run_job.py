@@ -1,4 +1,4 @@
-"""One job's command in a session of its own: it ends with us, or at its time limit."""
+"""Running one job's command in a session of its own, with a time limit."""
 
 import os
 import signal
@@ -17,27 +17,29 @@ from classic_cnns.trainer.processes import (
     start,
     stop_signals,
     supervise,
-    take_lock,
+    try_lock,
 )
 
 PATIENCE = 60.0  # seconds between asking a job to end and killing it
 
 
 def run_job(job: Job, environment: dict[str, str]) -> Iterator[None]:
-    """The whole of a job, up to its `result.json`; yields while it runs.
+    """Run a job until its `result.json` is written; yields while it runs.
 
-    At the first entry of `stop_requests` it is to write a checkpoint and end, at the second to end
-    now. It holds the lock of its directory: a run that a killed sweep has left, and that has yet to
-    write its checkpoint, is waited for.
+    The first entry of `stop_requests` asks the job to write a checkpoint and end, the second to end
+    now. The job's directory stays locked while its process runs: if a killed sweep has left a
+    process that is still writing its checkpoint, this waits for it.
     """
     job.directory.mkdir(parents=True, exist_ok=True)
-    while (lock := take_lock(job.directory / ".lock")) is None:
+    while (lock := try_lock(job.directory / ".lock")) is None:
         if job.stop_requests:
             return
         yield
     path, timed_out = job.directory / "result.json", False
     earlier = read_json(path)
-    if earlier and earlier["status"] != "finished":  # not meanwhile, by a start before this
+    if (
+        earlier and earlier["status"] != "finished"
+    ):  # unless an earlier start has finished it meanwhile
         path.unlink()
     log = job.directory / "output.log"
     with open(log, "ab") as output:
@@ -50,7 +52,7 @@ def run_job(job: Job, environment: dict[str, str]) -> Iterator[None]:
             preexec_fn=end_with_parent,
             pass_fds=[lock],
         )
-    os.close(lock)  # the job has its own
+    os.close(lock)  # the job has inherited it
     started = time.monotonic()
     for _ in supervise([process], job.stop_requests, PATIENCE):
         late = job.time_limit and time.monotonic() - started > job.time_limit
@@ -58,18 +60,18 @@ def run_job(job: Job, environment: dict[str, str]) -> Iterator[None]:
             timed_out = True
             job.stop_requests.append(signal.SIGTERM)
         yield
-    kill(process)  # ranks that have outlived the first
+    kill(process)  # remaining ranks
     result = read_json(path) or {}
     if timed_out and result.get("status") != "finished":
         error = f"took longer than sweep.time_limit={job.time_limit:g} seconds"
         result |= {"status": "timeout", "error": error}
     elif job.stop_requests:
         result = result or {"status": "interrupted", "error": "interrupted"}
-    write_json(path, result or result_from_outside(process.returncode, log))
+    write_json(path, result or result_from_exit(process.returncode, log))
 
 
-def result_from_outside(code: int, log: Path) -> dict[str, str]:
-    """The result of a job that has written none, from its exit code and its last line."""
+def result_from_exit(code: int, log: Path) -> dict[str, str]:
+    """The result of a job that wrote none, from its exit code and the last line of its log."""
     if code < 0:
         return {"status": "killed", "error": exit_reason(code)}
     line = log.read_text(errors="replace").strip().rpartition("\n")[2]
@@ -77,9 +79,9 @@ def result_from_outside(code: int, log: Path) -> dict[str, str]:
 
 
 def run_job_remotely(job: Job, folder: str, environment: dict[str, str]) -> None:
-    """The same on the machine that a cluster has chosen, in the working `folder`.
+    """Run a job on a machine of a cluster, in the working directory `folder`.
 
-    A cluster cancels it by one of the signals to stop.
+    The cluster cancels it by one of the stop signals.
     """
     os.chdir(folder)
     with stop_signals() as job.stop_requests:

@@ -1,4 +1,4 @@
-"""A search by Optuna: a trial is the job of its number, and the study remembers all of them."""
+"""Search with Optuna; trial n is job n, and the study is stored in the sweep directory."""
 
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
@@ -10,20 +10,20 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from classic_cnns import UserError
+from classic_cnns import UserError, one_line
 from classic_cnns.sweep.grid import Grid
 
-STUDY = "sweep"  # its name in the storage
+STUDY = "sweep"  # name in the storage
 KEYS = ("n_trials", "params", "pruner", "sampler")
-ONE_SEED = ("GridSampler", "QMCSampler")  # it orders the values of all trials
+ONE_SEED = ("GridSampler", "QMCSampler")  # their order of values spans all trials
 
 
 class Search:
-    """What a search varies, and once it is open its study, whose trials are asked for and told.
+    """The parameters of a search, and after `open` its Optuna study.
 
-    `params` have by key `low` and `high`, with `step` or `log`, or `choices` as the words of a
-    command line. Sweeps on the command line join those of the config, and a single value there
-    takes the place of one. Raises UserError for a search that cannot be meant.
+    `params` has for each key `low` and `high`, with `step` or `log`, or `choices` as words of a
+    command line. Sweep overrides on the command line are added to those of the config; a single
+    value replaces one. Raises UserError for an invalid search.
     """
 
     def __init__(self, settings: DictConfig, grid: Grid) -> None:
@@ -39,21 +39,23 @@ class Search:
                 f"sweep.max_jobs={settings.max_jobs}; try sweep.search.n_trials=10"
             )
         self.sampler, self.pruner = search.get("sampler"), search.get("pruner")
-        self.new_sampler(0)  # a mistake in it is told now
-        made("pruner", self.pruner)
+        self.new_sampler(0)  # raises for a mistake
+        build_part("pruner", self.pruner)
         given = {override.get_key_element().lstrip("+") for override in grid.overrides}
         self.params = {
-            key: with_words(key, param)
+            key: choices_as_words(key, param)
             for key, param in (search.get("params") or {}).items()
             if key not in given
         }
-        self.params |= {o.get_key_element(): param_of(o, grid) for o in grid.varied}
+        self.params |= {o.get_key_element(): sweep_param(o, grid) for o in grid.varied}
         self.fixed = [str(o.input_line) for o in grid.overrides if not o.is_sweep_override()]
         if not self.params:
-            raise UserError("sweep.search: has nothing to vary; try sweep values, or its params")
+            raise UserError(
+                "sweep.search: has no parameters; try sweep values, or sweep.search.params"
+            )
 
     def corners(self) -> list[list[str]]:
-        """Jobs that have, one after another, each end and each choice of each parameter."""
+        """Jobs that together use both ends, or every choice, of each parameter."""
         from optuna.trial import FixedTrial
 
         ends = {
@@ -74,19 +76,19 @@ class Search:
         return jobs
 
     def suggest(self, trial: Any) -> list[str]:
-        """The words of a trial's job; it keeps the values that it has already."""
+        """The overrides of a trial's job; values that were suggested before are kept."""
         varied = (f"{key}={suggest(trial, key, param)}" for key, param in self.params.items())
         return [*self.fixed, *varied]
 
     def new_sampler(self, trials: int) -> Any:
-        """Each trial has a seed of its own: a search that goes on draws nothing a second time."""
+        """A sampler seeded by the trial's number, so that a continued search repeats no draws."""
         own: dict[str, Any] = dict(self.sampler or {})
         if own.get("seed") is not None and not own.get("_target_", "").endswith(ONE_SEED):
             own["seed"] += trials
-        return made("sampler", own or None)
+        return build_part("sampler", own or None)
 
     def open(self, path: Path) -> None:
-        """Open the study in `path`, new or of an earlier start."""
+        """Open the study in the file `path`, or create it."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -96,7 +98,7 @@ class Search:
             study_name=STUDY,
             direction=self.direction,
             sampler=self.new_sampler(0),
-            pruner=made("pruner", self.pruner) or optuna.pruners.NopPruner(),
+            pruner=build_part("pruner", self.pruner) or optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
         self.trials: list[Any] = []
@@ -115,18 +117,18 @@ class Search:
 
     @property
     def left(self) -> int:
-        """Trials that have not been asked for yet."""
+        """The number of trials that are still to be started."""
         return max(0, self.n_trials - len(self.trials))
 
     def ask(self) -> list[str]:
-        """The words of a new trial."""
+        """The overrides of a new trial."""
         self.study.sampler = self.new_sampler(len(self.trials))
         self.trials.append(self.study.ask())
         self.reported.append(set())
         return self.suggest(self.trials[-1])
 
     def report(self, number: int, line: dict[str, Any]) -> bool:
-        """Tell the pruner of one line of metrics.jsonl; whether it gives the trial up."""
+        """Report one line of metrics.jsonl to the pruner; returns whether to prune the trial."""
         value, epoch = line["metrics"].get(self.metric), line["epoch"]
         if value is None or epoch in self.reported[number]:
             return False
@@ -135,7 +137,7 @@ class Search:
         return self.trials[number].should_prune()
 
     def tell(self, number: int, state: str, metrics: dict[str, float]) -> None:
-        """How the trial's job has ended; an interrupted one goes on later."""
+        """Tell the study how a job has ended; an interrupted job will be continued later."""
         from optuna.trial import TrialState
 
         value, told = metrics.get(self.metric), TrialState.FAIL
@@ -148,7 +150,7 @@ class Search:
         self.over.add(number)
         try:
             self.study.tell(number, value if told == TrialState.COMPLETE else None, told)
-        except RuntimeError:  # how samplers of a grid say that they have no other values
+        except RuntimeError:  # raised by grid samplers when all values are done
             self.n_trials = len(self.trials)
 
 
@@ -159,8 +161,8 @@ def suggest(trial: Any, key: str, param: dict[str, Any]) -> str:
     return repr((trial.suggest_int if whole else trial.suggest_float)(key, **param))
 
 
-def param_of(override: Override, grid: Grid) -> dict[str, Any]:
-    """A sweep of the command line as a parameter of the search."""
+def sweep_param(override: Override, grid: Grid) -> dict[str, Any]:
+    """The parameter that a sweep override of the command line describes."""
     value = override.value()
     if isinstance(value, IntervalSweep):
         return {"low": value.start, "high": value.end, "log": "log" in value.tags}
@@ -170,28 +172,24 @@ def param_of(override: Override, grid: Grid) -> dict[str, Any]:
     return {"choices": [word.partition("=")[2] for word in grid.values(override)]}
 
 
-def with_words(key: str, param: Any) -> dict[str, Any]:
-    """A parameter of the config, its choices as they would stand on the command line."""
+def choices_as_words(key: str, param: Any) -> dict[str, Any]:
+    """A parameter of the config, with its choices as words of a command line."""
     if not isinstance(param, dict):
         raise UserError(f"sweep.search.params.{key}={param}: try {{low: 0.001, high: 0.1}}")
     words = ["null" if choice is None else str(choice) for choice in param.get("choices", ())]
     return param | ({"choices": words} if "choices" in param else {})
 
 
-def made(name: str, config: dict[str, Any] | None) -> Any:
-    """The sampler or pruner that the config names, or None."""
+def build_part(name: str, config: dict[str, Any] | None) -> Any:
+    """The sampler or pruner that the config describes, or None."""
     try:
         return instantiate(config)
     except InstantiationException as error:
         raise UserError(f"sweep.search.{name}: {one_line(error)}") from error
 
 
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def check_optuna() -> None:
-    """Raise UserError where Optuna is missing or older than 4."""
+    """Raise UserError if Optuna is missing or older than 4."""
     try:
         found = version("optuna")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""SLURM by way of submitit: each job waits in the cluster's queue, with its cores and GPUs."""
+"""Running jobs on SLURM with submitit; each waits in the queue for its cores and GPUs."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from classic_cnns.sweep.run_job import run_job_remotely
 
 
 class Slurm:
-    """`count` jobs are submitted, at most `parallel` at a time; `parameters` are submitit's."""
+    """Submits `count` jobs, at most `parallel` at a time; `parameters` are submitit's."""
 
     def __init__(
         self,
@@ -23,12 +23,12 @@ class Slurm:
     ) -> None:
         self.cluster, self.parameters, self.cpus = cluster, dict(parameters), cpus_per_rank
         self.parallel = parallel or count
-        # Jobs find the code in the directories that the machines share.
+        # Jobs import the code from directories shared by the machines.
         os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
     def start(self, job: Job) -> None:
         executor = submitit.AutoExecutor(job.directory / "submitit", cluster=self.cluster)
-        minutes = round((job.time_limit or 24 * 3600) / 60) + 5  # ours ends a job before SLURM's
+        minutes = round((job.time_limit or 24 * 3600) / 60) + 5  # our own time limit comes first
         executor.update_parameters(
             name=f"sweep-{job.number}",
             timeout_min=minutes,

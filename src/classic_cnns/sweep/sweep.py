@@ -1,4 +1,4 @@
-"""A sweep: its jobs are checked, started, followed and told of in a table."""
+"""A sweep: checks its jobs, starts and supervises them, and keeps the results table."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError
 from classic_cnns.config.compose import Composer
-from classic_cnns.files import replacing, write_json
+from classic_cnns.files import atomic_write, write_json
 from classic_cnns.report import results
 from classic_cnns.sweep.display import ProgressDisplay
 from classic_cnns.sweep.grid import Grid
@@ -25,17 +25,17 @@ from classic_cnns.sweep.search import Search
 from classic_cnns.trainer import devices
 from classic_cnns.trainer.processes import clean_environment, stop_signals
 
-DONE = ("finished", "diverged", "pruned")  # another start would end no better
-EXTRAS = {"RayCluster": ("ray", "ray"), "Slurm": ("slurm", "submitit")}  # and their packages
+DONE = ("finished", "diverged", "pruned")  # not started again
+EXTRAS = {"RayCluster": ("ray", "ray"), "Slurm": ("slurm", "submitit")}  # extra and package
 
 
 def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) -> int:
-    """Run the jobs that the overrides `words` ask for, print their table; returns the exit code.
+    """Run the jobs that the overrides `words` describe and print the table; returns the exit code.
 
-    Each job is a command of its own, which repeats `flags`. Raises UserError for a mistake in any
-    job, or in the sweep, before a directory is made.
+    Each job is a separate command with the same `flags`. Raises UserError for a mistake in the
+    sweep or in any job, before a directory is created.
     """
-    for name in os.environ.keys() - clean_environment().keys():  # also for the checks
+    for name in os.environ.keys() - clean_environment().keys():  # also for the checks below
         del os.environ[name]
     grid = Grid(words, composer.groups)
     settings = composer.compose([*grid.settings, *grid.first()]).sweep
@@ -43,10 +43,10 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
 
     @cache
     def needs(*job: str) -> tuple[int, bool]:
-        """Ranks of a job, and whether they want GPUs."""
+        """The number of ranks of a job, and whether it uses GPUs."""
         trainer = composer.compose(job).trainer
         on_gpu = trainer.accelerator != "cpu" and bool(devices.visible_gpus())
-        return devices.count(trainer.devices), on_gpu
+        return devices.device_count(trainer.devices), on_gpu
 
     search = Search(settings, grid) if settings.search else None
     jobs = search.corners() if search else grid.jobs(settings.max_jobs)
@@ -69,14 +69,14 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
 
 
 def check_extra(executor: str) -> None:
-    """Raise UserError where the executor's package is missing."""
+    """Raise UserError if the executor's package is not installed."""
     extra, package = EXTRAS.get(executor.rpartition(".")[2], ("", "os"))
     if not find_spec(package):
         raise UserError(f"sweep={extra}: needs an extra; try pip install -e '.[{extra}]'")
 
 
 class Sweep:
-    """The jobs of a grid or of a search, in a directory that is open."""
+    """The jobs of a grid or a search in an open sweep directory."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Sweep:
         self.running: list[Job] = []
 
     def add(self, words: list[str]) -> Job:
-        """The next job, with the result that an earlier start has left of it."""
+        """Add a job, with the result that an earlier start of the sweep has left."""
         number, values = len(self.jobs), results.assignments(words)
         job = Job(
             number,
@@ -115,22 +115,22 @@ class Sweep:
         return job
 
     def run(self, executor: Any) -> int:
-        """Run all that is left; returns the exit code."""
+        """Run all remaining jobs; returns the exit code."""
         over = sum(job.state != "waiting" for job in self.jobs)
         total = len(self.jobs) + self.left
         known = f", of which {over} are over already" if over else ""
-        with stop_signals() as signals:  # only now, since Ray sets some of its own
+        with stop_signals() as signals:  # after Ray has set its own handlers
             self.display.say(f"{total} jobs in {self.directory}{known}")
             self.write()
             self.supervise(executor, signals)
             if signals:
-                self.display.say(f"interrupted; go on with: {self.record['command']}")
-                return 128 + signals[0]  # as shells have it
-            return results.end(self.directory)
+                self.display.say(f"interrupted; continue with: {self.record['command']}")
+                return 128 + signals[0]  # as in shells
+            return results.print_results(self.directory)
 
     @property
     def left(self) -> int:
-        """Jobs that a search has yet to ask for."""
+        """The number of jobs that a search has not yet asked for."""
         return self.search.left if self.search else 0
 
     def supervise(self, executor: Any, signals: list[int]) -> None:
@@ -139,8 +139,8 @@ class Sweep:
         while True:
             for job in [job for job in self.running if executor.is_over(job)]:
                 self.running.remove(job)
-                self.take_result(job, bool(stopping))
-                failed |= job.state not in results.OVER
+                self.collect_result(job, bool(stopping))
+                failed |= job.state not in results.ENDED_WELL
             for job in self.running:
                 self.read_progress(job, executor)
             urgency = min(2, max(len(signals), failed and self.settings.fail_fast))
@@ -164,10 +164,10 @@ class Sweep:
     def start(self, job: Job, executor: Any) -> None:
         try:
             job.ranks, job.on_gpu = self.needs(*job.overrides)
-        except UserError as error:  # a trial's values, each of which alone is allowed
+        except UserError as error:  # an invalid combination of a trial's values
             job.directory.mkdir(exist_ok=True)
             write_json(job.directory / "result.json", {"status": "failed", "error": str(error)})
-            self.take_result(job, False)
+            self.collect_result(job, False)
             return
         executor.start(job)
         self.running.append(job)
@@ -175,19 +175,19 @@ class Sweep:
         self.display.started(job)
 
     def read_progress(self, job: Job, executor: Any) -> None:
-        """Hand new metrics on to a search, and end the job if its pruner gives it up."""
+        """Report new metrics to the search, and stop the job if it is pruned."""
         is_first, metric = not job.last, self.settings.metric
         for line in job.read_progress():
             if is_first and job.number == 0 and metric not in line["metrics"]:
                 names = ", ".join(line["metrics"])
-                self.display.say(f"sweep.metric={metric}: no epoch has it, but {names}")
+                self.display.say(f"sweep.metric={metric}: is not logged; logged are {names}")
                 is_first = False
             if self.search and self.search.report(job.number, line) and job.state == "running":
                 job.state = "pruning"
                 executor.stop(job, at_once=False)
 
-    def take_result(self, job: Job, stopping: bool) -> None:
-        for line in job.read_progress():  # the last ones
+    def collect_result(self, job: Job, stopping: bool) -> None:
+        for line in job.read_progress():  # lines written since the last poll
             if self.search:
                 self.search.report(job.number, line)
         job.directory.mkdir(exist_ok=True)
@@ -210,9 +210,9 @@ class Sweep:
             self.search.tell(job.number, job.state, job.result.get("metrics", {}))
 
     def write(self) -> None:
-        """`sweep.yaml` and the tables."""
+        """Write `sweep.yaml` and the tables."""
         self.record["jobs"] = [job.overrides for job in self.jobs]
-        with replacing(self.directory / "sweep.yaml") as file:
+        with atomic_write(self.directory / "sweep.yaml") as file:
             file.write(OmegaConf.to_yaml(self.record).encode())
         if self.jobs:
             results.read([self.directory]).write(self.directory)

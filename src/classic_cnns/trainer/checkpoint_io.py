@@ -1,6 +1,6 @@
-"""Checkpoint files that are always whole: written beside, synced, renamed; plain types only.
+"""Atomic checkpoint files with plain types only: written to a temporary file, synced, renamed.
 
-They are zip files, in which torch stores a CRC-32 of each tensor; torch itself does not look at it.
+Checkpoints are zip files with a CRC-32 of each tensor, which torch itself does not verify.
 """
 
 import io
@@ -12,21 +12,22 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
 from classic_cnns import UserError
-from classic_cnns.files import replacing
+from classic_cnns.files import atomic_write
 
 log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's own writes to $TMPDIR and moves, which across disks is a copy that can break."""
+    """Lightning's own IO writes to $TMPDIR and moves the file, which is not atomic across disks."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()  # torch hides the error of a full disk when it writes by itself
+        buffer = io.BytesIO()  # torch would hide the errno of a full disk
         torch.save(checkpoint, buffer)
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(buffer.getbuffer())
 
     def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
@@ -34,9 +35,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
-    """A checkpoint of ours or of Lightning's in today's form; runs no code that a file holds.
+    """A checkpoint of ours or of Lightning's; loading it runs no code.
 
-    Raises UserError for a file that is none, or of which one bit is wrong.
+    Raises UserError if the file is missing, damaged in any bit, or not a checkpoint.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -47,8 +48,8 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
         state = checkpoint["state_dict"]
         assert all(isinstance(name, str) and torch.is_tensor(x) for name, x in state.items())
-        return updated(checkpoint)
-    except Exception as error:  # bytes from elsewhere raise anything
+        return upgraded(checkpoint)
+    except Exception as error:  # arbitrary bytes can raise anything
         missing = isinstance(error, FileNotFoundError)
         reason = "is not there" if missing else (
             "is cut off, damaged or no checkpoint of plain tensors; try another one"
@@ -56,10 +57,10 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
         raise UserError(f"{path}: {reason}") from error
 
 
-def first_whole(paths: Iterable[Path]) -> Path | None:
-    """The first of those that are there, and tells of each before it that is damaged.
+def first_intact(paths: Iterable[Path]) -> Path | None:
+    """The first of the existing files that is intact; logs each damaged one before it.
 
-    Raises UserError where all are damaged, and returns None where there is none.
+    Returns None if there are no files; raises UserError if all are damaged.
     """
     trouble: UserError | None = None
     for path in filter(Path.exists, paths):
@@ -69,15 +70,15 @@ def first_whole(paths: Iterable[Path]) -> Path | None:
             trouble = trouble or error
             continue
         if trouble:
-            log.warning("%s; %s is taken in its place", trouble, path.name)
+            rank_zero_only(log.warning)("%s; %s is used instead", trouble, path.name)
         return path
     if trouble:
         raise trouble
     return None
 
 
-def updated(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint of version 0.1 in today's keys."""
+def upgraded(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Upgrade a checkpoint of version 0.1."""
     if "results" not in checkpoint:
         return checkpoint
     results = checkpoint.pop("results")

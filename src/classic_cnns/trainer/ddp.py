@@ -1,4 +1,4 @@
-"""Several devices share each batch: Lightning's DDP, set up for steps of a few milliseconds."""
+"""Data parallelism: Lightning's DDP, configured for steps of a few milliseconds."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from lightning.pytorch.strategies import DDPStrategy
 
 
 class DDP(DDPStrategy):
-    """Averages gradients over the ranks and leaves buffers alone until the net is tested.
+    """Averages gradients over the ranks; synchronises buffers only before validation.
 
-    Torch by itself sends all buffers round at each step. What a net learns into buffers, as batch
-    normalisation does, is that of rank 0: it reaches the other ranks before each validation.
-    Further `options` are those of `DistributedDataParallel`.
+    Torch by default broadcasts all buffers at each step. Here the buffers of rank 0, for example
+    batch normalisation's statistics, are sent to the other ranks before each validation. `options`
+    are arguments of `DistributedDataParallel`.
     """
 
     def __init__(self, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""What this machine has to run on, and whether it suffices; found out without importing torch."""
+"""The devices and cores of this machine, and checks against them; torch is not imported here."""
 
 import os
 import socket
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from classic_cnns import UserError
 
-SPINS = 1700  # alone nearly the speed of spinning for long, beside others of not spinning at all
+SPIN_COUNT = 1700  # nearly as fast as long spinning alone, and as none beside others
 
 
 def visible_gpus() -> list[str]:
-    """GPUs by their device files, or as CUDA_VISIBLE_DEVICES names them; one of another make."""
+    """GPUs by device files or by CUDA_VISIBLE_DEVICES; a single one of another make."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
@@ -20,15 +20,15 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(len(glob("/dev/nvidia[0-9]*")) or int(other))]
 
 
-def count(devices: int | str | list[int]) -> int:
-    """How many of each machine `trainer.devices` asks for: a number, auto or -1, or a list."""
+def device_count(devices: int | str | list[int]) -> int:
+    """The number of devices on each machine; `devices` is a number, "auto", -1 or a list."""
     if isinstance(devices, int) and devices > 0:
         return devices
     return max(1, len(visible_gpus())) if devices in ("auto", -1) else len(list(devices))  # type: ignore
 
 
 def core_count() -> int:
-    """Cores that this process may use, also where a container has a share of them."""
+    """The number of cores that this process may use, with the limits of a container."""
     linux = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
     quota, period = (*cgroup("cpu.max"), "max", "1")[:2]
@@ -40,21 +40,21 @@ def cgroup(name: str) -> list[str]:
     return path.read_text().split() if path.is_file() else []
 
 
-def share_cores() -> None:
-    """Let threads that wait for others spin for microseconds only; before torch is imported.
+def limit_spinning() -> None:
+    """Limit the time that waiting OpenMP threads spin to microseconds; call before importing torch.
 
-    OpenMP's threads spin at each barrier for one that another program keeps from its core: two runs
-    at once, or a busy notebook beside one, then take many times as long. The results are the same.
-    What the user has set counts.
+    OpenMP's threads spin at barriers. If another program occupies a core, all others spin for it:
+    two runs at once, or a run beside a busy notebook, then take many times as long. Results do not
+    change. Environment variables set by the user have precedence.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
-def started_outside() -> int | None:
-    """Processes that torchrun, SLURM or our own launcher started for this run; None if nobody did.
+def launched_processes() -> int | None:
+    """The number of processes that torchrun, SLURM or our launcher started; None if there are none.
 
-    By the variables that Lightning goes by, and its names of SLURM jobs that run no `srun`.
+    Uses the same variables as Lightning, and ignores SLURM jobs without `srun` as it does.
     """
     if "LOCAL_RANK" in os.environ:
         return int(os.environ.get("WORLD_SIZE", 1))
@@ -64,7 +64,7 @@ def started_outside() -> int | None:
 
 
 def free_port() -> int:
-    """A port for the ranks to meet at: $MASTER_PORT, or one that nobody listens to."""
+    """A port for the ranks' rendezvous: $MASTER_PORT, or any free one."""
     wanted = os.environ.get("MASTER_PORT", "0")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -79,18 +79,16 @@ def free_port() -> int:
 
 
 def check_devices(config: dict) -> None:
-    """Raise UserError where the machine has not what `trainer` asks for, before anything starts."""
+    """Raise UserError if the machine does not have what `trainer` asks for."""
     trainer = config["trainer"]
-    devices, nodes = count(trainer["devices"]), trainer["num_nodes"]
-    gpus, cores, outside = len(visible_gpus()), core_count(), started_outside()
+    devices, nodes = device_count(trainer["devices"]), trainer["num_nodes"]
+    gpus, cores, outside = len(visible_gpus()), core_count(), launched_processes()
     accelerator, strategy = trainer["accelerator"], trainer["strategy"]
     if accelerator in ("gpu", "cuda") and not gpus:
-        raise UserError(
-            f"trainer.accelerator={accelerator}: this machine shows no GPU; try trainer=cpu"
-        )
+        raise UserError(f"trainer.accelerator={accelerator}: no GPU was found; try trainer=cpu")
     if isinstance(strategy, str) and strategy.endswith(("spawn", "fork", "notebook")):
         raise UserError(
-            f"trainer.strategy={strategy}: this program starts the processes by itself; "
+            f"trainer.strategy={strategy}: this program starts the processes itself; "
             "try trainer=ddp"
         )
     on_gpus = gpus and accelerator != "cpu"
@@ -117,12 +115,11 @@ def check_devices(config: dict) -> None:
     if isinstance(strategy, dict) and strategy["_target_"].endswith(".TwoTowers"):
         if (config["model"].get("net") or {}).get("towers") != 2:
             raise UserError(
-                "trainer=two_gpu: parts a net's two towers, and this one has none; "
-                "try model=alexnet, or trainer=ddp"
+                "trainer=two_gpu: needs a net with two towers; try model=alexnet, or trainer=ddp"
             )
         if total % 2:
             raise UserError(
-                f"trainer.devices={devices}: each copy of the net takes two; "
+                f"trainer.devices={devices}: each copy of the net needs two; "
                 f"try trainer.devices={devices + 1}, or trainer=default"
             )
         shares, who = total // 2, "pairs of processes"

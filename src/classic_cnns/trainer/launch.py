@@ -1,9 +1,9 @@
-"""One process for each device, and the one that the user started, which supervises them.
+"""Launcher: starts one process for each device and supervises them.
 
-Lightning's launcher kills the process that the user started as soon as another one dies, and with
-it the last word on the run; torch's elastic agent takes seconds to import torch for itself and
-leaves its processes behind when it is killed. This one does neither. Each rank reports how it ended
-through a pipe; its standard input ends when we do, however that was, and then it ends too.
+Why not Lightning's launcher: when a rank dies, it kills the process that the user started, which
+then cannot record the result. Why not torchrun: it takes seconds to import torch, and leaves its
+processes running when it is killed itself. Here each rank reports its end through a pipe. Its
+standard input is a pipe too: when the launcher is gone, however it ended, the rank ends.
 """
 
 import atexit
@@ -20,32 +20,32 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, NoReturn
 
-from classic_cnns import UserError, program
+from classic_cnns import UserError, one_line, program
 from classic_cnns.files import write_json
 from classic_cnns.trainer import processes
-from classic_cnns.trainer.devices import core_count, free_port, started_outside
+from classic_cnns.trainer.devices import core_count, free_port, launched_processes
 from classic_cnns.trainer.processes import exit_reason, stop_signals, supervise
 
-REPORT = "CLASSIC_CNNS_REPORT"  # the pipe's number, in the environment of a rank
+REPORT = "CLASSIC_CNNS_REPORT"  # environment variable with the descriptor of the pipe
 
 
 # --- In a rank -----------------------------------------------------------------------------------
 
 
 def report(**facts: Any) -> None:
-    """Tell the supervising process, if there is one; a line is so short that it stays whole."""
+    """Send facts to the supervising process, if any, as one line that is written atomically."""
     if REPORT in os.environ:
         line = json.dumps(facts | {"rank": int(os.environ["RANK"])})
         os.write(int(os.environ[REPORT]), f"{line}\n".encode())
 
 
-def in_rank(task: Callable[[], object]) -> None:
-    """Carry out `task`; where a process supervises us, an error is reported and not printed."""
-    if started_outside() is None:
+def run_in_rank(task: Callable[[], object]) -> None:
+    """Run `task`; if a process supervises us, report an error to it instead of printing it."""
+    if launched_processes() is None:
         task()
         return
     end = ExitCode()
-    if REPORT not in os.environ:  # torchrun or SLURM watches
+    if REPORT not in os.environ:  # supervised by torchrun or SLURM
         task()
         end.code = 0
         return
@@ -59,7 +59,7 @@ def in_rank(task: Callable[[], object]) -> None:
     except UserError as error:
         facts = {"code": 2, "error": str(error)}
     except BaseException as error:
-        line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        line = f"{type(error).__name__}: {one_line(error)}"
         trace = traceback.format_exc(limit=-8, chain=False)
         facts = {"code": 1, "error": line[:500], "trace": trace[:3000]}
     report(**facts)
@@ -67,11 +67,11 @@ def in_rank(task: Callable[[], object]) -> None:
 
 
 class ExitCode:
-    """Ends this process with `code`, once it is set, before the interpreter takes itself apart.
+    """Ends this process with `code`, once it is set, without finalising the interpreter.
 
-    There a thread of gloo's that lets go of its last Python object aborts the process now and then,
-    after all is done, and a run that has finished would be told as failed. Functions registered
-    with atexit run in reverse order: this one, which comes first, is the last.
+    During finalisation a thread of gloo occasionally aborts the process when it releases its last
+    Python object, and a finished run would be reported as failed. Functions registered with atexit
+    run in reverse order, so this one, registered first, runs last.
     """
 
     def __init__(self) -> None:
@@ -94,14 +94,17 @@ def end_with_standard_input() -> None:
 
 
 def launch(count: int) -> None:
-    """Run this very command in `count` ranks, and where they fail exit as they did."""
+    """Run this command in `count` ranks; if they fail, exit with their code."""
     receiver, sender = os.pipe()
     os.set_blocking(receiver, False)
     with stop_signals() as stop_requests:
         port = free_port()
         ranks = [start(rank, count, port, sender) for rank in range(count)]
         os.close(sender)
-        pumps = [threading.Thread(target=pump, args=pair, daemon=True) for pair in enumerate(ranks)]
+        pumps = [
+            threading.Thread(target=forward_output, args=pair, daemon=True)
+            for pair in enumerate(ranks)
+        ]
         for thread in pumps:
             thread.start()
         for codes in supervise(ranks, stop_requests):
@@ -111,12 +114,12 @@ def launch(count: int) -> None:
             thread.join(timeout=1)
         if first:
             reports = [json.loads(line) for line in read_all(receiver).splitlines()]
-            end(first, reports, stop_requests)
+            exit_with_reason(first, reports, stop_requests)
 
 
 def read_all(pipe: int) -> bytes:
     parts = []
-    with suppress(BlockingIOError):  # a process that a rank left behind may keep the pipe open
+    with suppress(BlockingIOError):  # a leftover child of a rank may keep the pipe open
         while part := os.read(pipe, 65536):
             parts.append(part)
     return b"".join(parts)
@@ -136,28 +139,30 @@ def start(rank: int, count: int, port: int, sender: int) -> Popen:
     )
 
 
-def pump(rank: int, process: Popen) -> None:
-    """Hand on the warnings and errors of a rank above 0."""
+def forward_output(rank: int, process: Popen) -> None:
+    """Forward the warnings and errors of a rank other than 0."""
     for line in process.stderr or ():
         sys.stderr.write(f"rank {rank}: {line.decode(errors='replace')}")
 
 
-def end(first: dict[int, int], reports: list[dict], stop_requests: list[int]) -> NoReturn:
-    """Print one line on why the run ended, see that `result.json` says so too, and exit."""
-    ends = {facts["rank"]: facts for facts in reports if "code" in facts}  # the first one first
+def exit_with_reason(
+    first: dict[int, int], reports: list[dict], stop_requests: list[int]
+) -> NoReturn:
+    """Print one line about why the run ended, record it in `result.json`, and exit."""
+    ends = {facts["rank"]: facts for facts in reports if "code" in facts}  # in order of arrival
     silent = [rank for rank in first if rank not in ends]
     status, code, trace = "failed", 1, ""
     if stop_requests:
         number = stop_requests[0]
         status, code, line = "interrupted", 128 + number, signal.Signals(number).name
         if 0 in ends and ends[0]["code"] == 143:
-            sys.exit(code)  # rank 0 has told it all
+            sys.exit(code)  # rank 0 has reported everything
     elif silent:
         line = f"rank {silent[0]} {exit_reason(first[silent[0]])}"
     else:
         rank, facts = next(iter(ends.items()))
         code, line, trace = facts["code"], facts.get("error", ""), facts.get("trace", "")
-        if not line:  # it ended as it meant to, and said why
+        if not line:  # it has reported the reason itself
             sys.exit(code)
         line = line if code == 2 else f"rank {rank}: {line}"
     resume = ""
@@ -165,6 +170,6 @@ def end(first: dict[int, int], reports: list[dict], stop_requests: list[int]) ->
         with suppress(OSError):
             result = {"status": status, "directory": directory, "error": line}
             write_json(Path(directory) / "result.json", result)
-        resume = f"; go on with: {program()} resume={directory}" if code != 2 else ""
+        resume = f"; continue with: {program()} resume={directory}" if code != 2 else ""
     print(f"{trace}error: {line}{resume}", file=sys.stderr)
     sys.exit(code)

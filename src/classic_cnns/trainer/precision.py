@@ -1,13 +1,13 @@
-"""In which numbers a run multiplies, where its config leaves that open."""
+"""The choice of a precision for `trainer.precision=auto`."""
 
 import torch
 
 
 def choose(wanted: str, accelerator: str) -> str:
-    """Lightning's name of a precision: what is `wanted`, and for auto the fastest that is native.
+    """Lightning's name of a precision: `wanted`, or for "auto" the fastest native one.
 
-    That is bfloat16 where the processor or GPU multiplies it itself, and float32 elsewhere: without
-    such a unit bfloat16 takes twice the time of float32.
+    That is bfloat16 if the processor or GPU has instructions for it, else float32: without them
+    bfloat16 takes twice as long as float32.
     """
     if wanted != "auto":
         return wanted

@@ -1,4 +1,4 @@
-"""Processes that we start and supervise, and the signals that ask us to stop; without torch."""
+"""Starting, supervising and stopping processes; torch is not imported here."""
 
 import ctypes
 import fcntl
@@ -15,8 +15,8 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-GRACE = 10.0  # seconds that processes have to end once another has failed, or we insist
-# What a launcher around us, or an earlier run, would tell a process about ranks not its own.
+GRACE = 10.0  # seconds to end after another process has failed, or after a second signal
+# Variables by which a launcher around us would misinform our processes about ranks.
 LAUNCHER = re.compile(
     r"((LOCAL|GLOBAL|NODE|GROUP|ROLE)_)?(RANK|WORLD_SIZE)"
     r"|MASTER_(ADDR|PORT)|(PL|TORCHELASTIC|SLURM|PMIX?|OMPI_COMM_WORLD)_.*"
@@ -26,10 +26,10 @@ LIBC = ctypes.CDLL(None)
 
 @contextmanager
 def stop_signals(handler: Callable[[int, Any], Any] | None = None) -> Iterator[list[int]]:
-    """The signals to stop that have come, in their order, in place of what they would do.
+    """Collect SIGINT, SIGTERM and SIGHUP in a list, or pass them to `handler`.
 
-    With a `handler` that one gets them. Those that we were told to ignore are left alone, and all
-    in a thread that is not the main one, as some notebooks have it: Python allows no more.
+    Ignored signals stay ignored. In a thread other than the main one nothing is changed, since
+    Python does not allow it.
     """
     seen: list[int] = []
     in_main = threading.current_thread() is threading.main_thread()
@@ -44,18 +44,19 @@ def stop_signals(handler: Callable[[int, Any], Any] | None = None) -> Iterator[l
 
 
 def start(command: Sequence[str], environment: dict[str, str], **options: Any) -> Popen:
-    """Start a process that leads a session of its own: we hand a terminal's Ctrl-C on to it."""
+    """Start a process in a session of its own, so that Ctrl-C reaches it only through us."""
     return Popen(command, env=environment, start_new_session=True, **options)
 
 
 def supervise(
     leaders: Sequence[Popen], stop_requests: list[int], patience: float = inf
 ) -> Iterator[dict[int, int]]:
-    """Yields, until all have ended, the exit codes by position of those that were first to fail.
+    """Yields, until all processes have ended, the exit codes of the first ones that failed.
 
-    Each new entry of `stop_requests` is handed on as SIGTERM. Whoever still runs `patience` seconds
-    after the first one, or GRACE after the second one or the first failure, is killed with all
-    that it started: each is the leader of a session of its own.
+    Each new entry of `stop_requests` is forwarded as SIGTERM. Processes are killed with all of
+    their children if they still run `patience` seconds after the first request, or GRACE seconds
+    after the second request or the first failure. Each must be the leader of its session. Exit
+    codes are keyed by position in `leaders`.
     """
     first: dict[int, int] = {}
     handed_on, deadline = 0, inf
@@ -81,13 +82,13 @@ def failed(leaders: Sequence[Popen]) -> dict[int, int]:
 
 
 def kill(leader: Popen) -> None:
-    """Kill all that runs in the leader's session."""
-    with suppress(ProcessLookupError, PermissionError):  # none is left; macOS says the latter
+    """Kill all processes in the leader's session."""
+    with suppress(ProcessLookupError, PermissionError):  # already gone; macOS raises the latter
         os.killpg(leader.pid, signal.SIGKILL)
 
 
 def exit_reason(code: int) -> str:
-    """How a process ended of which only the exit code is known."""
+    """A description of how a process ended, from its exit code."""
     if code >= 0:
         return f"ended with exit code {code}"
     memory = ", as happens when memory runs out" if code == -signal.SIGKILL else ""
@@ -95,18 +96,18 @@ def exit_reason(code: int) -> str:
 
 
 def clean_environment() -> dict[str, str]:
-    """Our environment without what a launcher set in it for us."""
+    """Our environment without the variables that a launcher has set for us."""
     return {name: value for name, value in os.environ.items() if not LAUNCHER.fullmatch(name)}
 
 
 def end_with_parent() -> None:
-    """Linux sends SIGTERM when the process that started this one is gone, however it went."""
+    """On Linux, receive SIGTERM when the parent process ends, however it ends."""
     if sys.platform == "linux":
         LIBC.prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 
-def take_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock until all who have it are gone; None if another has it."""
+def try_lock(path: Path) -> int | None:
+    """A descriptor that holds the lock until all of its owners end; None if it is taken."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

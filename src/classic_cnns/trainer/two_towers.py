@@ -32,10 +32,10 @@ from classic_cnns.trainer.ddp import DDP
 
 
 def gather(half: Tensor, mesh: DeviceMesh, dim: int, size: int, gradient: Placement) -> Tensor:
-    """The whole tensor, `size` long in `dim`, of which each device of the pair has one half.
+    """The whole tensor, of size `size` in `dim`, from the halves of the two devices of a pair.
 
-    `gradient` says what the whole one's gradient is on each device: Partial() where they are to be
-    summed, Replicate() where both have the same.
+    `gradient` describes the gradient of the whole tensor on each device: Partial() if the two must
+    be summed, Replicate() if they are equal.
     """
     shape = torch.Size([*half.shape[:dim], size, *half.shape[dim + 1 :]])
     stride = torch.empty(shape, device="meta").stride()
@@ -43,11 +43,11 @@ def gather(half: Tensor, mesh: DeviceMesh, dim: int, size: int, gradient: Placem
     return parts.full_tensor(grad_placements=[gradient])
 
 
-def cut(net: Any, mesh: DeviceMesh) -> dict[nn.Parameter, int]:
-    """Leave in `net` the tower of this device of the pair, and return the rows of whole weights.
+def split_towers(net: Any, mesh: DeviceMesh) -> dict[nn.Parameter, int]:
+    """Keep only this device's tower in `net`; returns the number of rows of the whole weights.
 
-    The net has its layers as children in the order of their use, and names `crossings` among them.
-    Dropout draws for both towers, so that the masks are those of one process.
+    The net's children must be its layers in order of use, and `crossings` must name some of them.
+    Dropout draws masks for both towers, so that they are those of one process.
     """
     tower = mesh.get_local_rank()
     whole: dict[nn.Parameter, int] = {}
@@ -78,18 +78,18 @@ def cut(net: Any, mesh: DeviceMesh) -> dict[nn.Parameter, int]:
 
 
 class TwoTowers(DDP):
-    """Neighbouring ranks are a pair with one copy of the net; the pairs share the batch as in DDP.
+    """Pairs of neighbouring ranks hold one copy of the net; pairs share the batch as in DDP.
 
-    Checkpoints are those of one process: whole tensors under the same names.
+    Checkpoints have the format of one process: whole tensors under the same names.
     """
 
-    rows: Mapping[nn.Parameter, int] = {}  # of whole weights, once they are cut
-    restore_checkpoint_after_setup = True  # when the net is cut
+    rows: Mapping[nn.Parameter, int] = {}  # of the whole weights, set when the net is cut
+    restore_checkpoint_after_setup = True  # since setup cuts the net
     pair: DeviceMesh | None = None
 
     def setup_environment(self) -> None:
         super().setup_environment()
-        if self.pair is None:  # Lightning comes here for fit and for test
+        if self.pair is None:  # called for fit and for test
             shape, names = (self.world_size // 2, 2), ("pairs", "towers")
             mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
             self.pair, self.data_group = mesh["towers"], mesh.get_group("pairs")
@@ -101,10 +101,10 @@ class TwoTowers(DDP):
     def setup(self, trainer: Any) -> None:
         module: Any = self.lightning_module
         if not self.rows:
-            self.rows = cut(module.net, self.mesh)
+            self.rows = split_towers(module.net, self.mesh)
         if trainer.state.fn == TrainerFn.FITTING:
             super().setup(trainer)
-        else:  # as there, but without giving all ranks what rank 0 has
+        else:  # as in DDP, but without broadcasting rank 0's weights
             assert self.accelerator and self.model
             self.accelerator.setup(trainer)
             self.precision_plugin.convert_module(self.model)
@@ -112,7 +112,7 @@ class TwoTowers(DDP):
             self.setup_precision_plugin()
 
     def configure_ddp(self) -> None:
-        """Average over the ranks that have the same tower."""
+        """Average gradients over the ranks with the same tower."""
         device = self.root_device
         self.model = DistributedDataParallel(
             self.model,
@@ -128,7 +128,7 @@ class TwoTowers(DDP):
         return self.pair
 
     def clip_gradients(self, optimizer: Any, limit: Any, algorithm: str | None) -> None:
-        """Scale the gradients of both towers so that the norm of all is at most `limit`."""
+        """Scale the gradients of both towers so that their total norm is at most `limit`."""
         if not limit:
             return
         weights = list(self.precision_plugin.main_params(optimizer))
@@ -140,7 +140,7 @@ class TwoTowers(DDP):
         nn.utils.clip_grads_with_norm_(weights, limit, squared.sqrt())
 
     def assemble(self, half: Tensor, parameter: nn.Parameter) -> Tensor:
-        """What one process has in place of `half`; a number without rows, as a count, stays."""
+        """The whole tensor for a `half`; scalars, such as step counts, stay as they are."""
         if not half.dim():
             return half
         return gather(half.detach(), self.mesh, 0, self.rows[parameter], Replicate()).cpu()
@@ -164,16 +164,16 @@ class TwoTowers(DDP):
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         state = super().optimizer_state(optimizer)
-        return changed(state, lambda half, index: self.assemble(half, weights[index]))
+        return map_state(state, lambda half, index: self.assemble(half, weights[index]))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         states = checkpoint["optimizer_states"]
-        halves = [changed(state, lambda whole, _: self.half_of(whole)) for state in states]
+        halves = [map_state(state, lambda whole, _: self.half_of(whole)) for state in states]
         super().load_optimizer_state_dict({"optimizer_states": halves})
 
 
-def changed(state: dict[str, Any], change: Callable[[Tensor, int], Tensor]) -> dict[str, Any]:
-    """An optimizer's state with `change(tensor, parameter's index)` in place of each tensor."""
+def map_state(state: dict[str, Any], change: Callable[[Tensor, int], Tensor]) -> dict[str, Any]:
+    """An optimizer's state with each tensor replaced by `change(tensor, parameter's index)`."""
     rows = {
         index: {name: change(tensor, index) for name, tensor in values.items()}
         for index, values in state["state"].items()
