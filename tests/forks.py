@@ -131,6 +131,22 @@ class Server:
         self.folder.cleanup()
 
 
+def alive(pid: int) -> bool:
+    """One that nobody has waited for is over too."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether none of them runs, or will soon."""
+    end = time.monotonic() + 10
+    while any(map(alive, pids)) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not any(map(alive, pids))
+
+
 # --- In the server --------------------------------------------------------------------------------
 
 

@@ -7,21 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from classic_cnns import UserError
 from classic_cnns.callbacks.checkpoint import BestAndLast
 from classic_cnns.config.compose import compose
 from classic_cnns.run.run import run
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    path = directory / "checkpoints" / "last.ckpt"
-    return torch.load(path, weights_only=True)["state_dict"]
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+from tests.runs import same, weights
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from classic_cnns import UserError
 from classic_cnns.config.compose import compose
@@ -21,6 +20,7 @@ from classic_cnns.config.schema import RESERVED, trainer_arguments
 from classic_cnns.run import run as api
 from classic_cnns.run.build import build, build_trainer
 from classic_cnns.run.run import run
+from tests.runs import events, same, weights
 
 pytestmark = pytest.mark.slow  # whole runs and processes
 
@@ -56,15 +56,6 @@ def train(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch):
 
 def witness():
     return sys.modules["witness"].Witness.last
-
-
-def weights(directory: str = "run", name: str = "last") -> dict[str, torch.Tensor]:
-    path = Path(directory) / "checkpoints" / f"{name}.ckpt"
-    return torch.load(path, weights_only=True)["state_dict"]
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 # --- The Trainer's arguments ----------------------------------------------------------------------
@@ -163,7 +154,7 @@ REFUSED = {
 
 
 def count(tag: str) -> int:
-    return len(EventAccumulator("run").Reload().Scalars(tag))
+    return len(events().Scalars(tag))
 
 
 def test_every_argument_of_trainer_is_tested_here():
@@ -233,7 +224,7 @@ def test_lightnings_own_callbacks_run_together(train):
     names = sorted(path.name for path in Path("run/checkpoints").iterdir())
     assert {names[0], names[-1]} == {"best.ckpt", "last.ckpt"}
     assert len([name for name in names if name.startswith("epoch_0")]) == 3
-    tags = EventAccumulator("run").Reload().Tags()["scalars"]
+    tags = events().Tags()["scalars"]
     assert "lr-SGD" in tags and "lr-SGD-momentum" in tags
 
 
@@ -243,10 +234,7 @@ def test_ones_own_callback_comes_from_the_command_line_and_any_can_be_left_out(t
     assert train("callbacks=[default,witness]", *words)["status"] == "finished"
     kinds = {type(callback).__name__ for callback in witness().trainer.callbacks}
     assert "Timer" in kinds and "Pictures" not in kinds
-    assert (
-        "images" not in EventAccumulator("run").Reload().Tags()
-        or not (EventAccumulator("run").Reload().Tags()["images"])
-    )
+    assert "images" not in events().Tags() or not (events().Tags()["images"])
 
 
 def test_without_callbacks_and_loggers_it_trains_too(train):
@@ -362,7 +350,7 @@ def test_a_finished_run_trains_further_to_the_weights_of_a_longer_one(train):
     assert same(weights(), weights("long")) and result["epochs"] == 4
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
-    curve = [e.step for e in EventAccumulator("run").Reload().Scalars("error/val")]
+    curve = [e.step for e in events().Scalars("error/val")]
     assert curve == [STEPS * (epoch + 1) - 1 for epoch in range(4)]
     assert train("resume=run")["epochs"] == 4  # and is finished
 
@@ -371,7 +359,7 @@ def test_after_its_schedule_a_run_goes_on_at_the_last_rate(train, caplog):
     train("trainer.log_every_n_steps=1")
     train("resume=run", "trainer.max_epochs=3")
     assert "the schedule runs over 2 epochs; after them the rate stays" in caplog.text
-    rates = [e.value for e in EventAccumulator("run").Reload().Scalars("optim/lr")]
+    rates = [e.value for e in events().Scalars("optim/lr")]
     assert set(rates[2 * STEPS :]) == {min(rates)}
 
 

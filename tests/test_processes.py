@@ -12,11 +12,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.forks import SRC, TRAIN
+from tests.runs import events, result, same, weights
 from tests.sweep.conftest import sheet
 
 ROOT = Path(__file__).parents[1]
@@ -30,15 +29,7 @@ COMMANDS = [
 pytestmark = pytest.mark.slow
 
 
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    path = directory / "checkpoints" / "last.ckpt"
-    return torch.load(path, weights_only=True)["state_dict"]
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory):
-    """Filled by the first test that needs it: the weights of a run that nothing stopped."""
-    return {}
+WEIGHTS: dict = {}  # of a run that nothing stopped, from the first test on
 
 
 @pytest.mark.parametrize(
@@ -50,7 +41,7 @@ def undisturbed(tmp_path_factory):
     ],
 )
 def test_a_run_stopped_by_a_signal_resumes_to_the_undisturbed_weights(
-    fork, number, status, code, tiny_mnist, tiny_config_dir, tmp_path, undisturbed
+    fork, number, status, code, tiny_mnist, tiny_config_dir, tmp_path
 ):
     words = ["--config-dir", str(tiny_config_dir), "data=tiny", f"data_dir={tiny_mnist.folder}"]
     words += ["trainer=cpu", "trainer.max_epochs=12"]
@@ -65,7 +56,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_undisturbed_weights(
     assert "Traceback" not in rest
     if status:
         assert f"continue with: python src/train.py resume={stopped}" in rest
-        assert json.loads((stopped / "result.json").read_text())["status"] == status
+        assert result(stopped)["status"] == status
     else:
         assert not (stopped / "result.json").exists()
 
@@ -73,13 +64,12 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_undisturbed_weights(
     epochs = re.findall(r"epoch +(\d+)/", resumed.communicate(timeout=240)[0])
     assert int(epochs[0]) >= 2 and epochs[-1] == "12"  # goes on, and does not start over
     assert resumed.returncode == 0
-    assert json.loads((stopped / "result.json").read_text())["epochs"] == 12
-    if not undisturbed:
+    assert result(stopped)["epochs"] == 12
+    if not WEIGHTS:
         whole = fork(TRAIN, *words, f"run_dir={tmp_path / 'whole'}", cwd=tmp_path)
         assert whole.communicate(timeout=240) and whole.returncode == 0
-        undisturbed.update(weights(tmp_path / "whole"))
-    ours = weights(stopped)
-    assert all(torch.equal(ours[key], undisturbed[key]) for key in undisturbed)
+        WEIGHTS.update(weights(tmp_path / "whole"))
+    assert same(weights(stopped), WEIGHTS)
 
 
 def test_a_quick_first_try_learns_too(fork, tmp_path):
@@ -88,8 +78,9 @@ def test_a_quick_first_try_learns_too(fork, tmp_path):
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, printed + errors
     assert "9,000 images to train on, 1,000 held out" in printed
-    result = json.loads((tmp_path / "quick" / "result.json").read_text())
-    assert result["metrics"]["error/test"] < 0.3  # ten classes: guessing gives 0.9
+    assert (
+        result(tmp_path / "quick")["metrics"]["error/test"] < 0.3
+    )  # ten classes: guessing gives 0.9
 
 
 def test_the_readme_has_the_commands_of_this_test():
@@ -119,7 +110,7 @@ def test_the_readmes_python_commands_work(fork, line, workplace):
 def test_the_readmes_sweep_has_a_row_for_each_job_in_tensorboard(workplace):
     seen = []
     for row in sheet(workplace / "outputs" / "sweep" / "rates"):
-        log = EventAccumulator(str(workplace / row["directory"])).Reload()
+        log = events(workplace / row["directory"])
         plugin = {
             tag: HParamsPluginData.FromString(content)
             for tag, content in log._plugin_to_tag_to_content["hparams"].items()
@@ -148,33 +139,20 @@ def test_the_readmes_make_targets_exist(line, workplace):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_readmes_tensorboard_command_shows_each_run_once(workplace):
+def test_the_readmes_tensorboard_command_shows_each_run_once(spawn, workplace):
     (line,) = [line for line in COMMANDS if "/tensorboard" in line]
     program, *words = line.split()
     assert Path(program).name == "tensorboard"
     found = shutil.which("tensorboard", path=str(Path(sys.executable).parent))
-    server = subprocess.Popen(
-        [found, *words, "--port", "0", "--bind_all"],
-        cwd=workplace,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        port = next(
-            m[1] for text in server.stdout if (m := re.search(r"http://[^ ]+?:(\d+)", text))
-        )
-        outputs = workplace / "outputs"
-        folders = {str(p.parent.relative_to(outputs)) for p in outputs.rglob("events.*")}
-        for _ in range(60):
-            url = f"http://localhost:{port}/data/runs"
-            runs = json.loads(urllib.request.urlopen(url, timeout=10).read())
-            if len(runs) >= len(folders):
-                break
-            time.sleep(1)
-        assert sorted(runs) == sorted(folders)
-        assert any(re.fullmatch(r"lenet5-mnist/20[\d_-]+", run) for run in runs)
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()
+    server = spawn([found, *words, "--port", "0", "--bind_all"], cwd=workplace)
+    port = next(m[1] for text in server.stderr if (m := re.search(r"http://[^ ]+?:(\d+)", text)))
+    outputs = workplace / "outputs"
+    folders = {str(p.parent.relative_to(outputs)) for p in outputs.rglob("events.*")}
+    for _ in range(60):
+        url = f"http://localhost:{port}/data/runs"
+        runs = json.loads(urllib.request.urlopen(url, timeout=10).read())
+        if len(runs) >= len(folders):
+            break
+        time.sleep(1)
+    assert sorted(runs) == sorted(folders)
+    assert any(re.fullmatch(r"lenet5-mnist/20[\d_-]+", run) for run in runs)

@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from classic_cnns.trainer.devices import free_port
 from tests import golden
-from tests.forks import SRC, TRAIN, Process
+from tests.forks import SRC, TRAIN, Process, gone
+from tests.runs import checkpoint, events, metrics, result
 
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 pytestmark = pytest.mark.slow
@@ -103,20 +102,6 @@ def beside(start):
     return beside
 
 
-def result(directory: Path) -> dict:
-    return json.loads((directory / "result.json").read_text())
-
-
-def metrics(directory: Path) -> dict[str, float]:
-    """Loss, error and accuracy of each split."""
-    found = result(directory)["metrics"]
-    return {name: x for name, x in found.items() if name.split("/")[1] in ("train", "val", "test")}
-
-
-def checkpoint(directory: Path) -> dict:
-    return torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)
-
-
 def difference(one: Path, other: Path, of: Callable = lambda state: state["state_dict"]) -> float:
     a, b = (of(checkpoint(path)) for path in (one, other))
     assert a.keys() == b.keys()
@@ -129,13 +114,9 @@ def optimizer_state(checkpoint: dict) -> dict:
     return {(index, name): x for index, state in states for name, x in state.items()}
 
 
-def board(directory: Path) -> EventAccumulator:
-    return EventAccumulator(str(directory)).Reload()
-
-
 def answers(directory: Path) -> list[bytes]:
     """The table of classes and answers, once for each test of the run."""
-    tests = board(directory).Tensors("confusion/test/text_summary")
+    tests = events(directory).Tensors("confusion/test/text_summary")
     return [test.tensor_proto.string_val[0] for test in tests]
 
 
@@ -152,17 +133,10 @@ def until(process: Process, words: str) -> None:
     raise AssertionError(process.stderr.read())
 
 
-def gone(pids: list[int]) -> bool:
-    end = time.monotonic() + 10
-    while time.monotonic() < end and any(Path(f"/proc/{pid}").exists() for pid in pids):
-        time.sleep(0.05)
-    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-
 def test_two_processes_give_the_numbers_of_one(train, beside, tmp_path):
     one = tmp_path / "one"
-    with beside(f"run_dir={one}"):
-        code, out, err = train(*TWO, "name=lenet5-tiny")
+    with beside("top5_error=true", f"run_dir={one}"):
+        code, out, err = train(*TWO, "top5_error=true", "name=lenet5-tiny")
     assert (code, err) == (0, "")
 
     # One directory, one event file, one voice.
@@ -178,14 +152,15 @@ def test_two_processes_give_the_numbers_of_one(train, beside, tmp_path):
     assert 0 < difference(one, two) < 1e-6
     for name, value in metrics(one).items():
         assert metrics(two)[name] == pytest.approx(value, abs=1e-5)
-
+    for split in ("train", "val", "test"):
+        assert 0 < metrics(two)[f"top5_error/{split}"] < metrics(two)[f"error/{split}"]
     assert answers(one) == answers(two)
 
     # The same checkpoint, read by one process: the same test, to the last bit of the loss.
     test = {name: x for name, x in metrics(two).items() if name.endswith("/test")}
     (two / "result.json").unlink()
     assert train(f"resume={two}", "trainer.devices=1")[0] == 0
-    assert len(test) == 3 and test.items() <= metrics(two).items()
+    assert len(test) == 4 and test.items() <= metrics(two).items()
     devices = [start["device"] for start in json.loads((two / "provenance.json").read_text())]
     assert devices == ["2 x cpu", "cpu"]
 
@@ -324,10 +299,10 @@ def test_torchrun_on_two_nodes_killed_and_gone_on_with_gives_the_numbers_of_one_
     assert difference(one, run) < 1e-5
 
 
-def test_towers_go_on_in_one_process_and_back_to_the_numbers_of_one(train, beside, tmp_path):
+def test_towers_killed_or_stopped_go_on_anywhere_to_the_numbers_of_one(train, beside, tmp_path):
     words = [*SMALL, "optim=alexnet_cifar10", "optim.lr=0.0002"]
     words += ["model.loss._target_=fateful.Loss"]
-    one, run = tmp_path / "one", tmp_path / "run"
+    one, run, stopped = (tmp_path / name for name in ("one", "run", "stopped"))
     again = [f"resume={run}", "--trust", "fateful"]
     with beside(*words, f"run_dir={one}"):
         code, _, err = train(*words, *TOWERS, f"run_dir={run}", FATE="kill")  # in epoch 2
@@ -336,33 +311,23 @@ def test_towers_go_on_in_one_process_and_back_to_the_numbers_of_one(train, besid
     code, _, err = train(*again, "trainer=cpu", FATE="raise")  # in epoch 3
     assert code == 1 and "no luck" in err and checkpoint(run)["global_step"] == 16
     assert train(*again, *TOWERS)[0] == 0
-
     devices = [start["device"] for start in json.loads((run / "provenance.json").read_text())]
     assert devices == ["2 x cpu", "cpu", "2 x cpu"]
-    assert checkpoint(one).keys() == checkpoint(run).keys()
-    assert difference(one, run) < 1e-6
+
+    assert train(*words, *TOWERS, f"run_dir={stopped}", FATE="term")[0] == 143
+    assert result(stopped)["status"] == "interrupted"
+    assert 8 < checkpoint(stopped)["global_step"] < 16  # within epoch 2
+    assert train(f"resume={stopped}", "--trust", "fateful", *TOWERS)[0] == 0
+
     assert len(optimizer_state(checkpoint(one))) == 3 * 16  # Adam's, of each weight and bias
-    assert difference(one, run, optimizer_state) < 1e-6
-    for name, value in metrics(one).items():
-        assert metrics(run)[name] == pytest.approx(value, abs=1e-6)
-    pictures = [board(directory).Images("kernels/conv1")[0] for directory in (one, run)]
-    assert pictures[0].encoded_image_string == pictures[1].encoded_image_string
-    assert answers(one) == answers(run)
-
-
-def test_towers_stopped_within_an_epoch_go_on_to_the_numbers_of_one(train, beside, tmp_path):
-    words = [*SMALL, "optim=alexnet_cifar10", "optim.lr=0.0002"]
-    words += ["model.loss._target_=fateful.Loss"]
-    one, run = tmp_path / "one", tmp_path / "run"
-    again = [f"resume={run}", "--trust", "fateful"]
-    with beside(*words, f"run_dir={one}"):
-        assert train(*words, *TOWERS, f"run_dir={run}", FATE="term")[0] == 143
-    assert result(run)["status"] == "interrupted" and 8 < checkpoint(run)["global_step"] < 16
-    assert train(*again, *TOWERS)[0] == 0
-    assert difference(one, run) < 1e-6
-    assert difference(one, run, optimizer_state) < 1e-6
-    for name, value in metrics(one).items():
-        assert metrics(run)[name] == pytest.approx(value, abs=1e-6)
+    for other in (run, stopped):
+        assert checkpoint(one).keys() == checkpoint(other).keys()
+        assert difference(one, other) < 1e-6 and difference(one, other, optimizer_state) < 1e-6
+        for name, value in metrics(one).items():
+            assert metrics(other)[name] == pytest.approx(value, abs=1e-6)
+        images = [events(directory).Images("kernels/conv1")[0] for directory in (one, other)]
+        assert images[0].encoded_image_string == images[1].encoded_image_string
+        assert answers(one) == answers(other)
 
 
 def test_two_pairs_of_towers_share_the_batch_and_clip_the_norm_of_the_whole_gradient(
@@ -398,14 +363,3 @@ def test_somebody_elses_module_and_data_train_on_two_processes_and_in_a_sweep(fo
     assert process.returncode == 0, out + err
     table = (tmp_path / "sweep" / "results.csv").read_text()
     assert "val_acc" in table.splitlines()[0] and table.count("finished") == 2
-
-
-def test_two_processes_count_the_five_likeliest_classes_as_one_does(train, beside, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    words = ["model=simple_cnn", "top5_error=true", "trainer.max_epochs=1"]
-    with beside(*words, f"run_dir={one}"):
-        assert train(*words, *TWO, f"run_dir={two}")[0] == 0
-    for split in ("train", "val", "test"):
-        name = f"top5_error/{split}"
-        assert metrics(two)[name] == pytest.approx(metrics(one)[name], abs=1e-5)
-        assert 0 < metrics(one)[name] < metrics(one)[f"error/{split}"]

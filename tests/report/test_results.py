@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -163,16 +161,19 @@ def write_metrics(directory: Path, metric: str, values: Sequence[float]) -> None
     (directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def test_the_command_prints_the_table_and_draws_the_curves(runs, tmp_path):
+def test_the_command_prints_the_table_and_draws_the_curves(server_without_torch, runs, tmp_path):
+    def results(*words: object) -> tuple[int, str, str]:
+        process = server_without_torch.start(SRC / "results.py", *words, cwd=tmp_path)
+        out, err = process.communicate()
+        return process.returncode, out, err
+
     for number, directory in enumerate(runs[:3]):
         with open(directory / "metrics.jsonl", "w") as file:
             for epoch in (1, 2, 3, 2, 3, 4, 5):  # a resumed run, after a kill
                 metrics = {"error/val": 0.1 / epoch + 0.01 * number}
                 print(json.dumps({"epoch": epoch, "epochs": 5, "metrics": metrics}), file=file)
-    command = [sys.executable, SRC / "results.py", *runs, "--to", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert read(runs).markdown() in done.stdout
+    code, out, err = results(*runs, "--to", tmp_path / "out")
+    assert code == 0 and read(runs).markdown() in out, err
     pixels = np.asarray(Image.open(tmp_path / "out" / "curves.png").convert("RGB"))
     line, band = np.array([31, 119, 180]), np.array([210, 228, 240])  # a fifth of it, on white
     for colour, at_least in ((line, 500), (band, 5000)):
@@ -181,11 +182,8 @@ def test_the_command_prints_the_table_and_draws_the_curves(runs, tmp_path):
     assert curves.curve(runs[1], "error/val") == [0.1 / epoch + 0.01 for epoch in range(1, 6)]
 
     (tmp_path / "latest").write_text(f"{runs[0].name}\n")
-    words = [tmp_path / "latest", runs[0], "--to", tmp_path / "out"]  # as a pattern finds both
-    done = subprocess.run([*command[:2], *words], capture_output=True, text=True)
-    assert done.returncode == 0 and read(runs[:1]).markdown() in done.stdout, done.stderr
+    code, out, err = results(tmp_path / "latest", *runs[:1], "--to", tmp_path)  # found twice
+    assert code == 0 and read(runs[:1]).markdown() in out, err
 
-    missing = subprocess.run([sys.executable, SRC / "results.py", tmp_path / "no"],
-                             capture_output=True, text=True)  # fmt: skip
-    assert missing.returncode == 2 and missing.stderr.startswith("error: ")
-    assert missing.stderr.count("\n") == 1
+    code, _, err = results("no")
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1

@@ -1,6 +1,7 @@
 """Sweeps of stand-ins for runs, in processes of their own."""
 
 import csv
+import json
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -43,8 +44,12 @@ def sheet(directory: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def starts(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "starts").read_text().splitlines()]
+
+
 def wait_for(path: Path) -> None:
     deadline = time.monotonic() + 60
-    while not path.exists():
+    while not (path.exists() and path.stat().st_size):
         assert time.monotonic() < deadline, path
         time.sleep(0.02)

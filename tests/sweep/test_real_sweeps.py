@@ -92,8 +92,7 @@ def test_a_search_finds_the_better_rate_and_goes_on_where_it_was(start, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("executor", "package"),
-    [("ray", "ray"), ("slurm sweep.executor.cluster=local", "submitit")],
+    ("executor", "package"), [("ray", "ray"), ("slurm sweep.executor.cluster=local", "submitit")]
 )
 def test_clusters_give_the_same_table_and_go_on(executor, package, start, tmp_path):
     pytest.importorskip(package)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,8 @@ from classic_cnns.sweep import run_job as module
 from classic_cnns.sweep.job import Job
 from classic_cnns.sweep.run_job import run_job
 from classic_cnns.trainer.processes import clean_environment
+from tests.forks import alive, gone
+from tests.sweep.conftest import wait_for
 
 
 def make(directory: Path, program: str, time_limit: float | None = None) -> Job:
@@ -26,22 +27,6 @@ def outcome(job: Job) -> dict:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return read_json(job.directory / "result.json")
-
-
-def alive(pid: int) -> bool:
-    """Also a process that nobody has waited for is over."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def number_in(path: Path) -> int:
-    deadline = time.monotonic() + 20
-    while not (path.exists() and path.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return int(path.read_text())
 
 
 @pytest.mark.parametrize(
@@ -75,27 +60,22 @@ def test_its_other_processes_end_with_it(tmp_path):
             f"open({str(pid)!r}, 'w').write(str(rank.pid))",
         )
     )
-    deadline = time.monotonic() + 10
-    while alive(int(pid.read_text())) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not alive(int(pid.read_text()))
+    assert gone([int(pid.read_text())])
 
 
-def test_a_sweep_killed_without_warning_leaves_no_job_that_runs_on(tmp_path):
+def test_a_sweep_killed_without_warning_leaves_no_job_that_runs_on(spawn, tmp_path):
     pid = tmp_path / "pid"
     job = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    sweep = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys, time; from pathlib import Path\n"
-            "from tests.sweep.test_run_job import make, run_job\n"
-            f"next(run_job(make(Path({str(tmp_path)!r}), {job!r}), {{}}))\n"
-            "time.sleep(60)",
-        ],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    program = (
+        "import sys, time; from pathlib import Path\n"
+        "from tests.sweep.test_run_job import make, run_job\n"
+        f"next(run_job(make(Path({str(tmp_path)!r}), {job!r}), {{}}))\n"
+        "time.sleep(60)"
     )
-    number = number_in(pid)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    sweep = spawn([sys.executable, "-c", program], env=env)
+    wait_for(pid)
+    number = int(pid.read_text())
     second = make(tmp_path, "open('second', 'w')")  # one at a time in a directory
     waits = run_job(second, {})
     for _ in range(5):
@@ -105,10 +85,7 @@ def test_a_sweep_killed_without_warning_leaves_no_job_that_runs_on(tmp_path):
     assert next(waits, "given up") == "given up" and not (tmp_path / "result.json").exists()
     sweep.kill()
     sweep.wait()
-    deadline = time.monotonic() + 10
-    while alive(number) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not alive(number)
+    assert gone([number])
     assert outcome(make(tmp_path, "raise SystemExit"))["status"] == "failed"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.sweep.conftest import sheet, wait_for
+from tests.sweep.conftest import sheet, starts, wait_for
 from tests.sweep.stand_in import error
 
 pytestmark = pytest.mark.slow  # whole runs and processes
@@ -41,10 +41,6 @@ def experiment(tmp_path):
 
 def study(folder: Path):
     return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder}/s/study.db")
-
-
-def starts(directory: Path) -> list[dict]:
-    return [json.loads(line) for line in (directory / "starts").read_text().splitlines()]
 
 
 def test_each_trial_is_a_row_and_the_study_knows_its_value(sweep, experiment):

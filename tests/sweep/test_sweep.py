@@ -1,19 +1,14 @@
 """Whole sweeps of stand-ins for runs: what they share, survive, refuse and leave behind."""
 
-import json
 import random
 import signal
 import time
 
 import pytest
 
-from tests.sweep.conftest import sheet, wait_for
+from tests.sweep.conftest import sheet, starts, wait_for
 
 WORDS = ["model=lenet5,simple_cnn", "seed=range(2)", "sweep.parallel=2"]
-
-
-def starts(directory) -> list[dict]:
-    return [json.loads(line) for line in (directory / "starts").read_text().splitlines()]
 
 
 def test_a_sweep_ends_with_a_row_for_each_job_and_the_answer(sweep):

@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-SRC = Path(__file__).parents[2] / "src"
+from tests.forks import SRC, alive, gone
 
 # Two ranks that carry out the code in argv[1].
 DRIVER = """
@@ -49,20 +48,6 @@ def run(start):
         return process.returncode, out, err
 
     return run
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
-def gone(pids: list[int], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while any(map(alive, pids)) and time.monotonic() < end:
-        time.sleep(0.05)
-    return not any(map(alive, pids))
 
 
 def test_rank_0_alone_speaks(run):
@@ -167,4 +152,4 @@ def test_no_rank_outlives_the_process_that_the_user_started(start):
     pids = [int(process.stderr.readline().replace("rank 1: ", "")) for _ in range(2)]
     assert all(map(alive, pids))
     process.kill()
-    assert gone(pids, 5)
+    assert gone(pids)
