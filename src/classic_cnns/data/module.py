@@ -59,6 +59,7 @@ class ImageData(pl.LightningDataModule):
             augmentation.fit(images)
         if self.input["subtract_mean"]:
             # int64 takes ten times as long, and all images at once four times their memory.
+            # One running sum: a list of sums would lie between the copies and keep the heap large.
             parts = images.split(max(1, 2**22 // images[0].numel()))
             total: Any = sum(part.sum(0, dtype=torch.int32) for part in parts)
             mean = total / len(images)
