@@ -59,9 +59,10 @@ class ImageData(pl.LightningDataModule):
             augmentation.fit(images)
         if self.input["subtract_mean"]:
             # int64 takes ten times as long, and all images at once four times their memory.
-            parts = images.split(max(1, 2**25 // images[0].numel()))
-            total = torch.stack([part.sum(0, dtype=torch.int32) for part in parts]).sum(0)
-            mean = total.int() / len(images)
+            # One running sum: a list of sums would lie between the copies and keep the heap large.
+            parts = images.split(max(1, 2**22 // images[0].numel()))
+            total: Any = sum(part.sum(0, dtype=torch.int32) for part in parts)
+            mean = total / len(images)
             self.preprocessing.mean = None  # otherwise it would be subtracted from itself
             self.preprocessing.mean = self.to_input(mean[None])[0]
         self.fitted = True

@@ -105,7 +105,7 @@ class ColourNoise(Augmentation):
     def fit(self, images: Tensor) -> None:
         count, total, products = 0, torch.zeros(3).double(), torch.zeros(3, 3).double()
         # The sums are integers, so exact in any order; parts limit the memory.
-        for part in images.cpu().split(max(1, 2**23 // images[0].numel())):
+        for part in images.cpu().split(max(1, 2**20 // images[0].numel())):
             pixels = part.transpose(0, 1).flatten(1).double()  # (3, B H W)
             count += pixels.shape[1]
             total, products = total + pixels.sum(1), products + pixels @ pixels.T
