@@ -1,5 +1,6 @@
 """A tiny MNIST in the real file format, and a config for it, so that tests need no network."""
 
+import gc
 import logging
 import os
 import signal
@@ -35,6 +36,10 @@ FILES = {
     "test_images": "t10k-images-idx3-ubyte",
     "test_labels": "t10k-labels-idx1-ubyte",
 }
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported stays: the collector need not look at it again
 
 
 class Tiny(NamedTuple):

@@ -213,8 +213,9 @@ def serve() -> None:
             answer = children[request["pid"]].poll()
         else:
             argv = request["argv"]
-            with contextlib.suppress(Exception):  # which the command is going to tell
-                choices = tuple(w for w in argv if w.partition("=")[0] in composer.groups)
+            choices = tuple(w for w in argv if w.partition("=")[0] in composer.groups)
+            pairs = [word.split("=", 1) for word in choices]
+            if all(value in composer.groups[name] for name, value in pairs):
                 composer.read_files(choices)
             out, err = (open(path, "w") for path in request["streams"])
             child = popen(

@@ -332,7 +332,7 @@ def test_a_run_takes_no_folder_that_holds_ones_own(train):
     Path("run/papers").mkdir(parents=True)
     Path("run/papers/thesis.txt").write_text("ten years of work")
     Path("run/notes.txt").write_text("more")
-    with pytest.raises(UserError, match="run_dir=run: must be a new or an empty folder"):
+    with pytest.raises(UserError, match="run_dir=run: must be new or empty"):
         train()
     left = sorted(str(path) for path in Path("run").rglob("*"))
     assert left == ["run/notes.txt", "run/papers", "run/papers/thesis.txt"]
@@ -358,7 +358,7 @@ def test_a_finished_run_trains_further_to_the_weights_of_a_longer_one(train):
 def test_after_its_schedule_a_run_goes_on_at_the_last_rate(train, caplog):
     train("trainer.log_every_n_steps=1")
     train("resume=run", "trainer.max_epochs=3")
-    assert "the schedule runs over 2 epochs; after them the rate stays" in caplog.text
+    assert "the schedule ends after 2 epochs; then the rate stays" in caplog.text
     rates = [e.value for e in events().Scalars("optim/lr")]
     assert set(rates[2 * STEPS :]) == {min(rates)}
 
@@ -434,7 +434,7 @@ except UserError as error:
 def test_it_trains_in_a_thread_and_starts_no_processes_from_python(train):
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(train, "trainer.max_epochs=1").result()["status"] == "finished"
-    with pytest.raises(UserError, match="trainer.devices=2: the command starts a process for each"):
+    with pytest.raises(UserError, match="trainer.devices=2: only the command starts a process"):
         api.train(compose("trainer.devices=2", "trainer.accelerator=cpu"))
 
 

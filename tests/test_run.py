@@ -267,7 +267,7 @@ def test_a_finished_run_is_not_trained_again(train, whole, caplog):
     before = (whole / "result.json").stat().st_mtime_ns
     caplog.clear()
     train("unused", f"resume={whole}")
-    assert "finished already" in caplog.text
+    assert "has finished" in caplog.text
     assert (whole / "result.json").stat().st_mtime_ns == before
 
 

@@ -49,7 +49,7 @@ def starts(directory: Path) -> list[dict]:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while not (path.exists() and path.stat().st_size):
         assert time.monotonic() < deadline, path
         time.sleep(0.02)

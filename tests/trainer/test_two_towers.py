@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from classic_cnns.model.alexnet import AlexNet
 from classic_cnns.optim.momentum_2012 import Momentum2012
-from classic_cnns.trainer.two_towers import cut, gather
+from classic_cnns.trainer.two_towers import gather, split_towers
 
 STEPS, BATCH = 20, 6
 dist.init_process_group("gloo")
@@ -59,7 +59,7 @@ def compare(dtype, **options):
     torch.set_default_dtype(dtype)
     one, one_optimizer = make(options)
     two, two_optimizer = make(options)
-    rows = cut(two, mesh)
+    rows = split_towers(two, mesh)
     inputs = {}
     for name in one.crossings:
         def note(_, x, __, name=name):
