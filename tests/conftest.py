@@ -42,6 +42,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # what is imported stays: the collector need not look at it again
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # or libraries tell at their end that they leak
+
+
 class Tiny(NamedTuple):
     folder: Path  # has MNIST/raw/, the layout of torchvision
     arrays: dict[str, np.ndarray]

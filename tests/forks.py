@@ -176,6 +176,8 @@ def popen(command: list, env=None, preexec_fn=None, pass_fds=(), **options) -> s
 
             for module in (rank_zero, prints):  # which read it when they are imported
                 module.rank_zero_only.rank = int(env.get("RANK", 0))
+        if Path(sys.argv[0]).name == "claims.py":  # starts sweeps, and needs no other class
+            subprocess.Popen = popen
         atexit._clear()
         code: Any = 0
         try:
@@ -201,7 +203,7 @@ def serve() -> None:
         import classic_cnns.run.evaluate
         import classic_cnns.run.export
         import classic_cnns.run.predict  # noqa: F401
-    processes.Popen = subprocess.Popen = popen
+    processes.Popen = popen
     composer, children = Composer(), {}
     composer.compose(["seed=1"])  # warms Hydra's search for plugins and its parser
     gc.freeze()
