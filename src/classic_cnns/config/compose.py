@@ -31,7 +31,7 @@ HERE = Path(__file__)
 # In an installed package the configs are inside it, in a checkout next to src/.
 CONF = next(c for c in (HERE.parents[1] / "conf", HERE.parents[3] / "conf") if c.is_dir())
 LIST_GROUPS = ("callbacks", "logger")  # groups that take a list of options, or null
-READ: dict[tuple, tuple[dict, dict]] = {}  # what was read of files, for as long as they stay
+READ: dict[tuple, tuple[dict, dict]] = {}  # cache, valid while no config file changes
 # One time stamp for all jobs of a sweep.
 STARTED = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 OmegaConf.register_new_resolver("started", lambda: STARTED, replace=True)
