@@ -60,7 +60,7 @@ run(compose(*sys.argv[3:], config_dirs=[sys.argv[1]]))
 def test_a_run_killed_at_twenty_random_moments_ends_with_the_undisturbed_weights(
     fork, words, tiny_config_dir, tmp_path
 ):
-    words[3] = "trainer.max_epochs=12"
+    words[3] = "trainer.max_epochs=24"  # more events than twenty attempts of 60 can reach
     (tmp_path / "killed.py").write_text(KILLED)
 
     def attempt(events: int, *words: str) -> int:
