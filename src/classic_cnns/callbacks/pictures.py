@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from classic_cnns.classifier import Classifier
+from classic_cnns.classifier import CENTRAL_PATCH, Classifier
 from classic_cnns.data.batches import Batches
 from classic_cnns.report import pictures
 
@@ -46,7 +46,7 @@ class Pictures(Callback):
         self.matrix.update(outputs, labels)
         wrong = (outputs != labels).nonzero().flatten()[: SHOWN - len(self.mistakes)]
         for row in wrong.tolist():
-            image = images[row] if images.dim() == 4 else images[row, 4]  # the central patch
+            image = images[row] if images.dim() == 4 else images[row, CENTRAL_PATCH]
             self.mistakes.append((image.cpu(), int(labels[row]), int(outputs[row])))
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:

@@ -98,10 +98,9 @@ class StopOnSignal(Callback):
         self.steps += 1
         if self.steps_left <= 0:
             now = time.monotonic()
-            fit = int(
-                self.interval * self.steps / (now - self.exchanged_at)
-            )  # steps in an interval
+            # As many steps as fit into an interval; the smallest number of all ranks counts.
+            fit = int(self.interval * self.steps / (now - self.exchanged_at))
             self.exchanged_at, self.steps = now, 0
-            self.flag = torch.tensor([self.number, -max(1, fit)])  # the minimum of all ranks
+            self.flag = torch.tensor([self.number, -max(1, fit)])
             self.exchange = dist.all_reduce(self.flag, dist.ReduceOp.MAX, self.group, async_op=True)
         return False
