@@ -98,11 +98,11 @@ def is_trusted(target: str, trusted: Sequence[str] = (), folders: Sequence[str] 
 
 
 @cache
-def defined(room: str, module: str) -> set[str]:
+def defined(package: str, module: str) -> set[str]:
     """The names of classes that one of our modules defines; in model/ and optim/ also functions."""
-    path = ROOT / room / f"{module}.py"
+    path = ROOT / package / f"{module}.py"
     if not path.is_file():
         return set()
-    kinds = (ast.ClassDef, ast.FunctionDef) if room in ("model", "optim") else (ast.ClassDef,)
+    kinds = (ast.ClassDef, ast.FunctionDef) if package in ("model", "optim") else (ast.ClassDef,)
     body = ast.parse(path.read_text(encoding="utf-8")).body
     return {node.name for node in body if isinstance(node, kinds)}
