@@ -417,7 +417,7 @@ def test_a_run_reports_a_damaged_file_and_is_resumed_with_equal_weights(train, r
 
     def failing(self, batch, batch_idx):
         if (self.current_epoch, batch_idx) == (1, 0):
-            raise RuntimeError("the power went")
+            raise RuntimeError("power failure")
         return step(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
