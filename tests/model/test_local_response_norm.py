@@ -54,8 +54,8 @@ def test_equals_the_loop(channels: int, size: int, beta: float) -> None:
 def test_alpha_is_divided_by_the_size_as_in_torch_or_not(divide_by_size: bool) -> None:
     x, g = batch(3, 12, 5, 5), batch(3, 12, 5, 5, seed=1)
     ours = LocalResponseNorm(**STRONG | {"divide_by_size": divide_by_size})
-    torch_norm = nn.LocalResponseNorm(5, alpha=0.3 * (1 if divide_by_size else 5), beta=0.75, k=2.0)
-    pairs = zip(value_and_gradient(ours, x, g), value_and_gradient(torch_norm, x, g), strict=True)
+    other = nn.LocalResponseNorm(5, alpha=0.3 * (1 if divide_by_size else 5), beta=0.75, k=2.0)
+    pairs = zip(value_and_gradient(ours, x, g), value_and_gradient(other, x, g), strict=True)
     for got, want in pairs:
         assert relative_error(got, want) < 1e-6
 
@@ -79,10 +79,8 @@ def test_conv1_of_alexnet_within_1e_6_of_the_exact_value(
     x = batch(4, 96, 55, 55).relu().mul(50).contiguous(memory_format=memory_format)
     g = batch(4, 96, 55, 55, seed=1)
     got = value_and_gradient(LocalResponseNorm(**PAPER), x, g)
-    torch_norm = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
-    for ours, exact in zip(
-        got, value_and_gradient(torch_norm, x.double(), g.double()), strict=True
-    ):
+    other = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+    for ours, exact in zip(got, value_and_gradient(other, x.double(), g.double()), strict=True):
         assert relative_error(ours, exact) < 1e-6
         assert ours.is_contiguous(memory_format=memory_format)
 
