@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.forks import SRC, TRAIN
 from tests.runs import events, result, same, weights
-from tests.sweep.conftest import sheet
+from tests.sweep.conftest import read_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -109,7 +109,7 @@ def test_the_python_commands_of_the_readme_work(fork, line, workplace):
 
 def test_tensorboard_shows_each_job_of_the_readme_sweep(workplace):
     seen = []
-    for row in sheet(workplace / "outputs" / "sweep" / "rates"):
+    for row in read_table(workplace / "outputs" / "sweep" / "rates"):
         log = events(workplace / row["directory"])
         plugin = {
             tag: HParamsPluginData.FromString(content)
