@@ -91,7 +91,7 @@ def augmentation(what: str, steps: list, count: int, side: int) -> Row:
     def all_of(device: str) -> Callable[[], float]:
         there, own = images.to(device), deepcopy(steps)
         for step in own:
-            step.fit(there)
+            step.partial_fit(there)
         numbers = [torch.rand(count, step.draws, device=device) for step in own]
 
         def work() -> None:

@@ -60,10 +60,10 @@ def check(got: Tensor, want: Tensor, off: float) -> None:
 @pytest.mark.parametrize("distortion", DISTORTIONS, ids=lambda d: type(d).__name__)
 def test_distortions_are_those_of_the_cpu(distortion) -> None:
     images, noise = pixels(2000), numbers(2000, distortion.draws)
-    distortion.fit(images)
+    distortion.partial_fit(images)
     want = distortion(images, noise)
     there = images.to(GPU)
-    distortion.fit(there)
+    distortion.partial_fit(there)
     check(distortion(there, noise.to(GPU)), want, DISTORTIONS[distortion])
     assert torch.equal(there.cpu(), images)  # a distortion in place would spoil the data set
     assert len(distortion(there[:0], noise[:0].to(GPU))) == 0
@@ -81,7 +81,7 @@ def test_images_get_the_size_that_the_cpu_gives_them(name: str) -> None:
 def batches(images: Tensor, labels: Tensor, **options) -> Batches:
     indices = torch.arange(1, len(labels), 2)  # the odd ones take part
     augment = list(DISTORTIONS)
-    augment[-1].fit(images.to(GPU))
+    augment[-1].partial_fit(images.to(GPU))
     usual = {"shuffle": True, "seed": 3, "augment": augment, "to_input": torch.Tensor.float}
     there = images.to(GPU), labels.to(GPU), indices.to(GPU)
     return Batches(*there, 100, **usual | options)

@@ -74,7 +74,9 @@ class ResidentData(ImageData):
         self.preprocessing.to(self.device)  # including the mean image of a checkpoint
         if not self.fitted:
             training = torch.from_numpy(self.train_indices).to(self.device)  # no validation images
-            self.fit(self.resident["train_images"].index_select(0, training))
+            images = self.resident["train_images"]
+            size = max(1, 2**20 // images[0].numel())
+            self.fit(images.index_select(0, part) for part in training.split(size))
 
     def facts(self) -> dict[str, object]:
         """For provenance.json: the checksums and the split."""
