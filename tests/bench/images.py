@@ -46,7 +46,7 @@ def images(rounds: int) -> list[Row]:
     labels = torch.from_numpy(random.randint(10, size=10_000))
     augment = [RandomCrop(24), RandomFlip(), ColourNoise(0.1)]
     for augmentation in augment:
-        augmentation.fit(pixels)
+        augmentation.partial_fit(pixels)
     ours = Batches(
         pixels,
         labels,

@@ -26,7 +26,8 @@ def data(tiny_mnist, monkeypatch):
     def make(**options) -> ResidentData:
         options = {
             "dataset": "mnist", "channels": 1, "size": 28, "num_classes": 10,
-            "class_names": None, "train_size": 640, "val_size": 128, "sha256": tiny_mnist.sums,
+            "class_names": None, "train_size": 640, "val_size": 128, "stratify": True,
+            "sha256": tiny_mnist.sums,
             "batch_size": 50, "eval_batch_size": 60, "augment": "none",
             "augmentations": {"none": [], "shift": [RandomShift(1)]},
             "input": INPUT, "data_dir": str(tiny_mnist.folder), "seed": 0,
@@ -56,12 +57,32 @@ def collect(batches) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_validation_split_of_5000_images_is_always_the_same():
-    train, val = split_indices(60000, 5000)
+    train, val = split_indices(np.zeros(60000), 60000, 5000, True)
     assert train.dtype == val.dtype == np.int64
     assert len(train) == 55000 and len(val) == 5000
     assert np.array_equal(np.sort(np.concatenate([train, val])), np.arange(60000))
     assert (np.diff(train) > 0).all() and (np.diff(val) > 0).all()
     assert sha256(val.astype("<i8").tobytes()).hexdigest() == VAL_INDICES
+
+
+@pytest.mark.parametrize("train_size", [200, 300, 639])
+def test_a_smaller_training_set_has_the_same_share_of_each_class(data, tiny_mnist, train_size):
+    labels = tiny_mnist.arrays["train_labels"]
+    whole, part = data(), data(train_size=train_size)
+    assert np.array_equal(part.val_indices, whole.val_indices)
+    assert set(part.train_indices) <= set(whole.train_indices)
+    assert len(part.train_indices) == train_size - 128
+    share = (train_size - 128) / (640 - 128)
+    found, expected = (np.bincount(labels[each.train_indices]) for each in (part, whole))
+    assert len(expected) == 10 and (np.abs(found - share * expected) <= 1).all()
+
+
+def test_a_run_of_an_earlier_version_keeps_its_smaller_training_set(data):
+    module = data(train_size=300, stratify=False)
+    used = np.concatenate([module.train_indices, module.val_indices])
+    assert np.array_equal(np.sort(used), np.arange(300))
+    order = np.random.RandomState(1998).permutation(300)
+    assert np.array_equal(module.val_indices, np.sort(order[:128]))
 
 
 def test_the_split_does_not_use_or_change_the_global_seed(data):
@@ -77,7 +98,7 @@ def test_the_split_does_not_use_or_change_the_global_seed(data):
 
 def test_the_facts_have_the_checksums_and_the_split(data, tiny_mnist):
     module = data()
-    _, val = split_indices(640, 128)
+    _, val = split_indices(tiny_mnist.arrays["train_labels"], 640, 128, True)
     assert module.facts() == {
         "dataset": "mnist",
         "sha256": tiny_mnist.sums,
@@ -97,7 +118,7 @@ def test_the_test_set_is_complete_in_order_and_not_augmented(data, tiny_mnist):
 
 def test_validation_images_are_the_held_out_images_not_augmented(data, tiny_mnist):
     images, labels = collect(data(augment="shift").val_dataloader())
-    _, val = split_indices(640, 128)
+    _, val = split_indices(tiny_mnist.arrays["train_labels"], 640, 128, True)
     assert np.array_equal(labels, tiny_mnist.arrays["train_labels"][val])
     np.testing.assert_allclose(images, prepared(tiny_mnist.arrays["train_images"][val]), atol=2e-7)
 
@@ -177,7 +198,7 @@ def test_images_are_fitted_and_the_mean_of_the_training_images_is_subtracted(
         fit_to_size(tiny_mnist.arrays[f"{split}_images"][:, None].astype(np.float64))
         for split in ("train", "test")
     )
-    indices, _ = split_indices(640, 128)
+    indices, _ = split_indices(tiny_mnist.arrays["train_labels"], 640, 128, True)
     mean = train[indices].mean(0)
     images, _ = collect(module.test_dataloader())
     np.testing.assert_allclose(images, test - mean, atol=1e-3)

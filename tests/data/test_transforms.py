@@ -103,7 +103,7 @@ def test_an_image_is_distorted_equally_alone_and_in_a_batch(augmentation):
     batch = images(9, 3, 6, 6)
     before = batch.clone()
     noise = torch.rand(9, augmentation.draws, generator=torch.Generator().manual_seed(1))
-    augmentation.fit(batch)
+    augmentation.partial_fit(batch)
     whole = augmentation(batch, noise)
     alone = [augmentation(batch[i : i + 1], noise[i : i + 1]) for i in range(9)]
     torch.testing.assert_close(torch.cat(alone), whole)
@@ -112,7 +112,7 @@ def test_an_image_is_distorted_equally_alone_and_in_a_batch(augmentation):
 
 @pytest.mark.parametrize("augmentation", DISTORTIONS, ids=lambda d: type(d).__name__)
 def test_an_empty_batch_stays_empty(augmentation):
-    augmentation.fit(images(4, 3, 6, 6))
+    augmentation.partial_fit(images(4, 3, 6, 6))
     result = augmentation(images(0, 3, 6, 6), torch.rand(0, augmentation.draws))
     assert len(result) == 0 and result.shape[1] == 3
 
@@ -215,7 +215,7 @@ def coloured():
 )
 def test_one_colour_is_added_to_all_pixels_of_an_image(coloured):
     noise = ColourNoise(0.1)
-    noise.fit(coloured)
+    noise.partial_fit(coloured)
     numbers = torch.rand(5, 3, generator=torch.Generator().manual_seed(3))
     added = noise(coloured[:5], numbers) - coloured[:5]
     torch.testing.assert_close(added, added[:, :, :1, :1].expand_as(added), rtol=0, atol=1e-4)
@@ -232,7 +232,7 @@ def test_one_colour_is_added_to_all_pixels_of_an_image(coloured):
 )
 def test_the_colours_have_a_hundredth_of_the_covariance_of_the_pixels(coloured):
     noise = ColourNoise(0.1)
-    noise.fit(coloured)
+    noise.partial_fit(coloured)
     count = 40000
     numbers = torch.rand(count, 3, generator=torch.Generator().manual_seed(4))
     colours = noise(torch.zeros(count, 3, 1, 1), numbers).flatten(1).double().numpy()
@@ -248,7 +248,7 @@ def test_the_colours_have_a_hundredth_of_the_covariance_of_the_pixels(coloured):
 
 def test_the_extreme_random_numbers_give_finite_colours(coloured):
     noise = ColourNoise(0.1)
-    noise.fit(coloured)
+    noise.partial_fit(coloured)
     ends = torch.tensor([[0.0, 0.0, 0.0], [1 - 2**-24] * 3])
     assert noise(coloured[:2], ends).isfinite().all()
 

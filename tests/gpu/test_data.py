@@ -60,10 +60,10 @@ def check(got: Tensor, want: Tensor, tolerance: float) -> None:
 @pytest.mark.parametrize("distortion", DISTORTIONS, ids=lambda d: type(d).__name__)
 def test_distortions_equal_those_on_the_cpu(distortion) -> None:
     images, noise = pixels(2000), numbers(2000, distortion.draws)
-    distortion.fit(images)
+    distortion.partial_fit(images)
     want = distortion(images, noise)
     on_gpu = images.to(GPU)
-    distortion.fit(on_gpu)
+    distortion.partial_fit(on_gpu)
     check(distortion(on_gpu, noise.to(GPU)), want, DISTORTIONS[distortion])
     assert torch.equal(on_gpu.cpu(), images)  # distorting in place would change the data set
     assert len(distortion(on_gpu[:0], noise[:0].to(GPU))) == 0
@@ -81,7 +81,7 @@ def test_images_are_fitted_as_on_the_cpu(name: str) -> None:
 def batches(images: Tensor, labels: Tensor, **options) -> Batches:
     indices = torch.arange(1, len(labels), 2)  # only these are in the data set
     augment = list(DISTORTIONS)
-    augment[-1].fit(images.to(GPU))
+    augment[-1].partial_fit(images.to(GPU))
     defaults = {"shuffle": True, "seed": 3, "augment": augment, "to_input": torch.Tensor.float}
     on_gpu = images.to(GPU), labels.to(GPU), indices.to(GPU)
     return Batches(*on_gpu, 100, **defaults | options)

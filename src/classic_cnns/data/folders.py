@@ -1,8 +1,8 @@
 """Class folders of images in the layout of ImageNet. Torch is not imported here.
 
-root/train/<class>/**/<name>.jpg      names that begin with a dot are ignored root/val/<class>/...
-the same classes, or some of them root/test/<class>/...                 optional; without it val/ is
-also the test set
+root/train/<class>/**/<name>.jpg      names that begin with a dot are ignored
+root/val/<class>/...                  the same classes, or some of them
+root/test/<class>/...                 optional; without it val/ is also the test set
 """
 
 from __future__ import annotations
@@ -227,10 +227,8 @@ def index(root: str, cache: Path) -> Index:
     splits = ("train", "val", "test")
     seen = {str(place): changed(str(place)) for place in (top, *(top / split for split in splits))}
     found = {split: files(root, split, seen) for split in splits}
-    if (
-        max(seen.values()) > began - 10**9
-    ):  # a change within the clock's resolution would go unnoticed
-        return found
+    if max(seen.values()) > began - 10**9:
+        return found  # a second change within the clock's resolution would go unnoticed
     arrays = {"seen": seen, "splits": {split: paths.base for split, (paths, _) in found.items()}}
     kept = {
         key: np.frombuffer(json.dumps(value).encode(), np.uint8) for key, value in arrays.items()

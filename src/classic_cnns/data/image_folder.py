@@ -184,12 +184,8 @@ class ImageFolderData(ImageData):
             # Deviation: mean image and colour axes of 1,000 training images, not of all
             count = len(self.files["train"][0])
             some = np.sort(np.random.RandomState(1998).permutation(count)[:1000])
-            images = torch.empty(len(some), 3, self.size, self.size, dtype=torch.uint8)
-            known = 0
-            for part, _ in self.loader("train", 1).read(torch.from_numpy(some).split(50)):
-                images[known : known + len(part)] = part
-                known += len(part)
-            self.fit(images[:known].to(self.device))
+            shares = torch.from_numpy(some).split(50)
+            self.fit(part for part, _ in self.loader("train", 1).read(shares) if len(part))
 
     def facts(self) -> dict[str, object]:
         """For provenance.json: the number of files, and a checksum of their names."""

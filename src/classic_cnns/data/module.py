@@ -1,6 +1,6 @@
 """Base class of the data modules: from uint8 images to batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -53,18 +53,21 @@ class ImageData(pl.LightningDataModule):
     def device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
-    def fit(self, images: Tensor) -> None:
-        """Compute the mean image and colour axes of training images (N, C, H, W) uint8."""
-        for augmentation in self.augment:
-            augmentation.fit(images)
+    def fit(self, parts: Iterable[Tensor]) -> None:
+        """Compute the mean image and colour axes of training images, parts of (N, C, H, W) uint8.
+
+        Only one part at a time is in memory.
+        """
+        count, total = 0, torch.zeros((), dtype=torch.int32, device=self.device)
+        for part in parts:
+            for augmentation in self.augment:
+                augmentation.partial_fit(part)
+            if self.input["subtract_mean"]:
+                # int64 takes ten times as long
+                count, total = count + len(part), total + part.sum(0, dtype=torch.int32)
         if self.input["subtract_mean"]:
-            # int64 takes ten times as long, and all images at once four times their memory.
-            # One running sum: a list of sums would lie between the copies and keep the heap large.
-            parts = images.split(max(1, 2**22 // images[0].numel()))
-            total: Any = sum(part.sum(0, dtype=torch.int32) for part in parts)
-            mean = total / len(images)
             self.preprocessing.mean = None  # otherwise it would be subtracted from itself
-            self.preprocessing.mean = self.to_input(mean[None])[0]
+            self.preprocessing.mean = self.to_input((total / count)[None])[0]
         self.fitted = True
 
     @property

@@ -17,13 +17,24 @@ from classic_cnns.data.transforms import pad_to
 log = logging.getLogger(__name__)
 
 
-def split_indices(train_size: int, val_size: int) -> tuple[np.ndarray, np.ndarray]:
+def split_indices(
+    labels: np.ndarray, train_size: int, val_size: int, stratify: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Sorted indices (int64) of training and validation images; the same for every seed.
 
-    numpy guarantees that the stream of RandomState never changes.
+    Validation images are the first `val_size` of a fixed permutation of all images. `train_size`
+    images, including these, are used: of the others, each class gets its share. Without `stratify`
+    they are the first `train_size` images of the data set.
     """
-    order = np.random.RandomState(1998).permutation(train_size)
-    return np.sort(order[val_size:]), np.sort(order[:val_size])
+    # numpy guarantees that the stream of RandomState never changes.
+    order = np.random.RandomState(1998).permutation(len(labels) if stratify else train_size)
+    val, train = order[:val_size], order[val_size:]
+    place = np.empty(len(train))  # of each image among those of its class, 0 to 1
+    for label in np.unique(labels):
+        mine = labels[train] == label
+        place[mine] = np.linspace(0, 1, mine.sum(), endpoint=False)
+    train = train[np.argsort(place, kind="stable")[: train_size - val_size]]
+    return np.sort(train), np.sort(val)
 
 
 class ResidentData(ImageData):
@@ -41,18 +52,22 @@ class ResidentData(ImageData):
         val_size: int | None,
         data_dir: str | None,
         class_names: Sequence[str] | None = None,  # absent in configs of earlier versions
+        stratify: bool = False,  # likewise
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.class_names = class_names or self.class_names
         self.sums, self.data_dir = dict(sha256), data_dir
         held_out = min(train_size // 10, 5000) if val_size is None else val_size
-        self.train_indices, self.val_indices = split_indices(train_size, max(1, held_out))
+        self.split = train_size, max(1, held_out), stratify
         self.arrays: fetch.Arrays = {}
         self.resident: dict[str, Tensor] = {}
 
     def prepare_data(self) -> None:
-        self.arrays = self.arrays or fetch.load(self.dataset, self.sums, self.data_dir)
+        if not self.arrays:
+            self.arrays = fetch.load(self.dataset, self.sums, self.data_dir)
+            labels = self.arrays["train_labels"].flatten()
+            self.train_indices, self.val_indices = split_indices(labels, *self.split)
 
     def setup(self, stage: str) -> None:
         if self.resident:
@@ -74,7 +89,9 @@ class ResidentData(ImageData):
         self.preprocessing.to(self.device)  # including the mean image of a checkpoint
         if not self.fitted:
             training = torch.from_numpy(self.train_indices).to(self.device)  # no validation images
-            self.fit(self.resident["train_images"].index_select(0, training))
+            images = self.resident["train_images"]
+            size = max(1, 2**20 // images[0].numel())
+            self.fit(images.index_select(0, part) for part in training.split(size))
 
     def facts(self) -> dict[str, object]:
         """For provenance.json: the checksums and the split."""

@@ -6,6 +6,8 @@ change an image in the same way on any device, in any batch, on any rank. Images
 uint8, or float32 in the same range of 0 to 255 after an augmentation that interpolates.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,8 +16,8 @@ from torch import Tensor
 class Augmentation:
     draws: int
 
-    def fit(self, images: Tensor) -> None:
-        """Compute what is needed from all training images (N, C, H, W)."""
+    def partial_fit(self, images: Tensor) -> None:
+        """Update statistics of the training images with a part of them, (N, C, H, W) uint8."""
 
 
 class RandomShift(Augmentation):
@@ -101,22 +103,22 @@ class ColourNoise(Augmentation):
 
     def __init__(self, strength: float) -> None:
         self.strength = strength
+        self.count: Any = 0  # of pixels, then their sums: integers, so exact in any order
+        self.sum = self.products = self.count
 
-    def fit(self, images: Tensor) -> None:
-        count, total, products = 0, torch.zeros(3).double(), torch.zeros(3, 3).double()
-        # The sums are integers, so exact in any order; parts limit the memory.
+    def partial_fit(self, images: Tensor) -> None:
         for part in images.cpu().split(max(1, 2**20 // images[0].numel())):
-            pixels = part.transpose(0, 1).flatten(1).double()  # (3, B H W)
-            count += pixels.shape[1]
-            total, products = total + pixels.sum(1), products + pixels @ pixels.T
-        mean = total / count
-        variances, axes = torch.linalg.eigh(products / count - mean.outer(mean))
+            pixels = part.transpose(0, 1).flatten(1).double()  # (3, N H W)
+            self.count += pixels.shape[1]
+            self.sum, self.products = self.sum + pixels.sum(1), self.products + pixels @ pixels.T
+        mean = self.sum / self.count
+        variances, axes = torch.linalg.eigh(self.products / self.count - mean.outer(mean))
         self.axes = (axes * variances.clamp(min=0).sqrt()).float().to(images.device)
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
         normal = torch.special.ndtri(noise.clamp(min=2**-25))  # 0 would give minus infinity
         colours = self.strength * normal @ self.axes.T  # (B, 3)
-        return images + colours[:, :, None, None]
+        return to_float(images).add_(colours[:, :, None, None])
 
 
 def windows(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
@@ -171,4 +173,9 @@ def resize_to(images: Tensor, size: int) -> Tensor:
 
 def scale(images: Tensor, low: float, high: float) -> Tensor:
     """Convert pixels to float32, 0 to `low` and 255 to `high`."""
-    return (images * ((high - low) / 255)).add_(low)
+    return to_float(images).mul_((high - low) / 255).add_(low)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """A float32 copy to compute in, since mixed types would take another one for each operation."""
+    return images.to(torch.float32, copy=True)
