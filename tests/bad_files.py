@@ -68,9 +68,9 @@ def write(folder: Path) -> None:
         for key, value in values.items():
             OmegaConf.update(changed, key, value, merge=False, force_add=True)
         OmegaConf.save(changed, evil / "config.yaml")
-    for place, text in (("own", "own_part.py"), ("hub", "hubconf.py")):
-        (folder / place).mkdir()
-        (folder / place / text).write_text("open('executed', 'w')\n")
+    for package, text in (("own", "own_part.py"), ("hub", "hubconf.py")):
+        (folder / package).mkdir()
+        (folder / package / text).write_text("open('executed', 'w')\n")
 
     for name, text in (("bytes", b"\x00\xff\x80"), ("list", b"[1, 2]"), ("text", b"a: [b"),
                        ("laughs", alias_bomb()), ("deep", b"a: " + 5000 * b"[" + 5000 * b"]"),

@@ -78,12 +78,12 @@ def make_data(folder: Path) -> None:
         OmegaConf.save(config, folder / "conf" / "data" / f"tiny_{name}.yaml")
     for split, count in (("train", 8), ("val", 4)):
         for label in ("cat", "dog"):
-            place = folder / "photos" / split / label
-            place.mkdir(parents=True)
+            photos = folder / "photos" / split / label
+            photos.mkdir(parents=True)
             for number in range(count):
                 pixels = random.randint(256, size=(8, 10, 3)).astype(np.uint8)
                 image = Image.fromarray(pixels).resize((300, 260), Image.Resampling.NEAREST)
-                image.save(place / f"{number}.png")
+                image.save(photos / f"{number}.png")
 
 
 def carry_out(name: str, folder: Path, server: forks.Server | None) -> dict:
@@ -140,8 +140,8 @@ def stored() -> dict:
 
 def write() -> None:
     """Train every recipe and write `golden.json`, with a line for each."""
-    with TemporaryDirectory() as place, forks.Server() as server:
-        folder = Path(place)
+    with TemporaryDirectory() as temporary, forks.Server() as server:
+        folder = Path(temporary)
         make_data(folder)
         lines = []
         for name in RECIPES:

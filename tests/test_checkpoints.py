@@ -95,9 +95,11 @@ def damage(path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_other_one_used(words, tiny_config_dir, caplog):
-    places = {"config_dirs": [str(tiny_config_dir)]}
-    run(compose(*words, "run_dir=whole", **places))
-    run(compose(*words, "run_dir=run", "trainer.max_epochs=2", "optim.schedule_epochs=3", **places))
+    options = {"config_dirs": [str(tiny_config_dir)]}
+    run(compose(*words, "run_dir=whole", **options))
+    run(
+        compose(*words, "run_dir=run", "trainer.max_epochs=2", "optim.schedule_epochs=3", **options)
+    )
     damage(Path("run/checkpoints/last.ckpt"))
     caplog.clear()
     run(compose("resume=run", "trainer.max_epochs=3"))
@@ -110,7 +112,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_other_one_used(words, tiny_con
     with pytest.raises(UserError, match="run/checkpoints/last.ckpt: is cut off"):
         run(compose("resume=run", "trainer.max_epochs=4"))
     with pytest.raises(UserError, match="run/checkpoints/best.ckpt: is cut off"):
-        run(compose(*words, "init_from=run", "run_dir=other", **places))
+        run(compose(*words, "init_from=run", "run_dir=other", **options))
     assert not Path("other").exists()
 
 

@@ -60,7 +60,7 @@ def places_of_papers(text: str) -> set[tuple[str, str]]:
 
 
 def symbols(path: Path) -> set[str]:
-    """Functions, classes and constants, and what is in classes; of a YAML file its keys."""
+    """Names of functions, classes, members and constants, or the keys of a YAML file."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".yaml":
         return set(yaml.safe_load(text))

@@ -1,4 +1,4 @@
-"""On which device the tensors of a training step are, tested on a machine without a GPU.
+"""All tensors of a training step are on the GPU, tested on a machine without one.
 
 The forward pass runs with torch's fake tensors, which have no values but a device, here "cuda". The
 backward pass would need a real GPU for that, so it runs with tensors on the device "meta", whose

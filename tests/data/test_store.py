@@ -44,7 +44,7 @@ def all_images(one) -> torch.Tensor:
     return images
 
 
-# --- What is read ---------------------------------------------------------------------------------
+# --- Reading --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])

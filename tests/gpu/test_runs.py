@@ -51,16 +51,16 @@ class Runs:
         make_data(folder)
         (folder / "spy.py").write_text(SPY)
 
-    def start(self, name: str, *own: str, recipe: str = "lenet5", **options) -> None:
+    def start(self, name: str, *extra: str, recipe: str = "lenet5", **options) -> None:
         defaults = [word for word in words(recipe, self.folder) if word != ON_CPU]
         defaults += [f"run_dir={self.folder / name}", f"trainer.max_epochs={EPOCHS}"]
-        self.call(name, *defaults, *own, **options)
+        self.call(name, *defaults, *extra, **options)
 
-    def resume(self, name: str, *own: str, **env: str) -> None:
-        self.call(name, f"resume={self.folder / name}", *own, **env)
+    def resume(self, name: str, *extra: str, **env: str) -> None:
+        self.call(name, f"resume={self.folder / name}", *extra, **env)
 
-    def call(self, name: str, *own: str, command=TRAIN, **env: str) -> None:
-        given = {word.partition("=")[0]: word for word in own}  # the last value of a key is used
+    def call(self, name: str, *extra: str, command=TRAIN, **env: str) -> None:
+        given = {word.partition("=")[0]: word for word in extra}  # the last value of a key is used
         paths = [str(self.folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         self.processes[name] = subprocess.Popen(
             [*command, "--config-dir", str(self.folder / "conf"), *given.values()],

@@ -49,10 +49,10 @@ def result(run: Path) -> dict[str, float]:
 
 def arrays(folder: Path, run: str) -> tuple[np.ndarray, np.ndarray]:
     """Test images (N, H, W) or (N, H, W, C) and labels, from the files that `make_data` wrote."""
-    place = folder / {"lenet5": "mnist", "nine": "cifar10"}[run]
-    images = np.load(place / "test_images.npy")
+    cache = folder / {"lenet5": "mnist", "nine": "cifar10"}[run]
+    images = np.load(cache / "test_images.npy")
     return images.transpose(0, 2, 3, 1) if images.ndim == 4 else images, np.load(
-        place / "test_labels.npy"
+        cache / "test_labels.npy"
     )
 
 

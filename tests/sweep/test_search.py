@@ -29,10 +29,10 @@ def experiment(tmp_path):
     """A function that writes experiment/own.yaml with a search, and returns its overrides."""
 
     def experiment(n_trials: Any = 6, sampler: dict = RANDOM, **search: Any) -> list[str]:
-        own = {"n_trials": n_trials, "sampler": sampler, **search}
+        settings = {"n_trials": n_trials, "sampler": sampler, **search}
         folder = tmp_path / "conf" / "experiment"
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"sweep": {"search": own}})  # JSON is YAML too
+        text = json.dumps({"sweep": {"search": settings}})  # JSON is YAML too
         (folder / "own.yaml").write_text(f"# @package _global_\n{text}\n")
         return ["--config-dir", str(tmp_path / "conf"), "experiment=own"]
 
