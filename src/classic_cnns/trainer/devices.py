@@ -8,7 +8,9 @@ from pathlib import Path
 
 from classic_cnns import UserError
 
-SPIN_COUNT = 1700  # nearly as fast as long spinning alone, and as none beside others
+SPIN_COUNT = (
+    1700  # nearly as fast as long spinning if alone, and as no spinning if cores are shared
+)
 
 
 def visible_gpus() -> list[str]:
