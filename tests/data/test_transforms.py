@@ -209,7 +209,7 @@ def coloured():
 
 
 @pytest.mark.fact(
-    "Colour noise adds one random colour to all pixels of an image",
+    "Colour noise adds one random colour to all pixels of an image, another one to each image",
     source="Krizhevsky 2012, section 4.1",
     code="data/transforms.py:ColourNoise",
 )

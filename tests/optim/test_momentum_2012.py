@@ -69,7 +69,7 @@ def test_equals_torch_while_the_rate_is_constant() -> None:
 
 
 @pytest.mark.fact(
-    "After the rate is cut, the old velocity is not scaled; torch scales it too",
+    "After the rate is cut, the old velocity is unchanged; torch scales it",
     source="Krizhevsky 2012, section 5",
     code="optim/momentum_2012.py:Momentum2012",
 )
