@@ -325,6 +325,14 @@ def test_parts_that_cannot_be_built_are_reported_before_a_directory_is_made(trai
     assert "\n" not in str(refusal.value) and not Path("a").exists()
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_runs_of_a_few_steps_have_a_schedule(train, steps):
+    words = ["optim=simple_cnn", "trainer.max_epochs=1", f"+trainer.limit_train_batches={steps}"]
+    words.append("trainer.log_every_n_steps=1")
+    found = result(train("few", *words))
+    assert (found["status"], found["steps"]) == ("finished", steps)
+
+
 def test_two_runs_of_one_second_get_two_directories_and_latest_is_the_second(train):
     train("null")
     train("null")

@@ -279,10 +279,13 @@ class Classifier(pl.LightningModule):
         """The number of optimizer steps in the epochs of the schedule."""
         trainer = self.trainer
         expected = trainer.estimated_stepping_batches
-        if self.schedule_epochs in (None, trainer.max_epochs):
-            return int(expected)
-        each = ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        return each * self.schedule_epochs  # type: ignore[operator]
+        if self.schedule_epochs not in (None, trainer.max_epochs):
+            each = ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+            expected = each * self.schedule_epochs  # type: ignore[operator]
+        steps = max(1, int(expected))  # there are none with limit_train_batches=0
+        one_cycle = getattr(self.scheduler, "keywords", {})
+        # torch's OneCycleLR divides by zero if its first phase has one step
+        return steps + (one_cycle.get("pct_start", 0) * steps == 1)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if isinstance(scheduler, ReduceLROnPlateau):

@@ -9,6 +9,7 @@ import os
 import shutil
 from hashlib import sha256
 from pathlib import Path
+from textwrap import shorten
 from types import SimpleNamespace
 
 import numpy as np
@@ -130,7 +131,7 @@ def fetch(dataset: str, sums: dict[str, str], root: Path) -> Arrays:
             if is_disk_error(error):
                 raise
             reason = one_line(error) or type(error).__name__
-            failures.append(f"{name}: {reason[:120]}")
+            failures.append(f"{name}: {shorten(reason, 120, placeholder=' ...')}")
             if len(failures) > 1 or (root / folder).exists():  # the first source reads that folder
                 log.info("%s: skipped %s", dataset, failures[-1])
         finally:
