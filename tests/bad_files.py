@@ -1,4 +1,4 @@
-"""A small trained run, and files from elsewhere that damage it, deceive or attack."""
+"""A small trained run, and damaged, wrong and malicious files."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from PIL import Image
 from classic_cnns import compose, train
 from tests import golden
 
-# Code that a config could try to have executed, by the name of the run that holds it.
+# Configs that try to execute code or read the environment, by the name of their run.
 TARGETS = {
     "system": {"model.net": {"_target_": "os.system", "command": "touch executed"}},
     "hub": {
@@ -39,15 +39,15 @@ TARGETS = {
 }  # fmt: skip
 
 
-class Executes:
+class ExecuteOnLoad:
     """Runs a command when it is unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch executed",)
 
 
-def laughs() -> bytes:
-    """YAML of a few hundred bytes that stands for ten to the power of nine values."""
+def alias_bomb() -> bytes:
+    """A few hundred bytes of YAML that expand to 10^9 values by aliases."""
     rows = ["a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha, ha]"]
     rows += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
     return "\n".join([*rows, "model: *a8"]).encode()
@@ -68,12 +68,12 @@ def write(folder: Path) -> None:
         for key, value in values.items():
             OmegaConf.update(changed, key, value, merge=False, force_add=True)
         OmegaConf.save(changed, evil / "config.yaml")
-    for place, text in (("own", "own_part.py"), ("hub", "hubconf.py")):
-        (folder / place).mkdir()
-        (folder / place / text).write_text("open('executed', 'w')\n")
+    for package, text in (("own", "own_part.py"), ("hub", "hubconf.py")):
+        (folder / package).mkdir()
+        (folder / package / text).write_text("open('executed', 'w')\n")
 
     for name, text in (("bytes", b"\x00\xff\x80"), ("list", b"[1, 2]"), ("text", b"a: [b"),
-                       ("laughs", laughs()), ("deep", b"a: " + 5000 * b"[" + 5000 * b"]"),
+                       ("laughs", alias_bomb()), ("deep", b"a: " + 5000 * b"[" + 5000 * b"]"),
                        ("nested", b"a: " + 50 * b"{a: " + 50 * b"}"), ("long", b"a: b\n" * 10**6),
                        ("groups", b"model: 5\ndata: {}\ntrainer: {}\noptim: {}"),
                        ("empty", b"")):  # fmt: skip
@@ -85,17 +85,17 @@ def write(folder: Path) -> None:
     (folder / "outside" / "latest.txt").write_text("../run\n")
 
     state = torch.load(best, weights_only=True)
-    own = {"hyper_parameters": {**state["hyper_parameters"], "model": {
+    target = {"hyper_parameters": {**state["hyper_parameters"], "model": {
         "net": {"_target_": "os.system", "command": "touch executed"}}}}  # fmt: skip
     other = {"state_dict": {"net.weight": torch.zeros(3)}}
-    laughing: list = ["ha"] * 10
+    nested_list: list = ["ha"] * 10
     for _ in range(9):
-        laughing = [laughing] * 10  # each the same list, in the file too
-    alone = {"state_dict": state["state_dict"]}
-    endless = {"hyper_parameters": {**state["hyper_parameters"], "x": laughing}}
-    checkpoints = {"foreign": {"model": torch.zeros(3)}, "alone": alone,
-                   "laughs": state | endless,
-                   "pickle": {"state_dict": {}, "x": Executes()}, "target": state | own,
+        nested_list = [nested_list] * 10  # the same list ten times, also in the file
+    weights_only = {"state_dict": state["state_dict"]}
+    huge = {"hyper_parameters": {**state["hyper_parameters"], "x": nested_list}}
+    checkpoints = {"foreign": {"model": torch.zeros(3)}, "alone": weights_only,
+                   "laughs": state | huge,
+                   "pickle": {"state_dict": {}, "x": ExecuteOnLoad()}, "target": state | target,
                    "misfit": state | other}  # fmt: skip
     for name, value in checkpoints.items():
         torch.save(value, folder / f"{name}.ckpt")
@@ -108,13 +108,13 @@ def write(folder: Path) -> None:
     alexnet = compose("model=alexnet", "data=cifar10", "model.input.fit=resize").model.net
     nets = {"wide": OmegaConf.to_container(alexnet, resolve=True) | {"channels": 5 * [10**5]},
             "long": {"_target_": "torch.nn.Sequential", "_args_": layers}}  # fmt: skip
-    for name, net in nets.items():  # of terabytes
+    for name, net in nets.items():  # with terabytes of weights
         shutil.copytree(run, folder / "huge" / name)
         changed = config.copy()
         changed.model.net = net
         OmegaConf.save(changed, folder / "huge" / name / "config.yaml")
-        own = {"hyper_parameters": OmegaConf.to_container(changed)}
-        torch.save(state | own, folder / f"{name}.ckpt")
+        target = {"hyper_parameters": OmegaConf.to_container(changed)}
+        torch.save(state | target, folder / f"{name}.ckpt")
     with zipfile.ZipFile(folder / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("archive/data.pkl", bytes(10**8))
     (folder / "cut.ckpt").write_bytes(best.read_bytes()[:5000])

@@ -1,4 +1,4 @@
-"""A tiny MNIST in the real file format, and a config for it, so that tests need no network."""
+"""Fixtures of all tests: a tiny MNIST in the real file format, and processes."""
 
 import gc
 import logging
@@ -18,18 +18,18 @@ from omegaconf import OmegaConf
 from classic_cnns.trainer.devices import core_count, limit_spinning
 from tests.forks import SRC, Process, Server
 
-# A shell gives what it starts in the background a deaf ear for Ctrl-C, which our children inherit.
+# Background processes of a shell ignore SIGINT, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# With it a child prints a line in two pieces, between which another one may print.
+# With it a child writes a line in two parts, and another child may write between them.
 os.environ.pop("PYTHONUNBUFFERED", None)
 
-# As the command does before torch is imported: tests train in this process too.
+# As the command does before it imports torch, since tests train in this process too.
 limit_spinning()
-# Tests that run side by side share the cores; each of their processes reads this with torch.
+# Parallel test processes share the cores. torch reads this variable when it is imported.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, core_count() // int(workers))))
 
-TRAIN, TEST, VAL = 640, 200, 128
+TRAIN_SIZE, TEST_SIZE, VAL_SIZE = 640, 200, 128
 FILES = {
     "train_images": "train-images-idx3-ubyte",
     "train_labels": "train-labels-idx1-ubyte",
@@ -39,15 +39,15 @@ FILES = {
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # what is imported stays: the collector need not look at it again
+    gc.freeze()  # the collector skips what is imported, which saves time
 
 
 def pytest_sessionfinish() -> None:
-    gc.unfreeze()  # or libraries tell at their end that they leak
+    gc.unfreeze()  # libraries would report leaks at exit
 
 
 class Tiny(NamedTuple):
-    folder: Path  # has MNIST/raw/, the layout of torchvision
+    folder: Path  # contains MNIST/raw/, as torchvision stores it
     arrays: dict[str, np.ndarray]
     sums: dict[str, str]
 
@@ -58,8 +58,8 @@ def idx(array: np.ndarray) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def log_as_it_was() -> Iterator[None]:
-    """A command sets what its process says; the next test finds that as it was."""
+def restore_log() -> Iterator[None]:
+    """Restore the log's level and handlers, which a command changes."""
     log = logging.getLogger("classic_cnns")
     level, handlers = log.level, log.handlers[:]
     yield
@@ -69,11 +69,11 @@ def log_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_arrays() -> dict[str, np.ndarray]:
-    """One pattern of strokes for each class, under noise: no two images are the same."""
+    """A pattern of squares for each class, with noise, so that no two images are equal."""
     random = np.random.RandomState(5)
     patterns = np.kron(random.rand(10, 7, 7) < 0.15, np.ones((4, 4)))
     arrays = {}
-    for split, count in (("train", TRAIN), ("test", TEST)):
+    for split, count in (("train", TRAIN_SIZE), ("test", TEST_SIZE)):
         labels = random.randint(10, size=count)
         images = 0.9 * patterns[labels] + 0.1 * random.rand(count, 28, 28)
         arrays[f"{split}_images"] = (images * 255).astype(np.uint8)
@@ -83,7 +83,7 @@ def tiny_arrays() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def tiny_mnist(tmp_path: Path, tiny_arrays: dict[str, np.ndarray]) -> Tiny:
-    """A data_dir that holds raw files as from the official site, and no cache yet."""
+    """A data_dir that contains the raw files of MNIST, without a cache."""
     folder = tmp_path / "tiny_mnist"
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -95,13 +95,13 @@ def tiny_mnist(tmp_path: Path, tiny_arrays: dict[str, np.ndarray]) -> Tiny:
 
 @pytest.fixture
 def tiny_config_dir(tmp_path: Path, tiny_mnist: Tiny) -> Path:
-    """For `train.py --config-dir <it> data=tiny data_dir=<tiny_mnist.folder>`.
+    """The folder for `train.py --config-dir DIR data=tiny data_dir=<tiny_mnist.folder>`.
 
-    Five epochs take 2 seconds and end without a test error.
+    Five epochs take 2 seconds and reach a test error of 0.
     """
     folder = tmp_path / "tiny_conf"
     (folder / "data").mkdir(parents=True)
-    sizes = {"train_size": TRAIN, "val_size": VAL}
+    sizes = {"train_size": TRAIN_SIZE, "val_size": VAL_SIZE}
     tiny = {"defaults": ["mnist"], **sizes, "batch_size": 16, "sha256": tiny_mnist.sums}
     OmegaConf.save(tiny, folder / "data" / "tiny.yaml")
     return folder
@@ -115,7 +115,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def server_without_torch(tmp_path_factory) -> Iterator[Server]:
-    """Its commands raise where they import torch: a stub stands in its place."""
+    """A server whose commands fail if they import torch, because a stub replaces it."""
     stub = tmp_path_factory.mktemp("stub")
     (stub / "torch").mkdir()
     (stub / "torch" / "__init__.py").write_text('raise ImportError("torch was imported")\n')
@@ -125,14 +125,14 @@ def server_without_torch(tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture
 def fork(server) -> Iterator[Callable[..., Process]]:
-    """A function that starts a program of ours at once; the test leaves none behind."""
+    """A function that forks one of our programs; all are killed after the test."""
     yield server.start
     server.end()
 
 
 @pytest.fixture
 def spawn() -> Iterator[Callable[..., subprocess.Popen]]:
-    """A function that starts a process with its output in pipes; the test leaves none behind."""
+    """A function that starts a process with its output in pipes; all are killed after the test."""
     processes = []
 
     def spawn(command: list, **options) -> subprocess.Popen:

@@ -1,9 +1,9 @@
-"""Commands in processes of their own that start at once.
+"""A server that starts our commands quickly, each in its own process.
 
-To import torch and Lightning takes longer than what most tests run. A server imports them once, and
-each command is forked from it: with its own pid, session, signals, exit code and streams. Ranks and
-the jobs of sweeps, which a command starts itself, are forked too. Tests of the start itself, or of
-another interpreter, start real ones: `spawn` of conftest.py.
+Importing torch and Lightning takes longer than most tests. The server imports them once, and each
+command is forked from it, with its own pid, session, signals, exit code and streams. The ranks and
+the jobs of sweeps that a command starts are forked too. Tests of the start itself, or of another
+interpreter, start a new interpreter with the fixture `spawn`.
 """
 
 import atexit
@@ -28,7 +28,7 @@ Popen = subprocess.Popen
 
 
 class Output:
-    """What a process has written to a file, as it comes."""
+    """Reads a process's output from its file while the process runs."""
 
     def __init__(self, process: "Process", path: str) -> None:
         self.process, self.file = process, open(path)
@@ -36,9 +36,9 @@ class Output:
     def readline(self) -> str:
         line = ""
         while not line.endswith("\n"):
-            over = self.process.poll() is not None
+            ended = self.process.poll() is not None
             if not (more := self.file.readline()):
-                if over:
+                if ended:
                     break
                 time.sleep(0.01)
             line += more
@@ -53,7 +53,7 @@ class Output:
 
 
 class Process:
-    """What tests use of a Popen."""
+    """The part of Popen's interface that the tests use."""
 
     def __init__(self, server: "Server", pid: int, streams: list[str]) -> None:
         self.server, self.pid = server, pid
@@ -89,11 +89,11 @@ class Process:
 
 
 class Server:
-    """Starts commands; used as a context, at whose end none of them is left."""
+    """Starts commands; as a context manager it kills those that still run at its end."""
 
     def __init__(self, **environment: str) -> None:
-        own = {"PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
-        self.environment = os.environ | own | environment
+        common = {"PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
+        self.environment = os.environ | common | environment
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = Popen([sys.executable, __file__], env=self.environment, **pipes)
         self.folder, self.count = TemporaryDirectory(), 0
@@ -105,7 +105,7 @@ class Server:
         return json.loads(self.process.stdout.readline())
 
     def start(self, *argv: Any, cwd: Path, env: dict[str, str] | None = None) -> Process:
-        """Start a program of ours with these words, and `env` beside the server's environment."""
+        """Start one of our programs with arguments; `env` is added to the server's environment."""
         self.count += 1
         streams = [f"{self.folder.name}/{self.count}.{name}" for name in ("out", "err")]
         request = {"argv": list(map(str, argv)), "cwd": str(cwd), "env": env or {}}
@@ -114,7 +114,7 @@ class Server:
         return process
 
     def end(self) -> None:
-        """Kill what is left of what was started."""
+        """Kill all started processes that still run."""
         for process in self.started:
             process.kill()
             process.wait()
@@ -132,7 +132,7 @@ class Server:
 
 
 def alive(pid: int) -> bool:
-    """One that nobody has waited for is over too."""
+    """Whether a process runs; a zombie does not."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
@@ -140,7 +140,7 @@ def alive(pid: int) -> bool:
 
 
 def gone(pids: list[int]) -> bool:
-    """Whether none of them runs, or will soon."""
+    """Whether all have ended after at most 10 seconds."""
     end = time.monotonic() + 10
     while any(map(alive, pids)) and time.monotonic() < end:
         time.sleep(0.02)
@@ -151,18 +151,18 @@ def gone(pids: list[int]) -> bool:
 
 
 def popen(command: list, env=None, preexec_fn=None, pass_fds=(), **options) -> subprocess.Popen:
-    """Popen for our programs: the new process stays in this interpreter, in place of a new one."""
+    """Popen whose child, for our programs, is a fork of this interpreter, not a new one."""
     if command[0] != sys.executable or not str(command[1]).endswith(".py"):
         return Popen(command, env=env, preexec_fn=preexec_fn, pass_fds=pass_fds, **options)
     env = dict(os.environ if env is None else env)
 
-    def become() -> None:
+    def run_program() -> None:
         if preexec_fn:
             preexec_fn()
         for name in os.listdir("/proc/self/fd"):
             if int(name) not in (0, 1, 2, *pass_fds):
                 with contextlib.suppress(OSError):
-                    os.close(int(name))  # one of them tells Popen that we are off
+                    os.close(int(name))  # closing one tells Popen that the child has started
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -174,9 +174,9 @@ def popen(command: list, env=None, preexec_fn=None, pass_fds=(), **options) -> s
             from lightning_utilities.core import rank_zero
             from torchmetrics.utilities import prints
 
-            for module in (rank_zero, prints):  # which read it when they are imported
+            for module in (rank_zero, prints):  # they read the rank when they are imported
                 module.rank_zero_only.rank = int(env.get("RANK", 0))
-        if Path(sys.argv[0]).name == "claims.py":  # starts sweeps, and needs no other class
+        if Path(sys.argv[0]).name == "claims.py":  # starts sweeps, which are forked too
             subprocess.Popen = popen
         atexit._clear()
         code: Any = 0
@@ -191,7 +191,7 @@ def popen(command: list, env=None, preexec_fn=None, pass_fds=(), **options) -> s
         sys.stdout.flush()
         os._exit(code)
 
-    return Popen(["forked"], preexec_fn=become, pass_fds=pass_fds, **options)
+    return Popen(["forked"], preexec_fn=run_program, pass_fds=pass_fds, **options)
 
 
 def serve() -> None:
@@ -199,13 +199,13 @@ def serve() -> None:
     from classic_cnns.config.compose import Composer
     from classic_cnns.trainer import processes
 
-    with contextlib.suppress(ImportError):  # where torch is a stub, what is imported before it
+    with contextlib.suppress(ImportError):  # where torch is a stub
         import classic_cnns.run.evaluate
         import classic_cnns.run.export
         import classic_cnns.run.predict  # noqa: F401
     processes.Popen = popen
     composer, children = Composer(), {}
-    composer.compose(["seed=1"])  # warms Hydra's search for plugins and its parser
+    composer.compose(["seed=1"])  # Hydra finds its plugins and builds its parser
     gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
@@ -228,7 +228,7 @@ def serve() -> None:
             children[child.pid] = child
             answer = child.pid
         print(json.dumps(answer), flush=True)
-    os._exit(0)  # what is frozen would be told as leaked
+    os._exit(0)  # a normal exit would report frozen objects as leaks
 
 
 if __name__ == "__main__":

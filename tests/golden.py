@@ -1,8 +1,7 @@
-"""Short seeded runs of every recipe, and the weights that they have to end with.
+"""Short seeded runs of every recipe, whose final weights `golden.json` contains.
 
-`golden.json` was written from the code before Lightning's own loop took over the training; a change
-that is not meant to change what is computed leaves it alone. For one that is meant to,
-`python -m tests.golden` writes it anew; `CONTRIBUTING.md` says what else that takes.
+A change that should not affect results must not change `golden.json`. For other changes
+`python -m tests.golden` writes it again; `CONTRIBUTING.md` describes the further steps.
 """
 
 import json
@@ -44,23 +43,23 @@ RECIPES = {
     "ddp": ["data=tiny_mnist", "trainer=ddp"],
     "two_gpu": ["model=alexnet_small", CIFAR10, "trainer=two_gpu"],
 }
-BATCHES = {"lenet5_1998": 1, "alexnet": 8}  # images in a step; 32 in the others
+BATCHES = {"lenet5_1998": 1, "alexnet": 8}  # batch sizes; 32 in the other recipes
 TWO_PROCESSES = ("ddp", "two_gpu")
 METRICS = [f"{name}/{split}" for split in ("train", "val", "test") for name in ("loss", "error")]
 
 
 def words(name: str, folder: Path) -> list[str]:
-    """The command line of a recipe, for the data sets that `make_data` has put into `folder`."""
+    """The command line of a recipe, for the data sets that `make_data` has written to `folder`."""
     given = RECIPES[name]
-    own = ["trainer.accelerator=cpu", "trainer.max_epochs=2", f"data_dir={folder}", "name=golden"]
-    own += [f"data.batch_size={BATCHES.get(name, 32)}", "data.eval_batch_size=16"]
+    base = ["trainer.accelerator=cpu", "trainer.max_epochs=2", f"data_dir={folder}", "name=golden"]
+    base += [f"data.batch_size={BATCHES.get(name, 32)}", "data.eval_batch_size=16"]
     if "data=image_folder" in given:
-        own += [f"data.root={folder / 'photos'}"]
-    return [*given, *own]
+        base += [f"data.root={folder / 'photos'}"]
+    return [*given, *base]
 
 
 def make_data(folder: Path) -> None:
-    """Tiny data sets in the form of our cache, configs `data=tiny_*`, and a folder of photos."""
+    """Write tiny data sets as in our cache, their configs `data=tiny_*`, and a folder of photos."""
     random = np.random.RandomState(7)
     (folder / "conf" / "data").mkdir(parents=True)
     for name, shape in (("mnist", (28, 28)), ("cifar10", (3, 32, 32))):
@@ -79,18 +78,18 @@ def make_data(folder: Path) -> None:
         OmegaConf.save(config, folder / "conf" / "data" / f"tiny_{name}.yaml")
     for split, count in (("train", 8), ("val", 4)):
         for label in ("cat", "dog"):
-            place = folder / "photos" / split / label
-            place.mkdir(parents=True)
+            photos = folder / "photos" / split / label
+            photos.mkdir(parents=True)
             for number in range(count):
                 pixels = random.randint(256, size=(8, 10, 3)).astype(np.uint8)
                 image = Image.fromarray(pixels).resize((300, 260), Image.Resampling.NEAREST)
-                image.save(place / f"{number}.png")
+                image.save(photos / f"{number}.png")
 
 
 def carry_out(name: str, folder: Path, server: forks.Server | None) -> dict:
-    """Train a recipe on the data in `folder`: its fingerprint and its metrics.
+    """Train a recipe on the data in `folder`; returns a fingerprint of its weights, and metrics.
 
-    Those of two processes are started by `server`.
+    `server` starts the recipes with two processes.
     """
     directory = folder / "runs" / name
     given = [*words(name, folder), f"run_dir={directory}", "logger=null"]
@@ -116,7 +115,7 @@ def last_weights(directory: Path) -> dict:
 
 
 def fingerprint(checkpoint: dict) -> dict:
-    """Of the weights: their hash, and for other machines the norm of each tensor."""
+    """A hash of the weights, and for other machines the norm of each tensor."""
     state = checkpoint["state_dict"]
     digest = sha256()
     for name in sorted(state):
@@ -126,7 +125,7 @@ def fingerprint(checkpoint: dict) -> dict:
 
 
 def machine() -> dict[str, str]:
-    """What the hashes hold for."""
+    """The torch version and processor on which the hashes are valid."""
     names = [
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
@@ -140,9 +139,9 @@ def stored() -> dict:
 
 
 def write() -> None:
-    """Train every recipe and write `golden.json` anew, a recipe a line."""
-    with TemporaryDirectory() as place, forks.Server() as server:
-        folder = Path(place)
+    """Train every recipe and write `golden.json`, with a line for each."""
+    with TemporaryDirectory() as temporary, forks.Server() as server:
+        folder = Path(temporary)
         make_data(folder)
         lines = []
         for name in RECIPES:

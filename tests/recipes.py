@@ -1,4 +1,4 @@
-"""Net, loss and optimizer of every recipe in `conf`, for the tests that take single steps."""
+"""Net, loss and optimizer of every recipe in `conf`, for tests of single steps."""
 
 from copy import deepcopy
 from functools import cache
@@ -12,16 +12,16 @@ from torch import nn
 
 CONF = Path(__file__).parents[1] / "conf"
 DIGITS = ("lenet1", "lenet5", "mlp", "simple_cnn")
-SEARCH = "search_lenet5"  # an experiment that is a sweep, of another one's recipe
+SEARCH = "search_lenet5"  # a sweep with the recipe of another experiment
 
 MODELS = sorted(path.stem for path in CONF.glob("model/*.yaml"))
 EXPERIMENTS = sorted(
     name for path in CONF.glob("experiment/*.yaml")
     if (name := path.stem) != SEARCH and not name.startswith(("claim_", "record_"))
 )  # fmt: skip
-# Each model with its own optimizer, and each other recipe; new files come in by themselves.
+# Each model with its own optimizer, and each experiment; new files are included.
 RECIPES = [f"model={name}" for name in MODELS] + [f"experiment={name}" for name in EXPERIMENTS]
-# What no recipe chooses by itself: batch normalisation and the other losses.
+# Choices that are in no recipe: batch normalisation and other losses.
 VARIANTS = [
     "model=simple_cnn model.net.norm=batch",
     "model=convnet_cifar10 model.net.norm=batch",
@@ -33,27 +33,27 @@ VARIANTS = [
 class Recipe(NamedTuple):
     net: nn.Module
     loss: nn.Module
-    make_optimizer: Any  # gets net.named_parameters()
+    make_optimizer: Any  # called with net.named_parameters()
     shape: tuple[int, int, int]  # of an image (C, H, W)
-    pixels: tuple[float, float]  # the range of their values, about 0 where a mean is subtracted
+    pixels: tuple[float, float]  # their range, around 0 if the mean is subtracted
 
 
 @cache
 def composed(*words: str) -> DictConfig:
-    """The config of these overrides as Hydra has it, with nothing of ours; to be copied."""
+    """The config that Hydra alone composes from overrides; cached, so callers copy it."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose("train", [*words, "name=x"])
 
 
 def compose(words: str) -> DictConfig:
-    """The config of these overrides, the first one of RECIPES, for images of its usual data set."""
+    """The config of overrides that begin with one of RECIPES, for MNIST or CIFAR-10."""
     name = words.split()[0].partition("=")[2]
     dataset = "mnist" if name.startswith(DIGITS) else "cifar10"
     return deepcopy(composed(*words.split(), f"data={dataset}"))
 
 
 def recipe(words: str) -> Recipe:
-    """What one of RECIPES or VARIANTS configures, for ten classes."""
+    """The parts that one of RECIPES or VARIANTS configures, for ten classes."""
     config = compose(words)
     net, loss = instantiate(config.model.net), instantiate(config.model.loss)
     given = config.model.input

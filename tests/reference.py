@@ -1,6 +1,6 @@
-"""Naive loops written straight from the formulas: the truth that layers are tested against.
+"""Naive loops over the formulas, with which layers are compared.
 
-Slow on purpose: one output value at a time, no convolution, pooling or normalisation of torch.
+They compute one output value at a time, without torch's convolution, pooling or normalisation.
 """
 
 import math
@@ -18,7 +18,7 @@ def pad(images: Tensor, padding: int) -> Tensor:
 
 
 def conv2d(images: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-    """(B, C, H, W) and kernels (O, C, k, k): every output sums over the windows of all channels."""
+    """Images (B, C, H, W) and kernels (O, C, k, k): each output is a sum over all channels."""
     outputs, _, size, _ = weight.shape
     padded = pad(images, padding)
     rows = (padded.size(2) - size) // stride + 1
@@ -48,20 +48,20 @@ def linear_per_pixel(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def table_conv2d(
     images: Tensor, table: tuple[tuple[int, ...], ...], weight: Tensor, bias: Tensor
 ) -> Tensor:
-    """LeNet-5's C3: output map o sums over the input maps table[o] alone.
+    """LeNet-5's C3: output map o is a sum over the input maps table[o].
 
-    weight (connections, k, k) holds the kernels of map 0, then of map 1, ...
+    `weight` (connections, k, k) contains the kernels of map 0, then of map 1, ...
     """
     kernels = iter(weight)
     maps = []
     for o, sources in enumerate(table):
-        own = torch.stack([next(kernels) for _ in sources])  # (sources, k, k)
-        maps.append(conv2d(images[:, list(sources)], own[None], bias[o : o + 1], 1, 0))
+        kernel = torch.stack([next(kernels) for _ in sources])  # (sources, k, k)
+        maps.append(conv2d(images[:, list(sources)], kernel[None], bias[o : o + 1], 1, 0))
     return torch.cat(maps, dim=1)
 
 
 def pool2d(images: Tensor, size: int, stride: int, kind: str, ceil: bool) -> Tensor:
-    """`kind` max or average. With `ceil` the last window may hang over the edge and is clipped."""
+    """`kind` is max or average. With `ceil` the last window is clipped at the edge."""
     batch, channels, height, width = images.shape
     rounding = math.ceil if ceil else math.floor
     rows = rounding((height - size) / stride) + 1
@@ -76,7 +76,7 @@ def pool2d(images: Tensor, size: int, stride: int, kind: str, ceil: bool) -> Ten
 
 
 def batch_norm(images: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-    """Training mode, (B, C) or (B, C, H, W): each channel by its own mean and biased variance."""
+    """Training mode for (B, C) or (B, C, H, W), with the biased variance of each channel."""
     result = torch.empty_like(images)
     for c in range(images.size(1)):
         values = images[:, c].flatten().tolist()
@@ -88,7 +88,7 @@ def batch_norm(images: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tenso
 
 
 def same_map_norm(images: Tensor, size: int, scale: float, power: float) -> Tensor:
-    """cuda-convnet's rnorm; the sum of squares is divided by size^2 at the border too."""
+    """cuda-convnet's rnorm; the sum of squares is also divided by size^2 at the border."""
     _, _, height, width = images.shape
     half = size // 2
     result = torch.empty_like(images)
@@ -103,7 +103,7 @@ def same_map_norm(images: Tensor, size: int, scale: float, power: float) -> Tens
 
 
 def local_response_norm(a: Tensor, n: int, k: float, alpha: float, beta: float) -> Tensor:
-    """Krizhevsky 2012, section 3.3: one kernel after the other; `a` is (B, N, H, W)."""
+    """Krizhevsky 2012, section 3.3, for each kernel; `a` is (B, N, H, W)."""
     count = a.shape[1]
     b = torch.empty_like(a)
     for i in range(count):
@@ -115,7 +115,7 @@ def local_response_norm(a: Tensor, n: int, k: float, alpha: float, beta: float) 
 
 
 def locally_connected(images: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
-    """A convolution with own filters (k, k, C, O) and biases (O) at every position (y, x)."""
+    """A convolution with separate filters (k, k, C, O) and biases (O) at each position (y, x)."""
     rows, columns, size, _, channels, outputs = weight.shape
     padded = pad(images, padding)
     result = images.new_zeros(len(images), outputs, rows, columns)
@@ -135,9 +135,9 @@ def locally_connected(images: Tensor, weight: Tensor, bias: Tensor, padding: int
 def alexnet_two_towers(state: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
     """Krizhevsky 2012, Fig. 2: two separate towers of ungrouped convolutions, without dropout.
 
-    `state` has weights and biases under the paper's layer names; tower A owns the first half of the
-    rows of each. Images are (B, 3, 227, 227). Returns the output of every layer, with the towers'
-    maps side by side again.
+    `state` has weights and biases under the paper's layer names; tower A has the first half of the
+    rows of each. Images are (B, 3, 227, 227). Returns the outputs of all layers, with the maps of
+    both towers concatenated.
     """
 
     def half(key: str, tower: int) -> Tensor:

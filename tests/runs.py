@@ -1,4 +1,4 @@
-"""What a run has left in its directory."""
+"""Read the files of a run directory."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ def result(directory: Path) -> dict:
 
 
 def metrics(directory: Path) -> dict[str, float]:
-    """All but the speed."""
+    """All metrics except speeds, which differ in each run."""
     found = result(directory)["metrics"]
     return {name: value for name, value in found.items() if not name.startswith("speed/")}
 

@@ -1,4 +1,4 @@
-"""Saturated and dead units against counting by hand."""
+"""Saturated and dead units compared with counting by hand."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from tests.recipes import MODELS, recipe
 
 
 class Mixed(nn.Module):
-    """ReLU as a function, tanh as a module, with one dead map and three of four saturated units."""
+    """ReLU as a function, tanh as a module; one map of two dead, three units of four saturated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def test_dead_and_saturated_units_are_counted():
     assert inactive_share(*found["conv"]) == 0.5 and inactive_share(*found["fc"]) == 0.75
 
 
-def test_the_scaled_tanh_of_1998_is_saturated_where_its_slope_is_below_a_twentieth():
+def test_the_scaled_tanh_is_saturated_if_its_slope_is_below_a_twentieth():
     net = LeNet5()
     with torch.no_grad():
         for layer in (net.C1, net.F6):
@@ -51,16 +51,16 @@ def test_the_scaled_tanh_of_1998_is_saturated_where_its_slope_is_below_a_twentie
 
 
 @pytest.mark.parametrize("subsampling", ["trainable", "average", "max"])
-def test_the_layers_of_lenet_5_have_the_names_of_figure_2(subsampling):
+def test_the_layers_of_lenet5_have_the_names_of_figure_2(subsampling):
     net, images = LeNet5(subsampling=subsampling), torch.randn(2, 1, 32, 32)
     found = activations(net, images)
     assert list(found) == ["C1", "S2", "C3", "S4", "C5", "F6"]
-    (_, sigmoid), wanted = found["S2"], net.squash(net.S2(net.squash(net.C1(images))))
-    torch.testing.assert_close(1.7159 * (2 * sigmoid - 1), wanted)
+    (_, sigmoid), expected = found["S2"], net.squash(net.S2(net.squash(net.C1(images))))
+    torch.testing.assert_close(1.7159 * (2 * sigmoid - 1), expected)
     assert list(activations(net, images, pooling=True)) == list(found)
 
 
-def test_units_that_are_pooled_before_they_are_squashed_are_those_of_the_convolution():
+def test_units_pooled_before_their_activation_belong_to_the_convolution():
     net = nn.Sequential(
         nn.Conv2d(1, 2, 1),
         nn.MaxPool2d(2),
@@ -77,7 +77,7 @@ def test_units_that_are_pooled_before_they_are_squashed_are_those_of_the_convolu
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_units_of_every_net_are_found_and_it_stays_as_it_is(model):
+def test_activations_are_found_in_every_net_without_changing_it(model):
     made = recipe(f"model={model}")
     before = {name: weight.clone() for name, weight in made.net.state_dict().items()}
     assert activations(made.net.eval(), torch.zeros(2, *made.shape))
@@ -85,7 +85,7 @@ def test_the_units_of_every_net_are_found_and_it_stays_as_it_is(model):
 
 
 @pytest.mark.parametrize("callback", [Activations(), Pictures()], ids=lambda c: type(c).__name__)
-def test_a_module_of_ones_own_is_left_alone_whatever_its_parts_are_called(callback):
+def test_the_callbacks_ignore_modules_of_other_projects(callback):
     module = pl.LightningModule()
     module.net, module.num_classes = nn.Linear(3, 2), 2
     trainer = SimpleNamespace(global_step=0, is_last_batch=True, sanity_checking=False, loggers=[])

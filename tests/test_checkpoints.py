@@ -1,4 +1,4 @@
-"""What a crash costs: kills at any moment, damaged files, and how often a checkpoint is written."""
+"""Checkpoints: kills at any moment, damaged files, and how often they are written."""
 
 import json
 import random
@@ -17,7 +17,7 @@ from tests.runs import same, weights
 
 @pytest.fixture
 def words(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch) -> list[str]:
-    """Of 32 steps an epoch, with a checkpoint each five of them."""
+    """The overrides of a run with 32 steps per epoch and a checkpoint after each five."""
     monkeypatch.chdir(tmp_path)
     return [
         "data=tiny", f"data_dir={tiny_mnist.folder}", "trainer.accelerator=cpu",
@@ -28,7 +28,7 @@ def words(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch) -> list[str]:
 
 # --- Kills ----------------------------------------------------------------------------------------
 
-# A run that is killed after a number of events, never for 0: argv has it, and the run's words.
+# A run that kills itself after argv[2] events, or never if that is 0.
 KILLED = """
 import os, signal, sys
 from classic_cnns.classifier import Classifier
@@ -57,10 +57,10 @@ run(compose(*sys.argv[3:], config_dirs=[sys.argv[1]]))
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_twenty_random_moments_ends_with_the_undisturbed_weights(
+def test_a_run_killed_twenty_times_at_random_is_resumed_with_equal_weights(
     fork, words, tiny_config_dir, tmp_path
 ):
-    words[3] = "trainer.max_epochs=24"  # more events than twenty attempts of 60 can reach
+    words[3] = "trainer.max_epochs=24"  # more events than twenty attempts with up to 60 each
     (tmp_path / "killed.py").write_text(KILLED)
 
     def attempt(events: int, *words: str) -> int:
@@ -72,15 +72,15 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_undisturbed_weights
     assert attempt(30, *words, "run_dir=killed") == -9
     for kill in range(19):
         code = attempt(moments.randrange(1, 60), "resume=killed")
-        assert code == -9, (kill, state)  # not over yet, and nothing else went wrong
+        assert code == -9, (kill, state)  # killed, and not finished or failed
     assert attempt(0, "resume=killed") == 0
     assert same(weights(Path("killed")), weights(Path("whole"))), state
-    kept = ("metrics", "last", "epochs", "steps")
-    ends = [json.loads(Path(name, "result.json").read_text()) for name in ("killed", "whole")]
+    compared = ("metrics", "last", "epochs", "steps")
+    results = [json.loads(Path(name, "result.json").read_text()) for name in ("killed", "whole")]
     for part in ("metrics", "last"):
-        for end in ends:
-            end[part] = {k: v for k, v in end[part].items() if not k.startswith("speed/")}
-    assert [ends[0][key] for key in kept] == [ends[1][key] for key in kept]
+        for outcome in results:
+            outcome[part] = {k: v for k, v in outcome[part].items() if not k.startswith("speed/")}
+    assert [results[0][key] for key in compared] == [results[1][key] for key in compared]
     left = sorted(path.name for path in Path("killed/checkpoints").iterdir())
     assert left == ["best.ckpt", "last.ckpt"]
 
@@ -94,10 +94,12 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(words, tiny_config_dir, caplog):
-    places = {"config_dirs": [str(tiny_config_dir)]}
-    run(compose(*words, "run_dir=whole", **places))
-    run(compose(*words, "run_dir=run", "trainer.max_epochs=2", "optim.schedule_epochs=3", **places))
+def test_a_damaged_checkpoint_is_reported_and_the_other_one_used(words, tiny_config_dir, caplog):
+    options = {"config_dirs": [str(tiny_config_dir)]}
+    run(compose(*words, "run_dir=whole", **options))
+    run(
+        compose(*words, "run_dir=run", "trainer.max_epochs=2", "optim.schedule_epochs=3", **options)
+    )
     damage(Path("run/checkpoints/last.ckpt"))
     caplog.clear()
     run(compose("resume=run", "trainer.max_epochs=3"))
@@ -110,15 +112,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(words, tiny_co
     with pytest.raises(UserError, match="run/checkpoints/last.ckpt: is cut off"):
         run(compose("resume=run", "trainer.max_epochs=4"))
     with pytest.raises(UserError, match="run/checkpoints/best.ckpt: is cut off"):
-        run(compose(*words, "init_from=run", "run_dir=other", **places))
+        run(compose(*words, "init_from=run", "run_dir=other", **options))
     assert not Path("other").exists()
 
 
-# --- The clock ------------------------------------------------------------------------------------
+# --- Times between checkpoints --------------------------------------------------------------------
 
 
-class Clock:
-    """Stands for a Trainer whose batches take `batch` seconds, and whose checkpoints `save`."""
+class FakeTrainer:
+    """A fake Trainer: a batch takes `batch` seconds and a checkpoint `save` seconds."""
 
     def __init__(self, monkeypatch, batch: float, save: float, **ranks) -> None:
         self.now, self.batch, self.save, self.saved, self.requested = 0.0, batch, save, [], 0
@@ -145,26 +147,26 @@ class Clock:
             callback.on_train_batch_end(self.trainer, None, None, None, number)
 
 
-def test_within_long_epochs_a_checkpoint_is_written_each_five_minutes(monkeypatch):
-    clock, callback = Clock(monkeypatch, 0.1, 1), BestAndLast(minutes=5)
-    clock.epoch(callback, 2900)
-    assert not clock.saved  # an epoch of less than five minutes has the one at its end
-    asked, clock.requested = clock.requested, 0
+def test_in_long_epochs_a_checkpoint_is_written_every_five_minutes(monkeypatch):
+    fake, callback = FakeTrainer(monkeypatch, 0.1, 1), BestAndLast(minutes=5)
+    fake.epoch(callback, 2900)
+    assert not fake.saved  # a shorter epoch has only the checkpoint at its end
+    asked, fake.requested = fake.requested, 0
     assert asked < 20
-    clock.epoch(callback, 10_000)
-    assert [round(time - 290) for time in clock.saved] == [300, 601, 902]
-    assert clock.requested < 100
+    fake.epoch(callback, 10_000)
+    assert [round(time - 290) for time in fake.saved] == [300, 601, 902]
+    assert fake.requested < 100
 
 
-def test_checkpoints_that_take_long_are_fewer_and_take_a_hundredth_of_the_time(monkeypatch):
-    clock, callback = Clock(monkeypatch, 1, 60), BestAndLast(minutes=5)
-    clock.epoch(callback, 30_000)
-    assert 60 * (len(clock.saved) - 1) < 0.0101 * clock.now and len(clock.saved) >= 5
+def test_slow_checkpoints_take_at_most_a_hundredth_of_the_time(monkeypatch):
+    fake, callback = FakeTrainer(monkeypatch, 1, 60), BestAndLast(minutes=5)
+    fake.epoch(callback, 30_000)
+    assert 60 * (len(fake.saved) - 1) < 0.0101 * fake.now and len(fake.saved) >= 5
 
 
 def test_a_checkpoint_waits_for_the_end_of_an_accumulation(monkeypatch):
-    clock, callback = Clock(monkeypatch, 60, 1), BestAndLast(minutes=5)
-    clock.trainer.accumulate_grad_batches = 4
-    clock.epoch(callback, 100)
-    batches = [round((time - number) / 60) for number, time in enumerate(clock.saved)]
+    fake, callback = FakeTrainer(monkeypatch, 60, 1), BestAndLast(minutes=5)
+    fake.trainer.accumulate_grad_batches = 4
+    fake.epoch(callback, 100)
+    batches = [round((time - number) / 60) for number, time in enumerate(fake.saved)]
     assert batches and all(batch % 4 == 0 for batch in batches)

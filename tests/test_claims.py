@@ -1,4 +1,4 @@
-"""The papers' claims: each side can be run, verdicts are those of Student, the pages of today."""
+"""The papers' claims: their sides, verdicts, stored results, reports and figures."""
 
 import json
 import sys
@@ -21,13 +21,13 @@ COMPOSER = Composer()
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_each_claim_says_what_it_compares_and_each_side_can_be_run(name):
+def test_each_claim_is_complete_and_each_side_can_be_composed(name):
     claim = CLAIMS[name]
     assert claim["seeds"] >= 3 and claim["says"] and claim["where"] and claim["did"]
     for rule in [*claim["rule"], *claim.get("quick", {}).get("rule", [])]:
         assert rule["smaller"] in claim["sides"]
         assert rule["than"] in claim["sides"] or type(rule["than"]) in (int, float)
-    if "measure" in claim:  # on the runs of other claims, as many as it wants
+    if "measure" in claim:  # on the runs of another claim
         for side in claim["sides"]:
             of, kind = claims.origin(name, side)
             assert kind in CLAIMS[of]["sides"] and CLAIMS[of]["seeds"] >= claim["seeds"]
@@ -40,12 +40,12 @@ def test_each_claim_says_what_it_compares_and_each_side_can_be_run(name):
     assert all(one != other for i, one in enumerate(configs) for other in configs[:i])
 
 
-def test_each_claim_has_a_direction_that_shows_in_minutes_and_its_margin():
+def test_each_claim_has_a_quick_direction_with_a_margin():
     for claim in claims.compared().values():
         assert claim["quick"]["rule"] and all("by" in rule for rule in claim["quick"]["rule"])
 
 
-def test_what_is_kept_is_of_the_sides_that_the_files_have_today():
+def test_stored_results_belong_to_the_current_sides():
     for name, claim in CLAIMS.items():
         for side in claims.stored(name)["sides"]:
             assert claims.runs_of_today(name, claim, side) >= 3, f"{name}/{side}"
@@ -66,17 +66,17 @@ def result(**sides: list[float]) -> dict:
         ([0.01, 0.011, 0.012], 0.02, "holds"),
         ([0.02, 0.021, 0.022], 0.01, "does not hold"),
         ([0.01, 0.02, 0.03], 0.03, "undecided"),
-        # The same seed counts as a pair: each difference is 0.01, whatever the errors are.
+        # Runs with the same seed are pairs: each difference is 0.01, independent of the errors.
         ([0.01, 0.05, 0.2], "b", "holds"),
     ],
 )
-def test_a_verdict_needs_the_whole_interval(errors, than, verdict):
+def test_a_verdict_depends_on_the_whole_interval(errors, than, verdict):
     found = result(a=errors, b=[x + 0.01 for x in errors])
     rule = {"metric": "error/test", "smaller": "a", "than": than}
     assert claims.judge(rule, found) == verdict
 
 
-def test_the_interval_is_students():
+def test_the_confidence_interval_is_students():
     low, high = claims.interval(
         {"metric": "error/test", "smaller": "a", "than": 0}, result(a=[1, 2, 3])
     )
@@ -86,10 +86,10 @@ def test_the_interval_is_students():
 def test_epochs_until_an_error_is_reached_are_counted_from_one():
     run = {"metrics": {}, "epochs": {"error/train": [0.5, 0.3, 0.2, 0.1]}}
     assert claims.value(run, "epochs/error/train/0.25") == 3
-    assert claims.value(run, "epochs/error/train/0.05") == 5  # one more than it had
+    assert claims.value(run, "epochs/error/train/0.05") == 5  # not reached in its 4 epochs
 
 
-def test_the_pages_are_what_the_results_say():
+def test_the_reports_are_generated_from_the_results():
     assert claims.PAGE.read_text() == claims.page(), "python docs/claims.py report"
     assert claims.README.read_text() == claims.readme(), "python docs/claims.py report"
     for name in CLAIMS.keys() - {"recipes"}:
@@ -97,59 +97,63 @@ def test_the_pages_are_what_the_results_say():
         assert text == claims.headed(name, CLAIMS[name]), "python docs/claims.py report"
 
 
-def kept(**sides: list[str]) -> str:
+def stored_claim(**sides: list[str]) -> str:
     run = {"status": "finished", "metrics": {}, "seconds": 60, "epochs": {}}
     return json.dumps({"provenance": {"threads": 1}, "sides": {
         side: {"words": words, "runs": [run] * 5} for side, words in sides.items()
     }})  # fmt: skip
 
 
-def test_what_is_left_is_counted_with_the_seconds_of_what_has_ended(tmp_path, monkeypatch):
+def test_the_plan_estimates_the_time_of_the_missing_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(claims, "KEPT", tmp_path)
     words = ["experiment=claim_c3", "optim.lr=0.02"]
-    (tmp_path / "c3.json").write_text(kept(table=words))
+    (tmp_path / "c3.json").write_text(stored_claim(table=words))
     assert claims.is_finished("c3", CLAIMS["c3"], "table")
     assert ("c3", "full") in claims.wanted([]) and ("c3", "table") not in claims.wanted([])
-    assert claims.wanted(["c3"]) == [("c3", "table"), ("c3", "full")]  # named: both again
+    assert claims.wanted(["c3"]) == [("c3", "table"), ("c3", "full")]  # named claims are run again
     for number, seconds in enumerate((100, 140)):
         folder = claims.RUNS / "c3" / "full" / "rates" / str(number)
         folder.mkdir(parents=True)
-        ended = {"status": "finished", "seconds": seconds}
-        (folder / "result.json").write_text(json.dumps(ended))
-    # Six of three rates and five seeds are left, of two minutes each.
+        result_json = {"status": "finished", "seconds": seconds}
+        (folder / "result.json").write_text(json.dumps(result_json))
+    # Six runs of three rates and five seeds are left, each with the mean of two minutes.
     assert "6 runs    0 h 12 min" in claims.plan([("c3", "full")], ["sweep.parallel=1"])
-    # All eight, of the minute that was kept.
+    # All eight, each with the stored minute.
     assert "8 runs    0 h 04 min" in claims.plan([("c3", "table")], ["sweep.parallel=2"])
-    # Those that a claim only measures are runs of the other one.
+    # A claim that only measures has the runs of another claim.
     assert "figure_9" in claims.plan([("rejection", "linear")], [])
 
 
-def test_more_seeds_leave_those_that_are_there(tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(claims, "sweep", lambda job, folder, more: made.append((job, folder)) or [])
+def test_more_seeds_keep_the_existing_runs(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        claims, "sweep", lambda job, folder, more: started.append((job, folder)) or []
+    )
     claims.seeds(["model=a"], 5, tmp_path, [])
-    assert made == [(["model=a", "seed=range(5)"], tmp_path / "seeds")]
-    made.clear()
+    assert started == [(["model=a", "seed=range(5)"], tmp_path / "seeds")]
+    started.clear()
     (tmp_path / "seeds").mkdir()
     (tmp_path / "seeds" / "sweep.yaml").write_text("grid: [model=a, 'seed=range(3)']")
     claims.seeds(["model=a"], 5, tmp_path, [])
-    assert made == [
+    assert started == [
         (["model=a", "seed=range(3)"], tmp_path / "seeds"),
         (["model=a", "seed=range(3,5)"], tmp_path / "seeds_from_3"),
     ]
 
 
-def test_a_side_is_added_to_what_is_kept_in_the_order_of_the_file(tmp_path, monkeypatch):
+def test_a_new_side_is_stored_in_the_order_of_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "KEPT", tmp_path)
-    (tmp_path / "c3.json").write_text(kept(full=["experiment=claim_c3", "model.net.c3=full"]))
+    (tmp_path / "c3.json").write_text(
+        stored_claim(full=["experiment=claim_c3", "model.net.c3=full"])
+    )
     claims.keep("c3", "table", {"words": [], "runs": [], "provenance": {"threads": 2}})
     sides = claims.stored("c3")["sides"]
     assert list(sides) == ["table", "full"]
     assert [sides[side]["provenance"]["threads"] for side in sides] == [2, 1]
 
 
-def test_rejected_are_the_fewest_with_the_closest_best_scores():
+def test_the_images_with_the_closest_best_scores_are_rejected():
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(400, 10, generator=generator)
     labels = scores.argmax(1)
@@ -167,7 +171,7 @@ def test_rejected_are_the_fewest_with_the_closest_best_scores():
         assert claim_measures.rejected(scores, labels, rest) == pytest.approx(count / 400)
 
 
-def test_pixels_are_inverted_with_their_probability():
+def test_pixels_are_inverted_with_the_given_probability():
     images = torch.full((10, 1, 30, 30), 200, dtype=torch.uint8)
     found = claim_measures.inverted(images, 0.1)
     assert set(found.unique().tolist()) == {55, 200}
@@ -175,7 +179,7 @@ def test_pixels_are_inverted_with_their_probability():
 
 
 @pytest.mark.slow
-def test_what_is_measured_on_a_run_is_what_it_measured_itself(
+def test_measures_without_changes_equal_the_test_error(
     tiny_mnist, tiny_config_dir, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -189,7 +193,7 @@ def test_what_is_measured_on_a_run_is_what_it_measured_itself(
     assert all(x == pytest.approx(error) for x in found.values()) and len(found) == 5
 
 
-PICTURED = {
+RUNS = {
     side: [
         {"metrics": {"error/test": x, "error/train": x / 2}, "epochs": {"error/train": [0.5, x],
          "error/val": [0.6, x]}} for x in (0.1, 0.2, 0.3)
@@ -198,30 +202,30 @@ PICTURED = {
 }  # fmt: skip
 
 
-def test_figures_have_the_papers_form():
-    def drawn(name: str, **claim) -> list:
+def test_figures_have_the_form_of_the_papers():
+    def axes_of(name: str, **claim) -> list:
         figure = claim_pictures.plt.figure()
-        claim_pictures.PICTURES[name](figure, claim, PICTURED)
+        claim_pictures.PICTURES[name](figure, claim, RUNS)
         return figure.axes
 
-    (axes,) = drawn("figure_1")
+    (axes,) = axes_of("figure_1")
     solid, dashed, quarter = axes.lines
     assert (solid.get_linestyle(), dashed.get_linestyle()) == ("-", "--")
     assert solid.get_ydata() == pytest.approx([50, 20]) and set(quarter.get_ydata()) == {25}
-    (axes,) = drawn("figure_6")
+    (axes,) = axes_of("figure_6")
     assert axes.lines[0].get_xdata() == pytest.approx([15, 30])
     assert axes.lines[0].get_ydata() == pytest.approx([20, 20])
-    (axes,) = drawn("figure_5")
+    (axes,) = axes_of("figure_5")
     assert axes.get_ylim() == (0, 5) and axes.get_yscale() == "linear"
-    (axes,) = drawn("bars", paper={"15000": 0.12, "30000": 0.05})
+    (axes,) = axes_of("bars", paper={"15000": 0.12, "30000": 0.05})
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([12, 5, 20, 20])
-    assert len(drawn("robustness", changes={x: [0, 1] for x in "abcd"})) == 4
+    assert len(axes_of("robustness", changes={x: [0, 1] for x in "abcd"})) == 4
     claim_pictures.plt.close("all")
 
 
 @pytest.mark.slow
-def test_directions_show_on_few_images(fork, tmp_path):
-    # A margin below 0 says only that nothing is lost: `make claims-quick` has these too.
+def test_quick_directions_hold_on_few_images(fork, tmp_path):
+    # Only margins above 0; `make claims-quick` also checks the others.
     names = [
         name
         for name, claim in CLAIMS.items()

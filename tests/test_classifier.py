@@ -1,4 +1,4 @@
-"""The metrics of the classifier against counting by hand."""
+"""The metrics of the classifier compared with counting by hand."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from classic_cnns.classifier import SplitMetrics
 
 
 @pytest.mark.parametrize("classes", [3, 12])
-def test_means_are_those_of_counting_image_by_image(classes):
+def test_means_equal_counting_image_by_image(classes):
     random, metrics = torch.Generator().manual_seed(1), SplitMetrics(top5=True)
     losses, errors, misses = [], 0, 0
     for size in (7, 1, 4):
@@ -28,7 +28,7 @@ def test_means_are_those_of_counting_image_by_image(classes):
     assert found["top5_error"] == misses / 12
 
 
-def test_sums_go_on_where_they_were_also_after_a_move_to_a_device():
+def test_saved_sums_are_restored_also_after_a_move_to_a_device():
     first, second = SplitMetrics(top5=False), SplitMetrics(top5=False).to("cpu")
     for metrics in (first, second):
         metrics.add(torch.tensor(0.1), torch.eye(3), torch.tensor([0, 1, 1]))
@@ -39,17 +39,17 @@ def test_sums_go_on_where_they_were_also_after_a_move_to_a_device():
         assert mean.compute() == second.sums()[name][0] / 3
 
 
-def test_a_loss_that_is_no_number_is_seen_in_the_mean():
+def test_a_nan_loss_makes_the_mean_nan():
     metrics = SplitMetrics(top5=False)
     metrics.add(torch.tensor(float("nan")), torch.eye(2), torch.tensor([0, 1]))
     metrics.count()
     assert not metrics.means["loss"].compute().isfinite()
 
 
-def test_scores_that_are_written_in_one_place_count_each_by_itself():
-    place, metrics = torch.zeros(2, 3), SplitMetrics(top5=False)  # as a CUDA graph has them
+def test_batches_whose_scores_share_a_tensor_are_all_counted():
+    buffer, metrics = torch.zeros(2, 3), SplitMetrics(top5=False)  # as with a CUDA graph
     for right in (0, 1):
-        place.copy_(torch.eye(3)[[right, right]])
-        metrics.add(torch.tensor(0.0), place, torch.tensor([0, 0]))
+        buffer.copy_(torch.eye(3)[[right, right]])
+        metrics.add(torch.tensor(0.0), buffer, torch.tensor([0, 0]))
     metrics.count()
     assert metrics.means["error"].compute().item() == 0.5

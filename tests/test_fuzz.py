@@ -1,4 +1,4 @@
-"""Random words, bytes and values: an answer, or one line on what is wrong; never anything else."""
+"""Random overrides, values and files give a result or a one-line error, never another exception."""
 
 import io
 from pathlib import Path
@@ -18,7 +18,7 @@ from classic_cnns.trainer.checkpoint_io import read_checkpoint
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
-few = hypothesis.settings(
+settings = hypothesis.settings(
     max_examples=60, deadline=None, derandomize=True, database=None,
     suppress_health_check=list(hypothesis.HealthCheck),
 )  # fmt: skip
@@ -32,23 +32,23 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
-def answers(task, *given) -> None:
+def assert_result_or_one_line(task, *given) -> None:
     try:
         task(*given)
     except UserError as error:
         assert "\n" not in str(error) and 10 < len(str(error)) < 3000
 
 
-@few
+@settings
 @hypothesis.given(st.sampled_from(["", "+", "++", "~"]), st.sampled_from(KEYS), VALUES)
 def test_any_value_of_any_key(sign, key, value):
-    answers(COMPOSER.compose, [f"{sign}{key}={value}"])
+    assert_result_or_one_line(COMPOSER.compose, [f"{sign}{key}={value}"])
 
 
-@few
+@settings
 @hypothesis.given(st.lists(st.text(max_size=20), min_size=1, max_size=3))
-def test_any_words(words):
-    answers(COMPOSER.compose, words)
+def test_any_overrides(words):
+    assert_result_or_one_line(COMPOSER.compose, words)
 
 
 PLAIN = st.recursive(
@@ -61,24 +61,24 @@ PLAIN = st.recursive(
 )
 
 
-@few
+@settings
 @hypothesis.given(st.dictionaries(st.sampled_from(list(DEFAULT)), PLAIN))
 def test_any_stored_config(values):
-    answers(checked_config, values, "config.yaml")
+    assert_result_or_one_line(checked_config, values, "config.yaml")
 
 
 def changed(whole: bytes):
-    """Some bytes of a file replaced, and the file cut somewhere."""
-    place = st.integers(0, len(whole) - 1)
-    return st.tuples(st.lists(st.tuples(place, st.integers(0, 255)), max_size=6), place).map(
+    """Some bytes of a file replaced, and sometimes the file cut off."""
+    position = st.integers(0, len(whole) - 1)
+    return st.tuples(st.lists(st.tuples(position, st.integers(0, 255)), max_size=6), position).map(
         lambda change: edit(bytearray(whole), *change)
     )
 
 
-def edit(data: bytearray, places: list[tuple[int, int]], end: int) -> bytes:
-    for place, byte in places:
-        data[place] = byte
-    return bytes(data[:end] if end % 3 == 0 else data)  # two thirds stay as long as they were
+def edit(data: bytearray, changes: list[tuple[int, int]], end: int) -> bytes:
+    for position, byte in changes:
+        data[position] = byte
+    return bytes(data[:end] if end % 3 == 0 else data)  # two thirds are not cut
 
 
 def picture(kind: str) -> bytes:
@@ -98,12 +98,12 @@ def checkpoint() -> bytes:
 def test_any_bytes_as_a_picture(kind, tmp_path):
     path = tmp_path / "picture"
 
-    @few
+    @settings
     @hypothesis.given(st.binary(max_size=200) | changed(picture(kind)))
     def fuzz(data):
         path.write_bytes(data)
         for channels in (1, 3):
-            answers(read_picture, path, channels, 28, channels == 1)
+            assert_result_or_one_line(read_picture, path, channels, 28, channels == 1)
 
     fuzz()
 
@@ -111,11 +111,11 @@ def test_any_bytes_as_a_picture(kind, tmp_path):
 def test_any_bytes_as_a_checkpoint(tmp_path: Path):
     path = tmp_path / "best.ckpt"
 
-    @few
+    @settings
     @hypothesis.given(st.binary(max_size=200) | changed(checkpoint()))
     def fuzz(data):
-        path.unlink(missing_ok=True)  # the one before is still mapped into memory
+        path.unlink(missing_ok=True)  # the earlier file may still be mapped into memory
         path.write_bytes(data)
-        answers(read_checkpoint, path)
+        assert_result_or_one_line(read_checkpoint, path)
 
     fuzz()

@@ -1,4 +1,4 @@
-"""Every recipe ends with the weights that `golden.json` has, and a run of version 0.1 goes on."""
+"""Every recipe gives the weights in `golden.json`, and a run of version 0.1 can be resumed."""
 
 import json
 import shutil
@@ -11,54 +11,49 @@ from classic_cnns import compose, train
 from tests import golden
 
 RUN_0_1 = Path(__file__).parent / "fixtures" / "run_0_1"
-QUICK = ("lenet5", "lenet5_relu_fast", "alexnet_small")  # the others are slow
-THERE = golden.machine() == golden.stored()["machine"]
+FAST = ("lenet5", "lenet5_relu_fast", "alexnet_small")  # the others are slow
+SAME_MACHINE = golden.machine() == golden.stored()["machine"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Holds the data that all recipes train on, and their runs."""
+    """A folder with the data of all recipes and their runs."""
     folder = tmp_path_factory.mktemp("golden")
     golden.make_data(folder)
     return folder
 
 
-def assert_same_weights(found: dict, wanted: dict, tolerance: float = 1e-3) -> None:
-    """To the bit where the hash was stored; elsewhere by the norms of the tensors."""
-    assert found["steps"] == wanted["steps"]
-    assert found["norms"] == pytest.approx(wanted["norms"], rel=tolerance, abs=1e-2 * tolerance)
-    if THERE:
-        assert found["sha256"] == wanted["sha256"]
+def assert_same_weights(found: dict, expected: dict, tolerance: float = 1e-3) -> None:
+    """Compare hashes on the machine that `golden.json` names, and norms on all machines."""
+    assert found["steps"] == expected["steps"]
+    assert found["norms"] == pytest.approx(expected["norms"], rel=tolerance, abs=1e-2 * tolerance)
+    if SAME_MACHINE:
+        assert found["sha256"] == expected["sha256"]
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name in golden.RECIPES
-    ],
+    [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in golden.RECIPES],
 )
-def test_a_recipe_ends_with_its_golden_weights(request, name, folder):
+def test_a_recipe_gives_its_golden_weights(request, name, folder):
     server = request.getfixturevalue("server") if name in golden.TWO_PROCESSES else None
-    found, wanted = golden.carry_out(name, folder, server), golden.stored()["recipes"][name]
+    found, expected = golden.carry_out(name, folder, server), golden.stored()["recipes"][name]
     config = compose(*golden.words(name, folder), config_dirs=[str(folder / "conf")])
-    # Stored in bfloat16, of which another processor rounds other digits or has none at all: a few
-    # of the forty images change sides.
+    # Processors round bfloat16 differently or do not have it, so a few of the forty test images get
+    # another class.
     rounded = config.trainer.precision == "auto"
-    near = 0.1 if rounded else 2e-2
-    assert found["metrics"] == pytest.approx(wanted["metrics"], rel=near, abs=near)
-    assert_same_weights(found, wanted, tolerance=0.1 if rounded else 1e-3)
+    margin = 0.1 if rounded else 2e-2
+    assert found["metrics"] == pytest.approx(expected["metrics"], rel=margin, abs=margin)
+    assert_same_weights(found, expected, tolerance=0.1 if rounded else 1e-3)
 
 
-def test_every_recipe_is_stored_and_nothing_else():
+def test_golden_json_has_exactly_the_recipes():
     assert list(golden.stored()["recipes"]) == list(golden.RECIPES)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The loaded checkpoint was produced with Lightning"
-)  # a newer one
-@pytest.mark.filterwarnings("ignore:The number of training batches")  # 5, and a log each 50
-def test_a_run_of_version_0_1_goes_on_to_the_weights_it_would_have_had(folder, tmp_path):
+@pytest.mark.filterwarnings("ignore:The loaded checkpoint was produced with Lightning")
+@pytest.mark.filterwarnings("ignore:The number of training batches")  # 5, and logging each 50 steps
+def test_a_run_of_version_0_1_is_resumed_with_equal_weights(folder, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(RUN_0_1, run)
     config = run / "config.yaml"
@@ -70,5 +65,5 @@ def test_a_run_of_version_0_1_goes_on_to_the_weights_it_would_have_had(folder, t
     finally:
         torch.set_num_threads(threads)
     assert (result["status"], result["epochs"]) == ("finished", 3)
-    wanted = json.loads((RUN_0_1 / "ends_with.json").read_text())
-    assert_same_weights(golden.last_weights(run), wanted)
+    expected = json.loads((RUN_0_1 / "ends_with.json").read_text())
+    assert_same_weights(golden.last_weights(run), expected)

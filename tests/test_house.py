@@ -59,12 +59,12 @@ def files(tree: Path = CODE) -> list[Path]:
 
 
 def test_each_config_group_has_a_package():
-    assert GROUPS - {"experiment", "debug"} <= PACKAGES  # these only set values of the others
-    # What composes configs, carries out a run and is looked at has no config of its own.
+    assert GROUPS - {"experiment", "debug"} <= PACKAGES  # these only set values of other groups
+    # Packages without a config of their own.
     assert PACKAGES - GROUPS == {"config", "report", "run"}
 
 
-def test_the_package_has_a_dozen_entries_at_the_most():
+def test_the_package_has_at_most_12_entries():
     entries = {
         path.stem for path in CODE.iterdir() if path.suffix == ".py" or path.stem in PACKAGES
     }
@@ -74,36 +74,37 @@ def test_the_package_has_a_dozen_entries_at_the_most():
 @pytest.mark.parametrize(
     "path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF))
 )
-def test_targets_of_a_group_are_in_its_package(path):
+def test_the_targets_of_a_group_are_in_its_package(path):
     package = path.relative_to(CONF).parts[0]
     for target in targets(yaml.safe_load(path.read_text())):
-        if target.startswith("classic_cnns.") and package != "experiment":  # of any group
+        if target.startswith("classic_cnns.") and package != "experiment":  # may name any package
             assert target.startswith(f"classic_cnns.{package}.")
 
 
 @pytest.mark.parametrize("path", sorted(files()), ids=lambda path: str(path.relative_to(CODE)))
 def test_imports_point_down(path):
     package = path.relative_to(CODE).parts[0].removesuffix(".py")
-    own = {name.split(".")[1] for name in imports(path) if name.startswith("classic_cnns.")}
-    assert own - {package, "UserError", "one_line", "program"} <= IMPORTS[package]
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("classic_cnns.")}
+    assert ours - {package, "UserError", "one_line", "program"} <= IMPORTS[package]
     if package == "model":
-        foreign = {name.split(".")[0] for name in imports(path)} - {"classic_cnns"}
-        assert not own - {"model"}
+        external = {name.split(".")[0] for name in imports(path)} - {"classic_cnns"}
+        assert not ours - {"model"}
         allowed = {"torch", "triton", "math", "collections", "dataclasses", "importlib", "typing"}
-        assert foreign <= allowed
+        assert external <= allowed
 
 
 @pytest.mark.parametrize("group", sorted(GROUPS))
-def test_every_choice_of_every_group_composes_and_is_allowed(group, tmp_path, monkeypatch):
+def test_every_choice_of_every_group_composes(group, tmp_path, monkeypatch):
     for folder in ("train/a", "train/b", "val"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # for trainer=gpu
-    # Experiments that are no sweeps are composed by a command of test_command_line.py.
+    # The other experiments are composed in test_command_line.py.
     for path in (CONF / group).glob("search*.yaml" if group == "experiment" else "*.yaml"):
         words = [f"{group}={path.stem}"]
         if group == "data":
             folder = path.stem == "image_folder"
-            words += ["model=alexnet" if folder else "model=lenet5_relu"]  # take colours too
+            # These models also accept colour images.
+            words += ["model=alexnet" if folder else "model=lenet5_relu"]
             words += [f"data.root={tmp_path}"] if folder else []
         if group in ("model", "optim") and ("cifar10" in path.stem or "alexnet" in path.stem):
             words += ["data=cifar10", "model.input.fit=resize"]
@@ -129,7 +130,7 @@ def test_every_package_is_installed():
     assert listed == {"classic_cnns", "classic_cnns.conf", *(f"classic_cnns.{r}" for r in PACKAGES)}
 
 
-def test_nothing_tracked_is_large_or_names_a_host():
+def test_no_tracked_file_is_large_and_the_constraints_name_no_host():
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
     for name in names.splitlines():
         assert (ROOT / name).stat().st_size < 600_000

@@ -1,4 +1,4 @@
-"""Installed from a wheel, in an environment of its own, outside of the checkout."""
+"""The project installed as a wheel in a separate environment, outside of the checkout."""
 
 import os
 import subprocess
@@ -24,14 +24,16 @@ def run(*command: object, cwd: Path = ROOT, code: int = 0) -> subprocess.Complet
 
 
 @pytest.mark.slow
-def test_the_command_and_python_run_from_a_wheel(tiny_mnist, tiny_config_dir, tmp_path):
-    # What it needs comes from the environment of the tests, all but the project itself.
+def test_the_command_and_the_python_interface_work_from_a_wheel(
+    tiny_mnist, tiny_config_dir, tmp_path
+):
+    # Its dependencies come from the environment of the tests.
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env")
     bin = tmp_path / "env" / "bin"
     program = "import sysconfig; print(sysconfig.get_path('purelib'))"
     purelib = run(bin / "python", "-c", program).stdout.strip()
     Path(purelib, "needs.pth").write_text(sysconfig.get_path("purelib"))
-    source = tmp_path / "source"  # setuptools builds beside the source
+    source = tmp_path / "source"  # setuptools writes into the source folder
     for name in run("git", "ls-files").stdout.splitlines():
         if name.startswith(("src/", "conf/", "pyproject", "README", "LICENSE")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)

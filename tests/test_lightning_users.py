@@ -1,4 +1,4 @@
-"""What a user of Lightning and Hydra types in the first hour: it works, or one line says why."""
+"""What users of Lightning and Hydra expect: it works, or one line says why not."""
 
 import csv
 import inspect
@@ -25,42 +25,43 @@ from tests.runs import events, same, weights
 pytestmark = pytest.mark.slow  # whole runs and processes
 
 OWN_PARTS = Path(__file__).parent / "own_parts"
-STEPS = 16  # of an epoch: 512 images in batches of 32
+STEPS = 16  # per epoch: 512 images in batches of 32
 
 
 @pytest.fixture
 def train(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch):
-    """A function that carries out a run of two epochs in `tmp_path` and gives its result."""
+    """A function that makes a run of two epochs in `tmp_path` and returns its result."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def train(*words: str) -> dict:
-        usual = [
+        defaults = [
             "data=tiny", f"data_dir={tiny_mnist.folder}", "trainer.accelerator=cpu",
             "trainer.max_epochs=2", "data.batch_size=32", "trainer.log_every_n_steps=2",
             "run_dir=run",
         ]  # fmt: skip
         if not any("callbacks" in word or "debug" in word for word in words):
-            usual.append("~callbacks.pictures")  # which take as long as all else
+            defaults.append("~callbacks.pictures")  # they take half of the time
         if any(word.startswith("resume=") for word in words):
-            usual = []
-        given = {word.lstrip("+").partition("=")[0] for word in words}
-        usual = [word for word in usual if word.partition("=")[0] not in given]
+            defaults = []
+        overridden = {word.lstrip("+").partition("=")[0] for word in words}
+        defaults = [word for word in defaults if word.partition("=")[0] not in overridden]
         if any(word.startswith("data=") and word != "data=tiny" for word in words):
-            usual = [word for word in usual if not word.startswith(("data.", "data_dir"))]
+            defaults = [word for word in defaults if not word.startswith(("data.", "data_dir"))]
         folders = [str(tiny_config_dir), str(OWN_PARTS)]
-        return run(compose(*usual, *words, config_dirs=folders))
+        return run(compose(*defaults, *words, config_dirs=folders))
 
     return train
 
 
-def witness():
-    return sys.modules["witness"].Witness.last
+def hook_counter():
+    """The HookCounter of the last run."""
+    return sys.modules["hook_counter"].HookCounter.last
 
 
 # --- The Trainer's arguments ----------------------------------------------------------------------
 
-# What is typed, and what a callback that notes all hooks, or the result, then has to show.
+# An override of each argument, and a check of its effect with the HookCounter and the result.
 EFFECTS = {
     "accelerator": (
         "trainer.accelerator=cpu", lambda w, r: w.trainer.strategy.root_device.type == "cpu"
@@ -137,8 +138,8 @@ EFFECTS = {
         lambda w, r: {x.dtype for x in weights().values()} == {torch.float64},
     ),
 }  # fmt: skip
-# Only seen with several processes: the Trainer that is built shows them.
-BUILT = {
+# These have effects with several processes only, so the Trainer's attributes are checked.
+ATTRIBUTES = {
     "devices": ("trainer.devices=2", lambda t: t.num_devices == 2),
     "strategy": ("trainer.strategy=ddp", lambda t: type(t.strategy).__name__ == "DDPStrategy"),
     "num_nodes": ("trainer.num_nodes=1", lambda t: t.num_nodes == 1),
@@ -157,29 +158,29 @@ def count(tag: str) -> int:
     return len(events().Scalars(tag))
 
 
-def test_every_argument_of_trainer_is_tested_here():
+def test_every_argument_of_trainer_is_tested():
     signature = [
         name for name in inspect.signature(pl.Trainer.__init__).parameters if name != "self"
     ]
     assert trainer_arguments() == signature
-    assert Counter([*EFFECTS, *BUILT, *REFUSED]) == Counter(signature)
+    assert Counter([*EFFECTS, *ATTRIBUTES, *REFUSED]) == Counter(signature)
 
 
 @pytest.mark.parametrize("name", EFFECTS)
 def test_an_argument_of_trainer_has_its_effect(train, name):
-    words, shows = EFFECTS[name]
+    words, has_effect = EFFECTS[name]
     try:
-        result = train("callbacks=[default,witness]", *words.split())
-        assert result["status"] == "finished" and shows(witness(), result)
+        result = train("callbacks=[default,hook_counter]", *words.split())
+        assert result["status"] == "finished" and has_effect(hook_counter(), result)
     finally:
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.benchmark = False
 
 
-@pytest.mark.parametrize("name", BUILT)
-def test_an_argument_for_several_processes_reaches_the_trainer(name):
-    words, shows = BUILT[name]
-    assert shows(build_trainer(compose("trainer.accelerator=cpu", *words.split()), logger=False))
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_an_argument_for_several_processes_is_given_to_the_trainer(name):
+    words, is_set = ATTRIBUTES[name]
+    assert is_set(build_trainer(compose("trainer.accelerator=cpu", *words.split()), logger=False))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -192,9 +193,9 @@ def test_an_argument_that_cannot_work_is_refused(train, name):
 # --- Callbacks and loggers ------------------------------------------------------------------------
 
 
-def test_every_hook_of_a_callback_is_called_as_often_as_lightning_says(train):
-    train("callbacks=[default,witness]", "trainer.num_sanity_val_steps=1")
-    calls, steps = witness().calls, 2 * STEPS
+def test_the_hooks_of_a_callback_are_called_as_often_as_documented(train):
+    train("callbacks=[default,hook_counter]", "trainer.num_sanity_val_steps=1")
+    calls, steps = hook_counter().calls, 2 * STEPS
     each_step = ["on_train_batch_start", "on_train_batch_end", "on_before_backward"]
     each_step += ["on_after_backward", "on_before_optimizer_step", "on_before_zero_grad"]
     for hook in each_step:
@@ -205,10 +206,10 @@ def test_every_hook_of_a_callback_is_called_as_often_as_lightning_says(train):
             "on_sanity_check_start", "on_test_epoch_end", "on_load_checkpoint")  # fmt: skip
     assert all(calls[hook] == 1 for hook in once), calls
     assert calls["on_validation_start"] == 3 and calls["on_save_checkpoint"] >= 3
-    assert calls["setup"] == calls["teardown"] == 2  # of fit and of test
+    assert calls["setup"] == calls["teardown"] == 2  # for fit and for test
 
 
-def test_early_stopping_stops_where_the_error_no_longer_falls(train):
+def test_early_stopping_stops_when_the_error_stalls(train):
     result = train(
         "callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=1",
         "trainer.max_epochs=20", "optim.lr=1e-20",
@@ -216,7 +217,7 @@ def test_early_stopping_stops_where_the_error_no_longer_falls(train):
     assert result["status"] == "finished" and result["epochs"] == 2
 
 
-def test_lightnings_own_callbacks_run_together(train):
+def test_lightnings_callbacks_work_together(train):
     choices = "[default,model_checkpoint,learning_rate_monitor,device_stats,swa,checkpoint_steps]"
     result = train(f"callbacks={choices}", "callbacks.device_stats.cpu_stats=false",
                    "trainer.max_epochs=5", "model=lenet5_relu")  # fmt: skip
@@ -228,22 +229,22 @@ def test_lightnings_own_callbacks_run_together(train):
     assert "lr-SGD" in tags and "lr-SGD-momentum" in tags
 
 
-def test_ones_own_callback_comes_from_the_command_line_and_any_can_be_left_out(train):
+def test_callbacks_are_added_and_removed_on_the_command_line(train):
     words = ["+callbacks.timer._target_=lightning.pytorch.callbacks.Timer",
              "+callbacks.timer.duration=01:00:00:00", "~callbacks.pictures"]  # fmt: skip
-    assert train("callbacks=[default,witness]", *words)["status"] == "finished"
-    kinds = {type(callback).__name__ for callback in witness().trainer.callbacks}
+    assert train("callbacks=[default,hook_counter]", *words)["status"] == "finished"
+    kinds = {type(callback).__name__ for callback in hook_counter().trainer.callbacks}
     assert "Timer" in kinds and "Pictures" not in kinds
     assert "images" not in events().Tags() or not (events().Tags()["images"])
 
 
-def test_without_callbacks_and_loggers_it_trains_too(train):
+def test_a_run_without_callbacks_and_loggers(train):
     result = train("callbacks=null", "logger=null")
     assert result["metrics"]["error/test"] < 0.9
     assert not Path("run/checkpoints").exists() and not list(Path("run").glob("events.*"))
 
 
-def test_a_csv_file_holds_the_metrics_of_the_run(train):
+def test_a_csv_file_has_the_metrics_of_the_run(train):
     result = train("logger=[tensorboard,csv]")
     with open("run/csv/metrics.csv") as file:
         rows = list(csv.DictReader(file))
@@ -252,9 +253,9 @@ def test_a_csv_file_holds_the_metrics_of_the_run(train):
     assert list(Path("run").glob("events.*"))
 
 
-@pytest.mark.filterwarnings("ignore")  # of the services' own libraries
+@pytest.mark.filterwarnings("ignore")  # warnings of the services' libraries
 @pytest.mark.parametrize("service", ["mlflow", "wandb"])
-def test_a_tracking_service_gets_the_config_and_the_same_names(train, service, monkeypatch):
+def test_a_tracking_service_gets_the_config_and_the_metrics(train, service, monkeypatch):
     pytest.importorskip(service)
     monkeypatch.setenv("WANDB_SILENT", "true")
     offline = ["logger.wandb.offline=true"] if service == "wandb" else []
@@ -267,30 +268,30 @@ def test_a_tracking_service_gets_the_config_and_the_same_names(train, service, m
     )
 
 
-# --- Parts of one's own ---------------------------------------------------------------------------
+# --- Users' parts ---------------------------------------------------------------------------------
 
 
-def test_a_net_of_ones_own_takes_three_files_and_no_more(train):
+def test_a_users_net_needs_three_files(train):
     result = train("model=tiny_resnet")
     assert result["epochs"] == 2 and result["metrics"]["error/test"] < 0.9
     assert {name.split(".")[1] for name in weights()} == {"stem", "block", "output"}
 
 
-def test_what_a_net_of_ones_own_lacks_is_one_line(train):
+def test_a_missing_recipe_of_a_users_net_is_reported_in_one_line(train):
     with pytest.raises(UserError, match="^optim.optimizer: is missing; .* optim=<another>"):
         train("model=no_recipe")
 
 
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no")
-def test_a_gan_with_two_optimizers_trains_and_goes_on(train):
+def test_a_gan_with_two_optimizers_is_trained_and_resumed(train):
     result = train("model=gan", "trainer.max_epochs=2")
     assert result["status"] == "finished" and {"g_loss", "d_loss_epoch"} <= result["metrics"].keys()
-    assert result["steps"] == 2 * 2 * STEPS  # Lightning counts those of both
+    assert result["steps"] == 2 * 2 * STEPS  # Lightning counts the steps of both optimizers
     more = train("resume=run", "trainer.max_epochs=3")
     assert more["epochs"] == 3 and more["steps"] == 3 * 2 * STEPS
 
 
-def test_somebody_elses_classifier_and_data_run_with_our_callbacks(train):
+def test_a_users_module_and_data_run_with_our_callbacks(train):
     result = train(
         "model=lit_classifier", "data=per_sample", "callbacks=[default,early_stopping]",
         "callbacks.checkpoint.monitor=val_acc", "callbacks.checkpoint.mode=max",
@@ -302,7 +303,7 @@ def test_somebody_elses_classifier_and_data_run_with_our_callbacks(train):
     assert [line["epoch"] for line in lines] == [1, 2]
 
 
-def test_our_nets_take_somebody_elses_data(train):
+def test_our_nets_can_be_trained_on_a_users_data(train):
     result = train("model=lenet5_relu", "data=per_sample", "model.net.num_classes=10",
                    "model.net.in_channels=3", "optim.lr=0.01")  # fmt: skip
     assert result["status"] == "finished" and "error/test" in result["metrics"]
@@ -321,14 +322,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistake_with_ones_own_parts_is_one_line_and_leaves_nothing(train, words):
+def test_a_mistake_in_a_users_parts_is_reported_in_one_line_without_a_result(train, words):
     with pytest.raises(UserError, match=MISTAKES[words]) as refusal:
         train(*words.split())
     assert "\n" not in str(refusal.value)
     assert not Path("run/result.json").exists()
 
 
-def test_a_run_takes_no_folder_that_holds_ones_own(train):
+def test_a_run_is_not_written_into_a_folder_with_other_files(train):
     Path("run/papers").mkdir(parents=True)
     Path("run/papers/thesis.txt").write_text("ten years of work")
     Path("run/notes.txt").write_text("more")
@@ -339,10 +340,10 @@ def test_a_run_takes_no_folder_that_holds_ones_own(train):
     assert Path("run/papers/thesis.txt").read_text() == "ten years of work"
 
 
-# --- Going on -------------------------------------------------------------------------------------
+# --- Resuming -------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_trains_further_to_the_weights_of_a_longer_one(train):
+def test_a_finished_run_is_extended_with_the_weights_of_a_longer_one(train):
     words = ["model=lenet5_relu"]  # its rate is constant
     train(*words, "run_dir=long", "trainer.max_epochs=4")
     train(*words)
@@ -352,10 +353,10 @@ def test_a_finished_run_trains_further_to_the_weights_of_a_longer_one(train):
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
     curve = [e.step for e in events().Scalars("error/val")]
     assert curve == [STEPS * (epoch + 1) - 1 for epoch in range(4)]
-    assert train("resume=run")["epochs"] == 4  # and is finished
+    assert train("resume=run")["epochs"] == 4  # it has finished
 
 
-def test_after_its_schedule_a_run_goes_on_at_the_last_rate(train, caplog):
+def test_a_run_extended_beyond_its_schedule_keeps_the_last_rate(train, caplog):
     train("trainer.log_every_n_steps=1")
     train("resume=run", "trainer.max_epochs=3")
     assert "the schedule ends after 2 epochs; then the rate stays" in caplog.text
@@ -363,7 +364,7 @@ def test_after_its_schedule_a_run_goes_on_at_the_last_rate(train, caplog):
     assert set(rates[2 * STEPS :]) == {min(rates)}
 
 
-def test_a_run_does_not_go_on_for_fewer_epochs_than_it_has(train):
+def test_a_run_is_not_resumed_with_fewer_epochs_than_it_has(train):
     train()
     with pytest.raises(UserError, match="max_epochs=1: run has done 2 epochs already"):
         train("resume=run", "trainer.max_epochs=1")
@@ -383,7 +384,7 @@ def test_a_run_starts_from_the_weights_of_another(train):
         train("init_from=first", "model=lenet5_relu", "run_dir=other")
 
 
-def test_a_part_of_the_data_holds_out_its_own_part(train, caplog):
+def test_a_smaller_training_set_has_a_smaller_validation_set(train, caplog):
     train("data.val_size=null", "data.train_size=320")
     assert "288 images to train on, 32 held out for validation" in caplog.text
 
@@ -392,13 +393,13 @@ def test_a_part_of_the_data_holds_out_its_own_part(train, caplog):
 
 
 @pytest.mark.parametrize("choice", ["default", "few_batches", "overfit", "profiler", "anomaly"])
-def test_a_debugging_run_leaves_nothing(train, choice, tmp_path):
+def test_a_debugging_run_leaves_no_files(train, choice, tmp_path):
     before = sorted(path for path in tmp_path.iterdir())
     assert train(f"debug={choice}")["status"] == "finished"
     assert sorted(path for path in tmp_path.iterdir()) == before
 
 
-def test_overfitting_learns_its_batches_by_heart(train):
+def test_overfitting_reaches_a_training_error_of_zero(train):
     result = train("debug=overfit", "trainer.max_epochs=40")
     assert result["last"]["error/train"] == 0.0
 
@@ -406,7 +407,7 @@ def test_overfitting_learns_its_batches_by_heart(train):
 # --- From Python ----------------------------------------------------------------------------------
 
 
-def test_a_notebook_composes_builds_and_trains(tiny_mnist, tiny_config_dir, tmp_path):
+def test_a_notebook_can_compose_build_and_train(tiny_mnist, tiny_config_dir, tmp_path):
     program = f"""
 from classic_cnns import UserError, build, compose, train
 config = compose("data=tiny", "data_dir={tiny_mnist.folder}", "trainer.accelerator=cpu",
@@ -431,7 +432,7 @@ except UserError as error:
     assert "did you mean optim.lr" in done.stdout
 
 
-def test_it_trains_in_a_thread_and_starts_no_processes_from_python(train):
+def test_python_trains_in_a_thread_and_refuses_several_devices(train):
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(train, "trainer.max_epochs=1").result()["status"] == "finished"
     with pytest.raises(UserError, match="trainer.devices=2: only the command starts a process"):

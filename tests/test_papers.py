@@ -1,6 +1,6 @@
-"""The page of the papers' facts is whole: its code exists, and no place that code names is missing.
+"""docs/papers.md: the code of each fact exists, and each place named in the code has a fact.
 
-The facts themselves are held by the tests that carry the marker `fact`.
+The facts themselves are tested by the tests with the marker `fact`.
 """
 
 import ast
@@ -13,7 +13,7 @@ import yaml
 from docs import papers
 
 FACTS = papers.facts()
-ROOMS = ("model", "optim", "data")  # whose docstrings and comments name places in papers
+PACKAGES = ("model", "optim", "data")  # whose docstrings and comments name places in papers
 AUTHORS = {
     "LeCun": "LeCun 1998",
     "Krizhevsky": "Krizhevsky 2012",
@@ -24,18 +24,18 @@ AUTHORS = {
 SECTION = r"(?:\d(?:\.\d)?|[IVX]+(?:\.[A-Z])?)"
 
 
-def several(one: str) -> str:
+def list_of(one: str) -> str:
     return rf"({one}(?:(?:, | and ){one})*)"
 
 
-PLACES = {  # how a place is written, and its name
-    rf"\b[Ss]ections? {several(SECTION)}\b": "section",
+PLACES = {  # a pattern for a place in a paper, and its name
+    rf"\b[Ss]ections? {list_of(SECTION)}\b": "section",
     r"\b([IVX]+\.[A-Z])\b": "section",  # II.B
-    rf"\b[Ee]q\. {several(r'[0-9]+')}": "eq.",
+    rf"\b[Ee]q\. {list_of(r'[0-9]+')}": "eq.",
     r"\b[Aa]ppendix ([A-Z])\b": "Appendix",
     r"\b[Tt]able ([IVX]+)\b": "Table",
     r"\b[Ff]ig(?:\.|ure) ([0-9]+)": "Fig.",
-    rf"\bAlg(?:\.|orithms?) {several('[0-9]')}": "Algorithm",
+    rf"\bAlg(?:\.|orithms?) {list_of('[0-9]')}": "Algorithm",
 }
 
 
@@ -49,18 +49,18 @@ def places(text: str) -> set[str]:
     }
 
 
-def named(text: str) -> set[tuple[str, str]]:
+def places_of_papers(text: str) -> set[tuple[str, str]]:
     """The papers and places that a source file names; `K12, 4.1` names both at once."""
-    explicit = rf"\b(L98|K12), ({SECTION})"
-    found = {(AUTHORS[who], f"section {one}") for who, one in re.findall(explicit, text)}
-    rest = places(re.sub(explicit, "", text))
+    abbreviated = rf"\b(L98|K12), ({SECTION})"
+    found = {(AUTHORS[who], f"section {one}") for who, one in re.findall(abbreviated, text)}
+    rest = places(re.sub(abbreviated, "", text))
     owners = {paper for author, paper in AUTHORS.items() if author in text}
     assert not rest or len(owners) == 1, f"of which paper are {rest}?"
     return found | {(paper, one) for paper in owners for one in rest}
 
 
 def symbols(path: Path) -> set[str]:
-    """Functions, classes and constants, and what is in classes; of a YAML file its keys."""
+    """Names of functions, classes, members and constants, or the keys of a YAML file."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".yaml":
         return set(yaml.safe_load(text))
@@ -76,11 +76,11 @@ def names_of(node: ast.stmt) -> set[str]:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         return {node.name}
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
-    every = [inner for target in targets for inner in ast.walk(target)]
-    return {inner.id for inner in every if isinstance(inner, ast.Name)}
+    nodes = [inner for target in targets for inner in ast.walk(target)]
+    return {inner.id for inner in nodes if isinstance(inner, ast.Name)}
 
 
-def test_the_page_is_what_the_markers_say():
+def test_the_page_is_generated_from_the_markers():
     assert papers.TABLE.read_text(encoding="utf-8") == papers.page(FACTS), "make papers writes it"
 
 
@@ -90,7 +90,7 @@ def test_the_code_of_a_fact_exists(fact):
     assert path.is_file() and fact.symbol in symbols(path)
 
 
-def test_a_fact_is_one_sentence_of_a_known_paper_told_once():
+def test_a_fact_is_one_unique_sentence_about_a_known_paper():
     statements = [fact.statement for fact in FACTS]
     assert len(set(statements)) == len(statements)
     for fact in FACTS:
@@ -98,15 +98,15 @@ def test_a_fact_is_one_sentence_of_a_known_paper_told_once():
         assert len(fact.statement) < 140 and not fact.statement.endswith(".")
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_place_that_the_code_names_has_a_fact(room):
-    held = {(fact.paper, place) for fact in FACTS for place in places(fact.source)}
-    for path in (papers.ROOT / papers.CODE / room).glob("*.py"):
-        missing = named(path.read_text(encoding="utf-8")) - held
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_place_named_in_the_code_has_a_fact(package):
+    tested = {(fact.paper, place) for fact in FACTS for place in places(fact.source)}
+    for path in (papers.ROOT / papers.CODE / package).glob("*.py"):
+        missing = places_of_papers(path.read_text(encoding="utf-8")) - tested
         assert not missing, f"{path.name}: no test is marked with {missing}"
 
 
-def test_places_are_read_as_they_are_written():
+def test_places_are_parsed():
     text = (
         "Appendix C, eq. 18 and 21; eq. 23, 25, 27. Section II.A, II.B; table I, figure 3, Fig. 2"
     )
@@ -115,7 +115,7 @@ def test_places_are_read_as_they_are_written():
         "section II.B", "Table I", "Fig. 3", "Fig. 2",
     }  # fmt: skip
     assert places("sections 3.2, 3.3 and 5") == {"section 3.2", "section 3.3", "section 5"}
-    assert named("as in K12, 4.1 and L98, III.C") == {
+    assert places_of_papers("as in K12, 4.1 and L98, III.C") == {
         ("Krizhevsky 2012", "section 4.1"),
         ("LeCun 1998", "section III.C"),
     }

@@ -1,4 +1,4 @@
-"""What pictures.py draws, against what the same numbers are by hand."""
+"""The figures of pictures.py, and the numbers in them compared with those computed by hand."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ from classic_cnns.run.run import run
 from tests.recipes import recipe
 
 
-def test_images_are_moved_by_whole_pixels_and_get_their_noise():
+def test_images_are_shifted_and_noise_is_added():
     images = torch.randint(256, (3, 1, 9, 9), dtype=torch.uint8)
     right = transformed(images, shift=2)
     assert torch.equal(right[..., 2:], images[..., :-2]) and not right[..., :2].any()
@@ -36,16 +36,14 @@ def test_errors_are_counted_over_all_batches():
     )
 
 
-def test_runs_of_one_name_are_told_by_what_differs_in_their_paths():
+def test_runs_with_equal_names_are_named_by_the_differing_part_of_their_paths():
     paths = ("out", "a", "seeds", "0", "best.ckpt"), ("out", "b", "seeds", "0", "best.ckpt")
     assert distinct_names(paths) == ["a", "b"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["lenet5", "convnet_cifar10_13pct"])
-def test_a_run_is_drawn_with_all_its_pictures(
-    tiny_mnist, tiny_config_dir, tmp_path, monkeypatch, model
-):
+def test_all_figures_of_a_run_are_drawn(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch, model):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pictures, "TESTED", 40)
     words = ["data.test_patches=ten"] if model != "lenet5" else []
@@ -59,12 +57,12 @@ def test_a_run_is_drawn_with_all_its_pictures(
     assert names == {path.name for path in (tmp_path / "a" / "pictures").iterdir()}
 
 
-def test_the_demonstration_answers_as_the_net_does_and_shows_every_layer():
+def test_the_demo_gives_the_answer_of_the_net_and_shows_every_layer():
     net = Classifier(recipe("model=lenet5").net.eval(), MLELoss(), lambda _: None)
     net.preprocessing = Preprocessing(
         low=-0.1, high=1.175, size=32, fit="pad", channels=1, image_size=28, classes="0123456789"
     )
-    picture = Image.new("RGBA", (400, 400))  # a sketch: black strokes on nothing
+    picture = Image.new("RGBA", (400, 400))  # a sketch: black strokes on a transparent background
     ImageDraw.Draw(picture).line([(100, 100), (300, 100), (200, 320)], fill="black", width=30)
     shares, figure = answer(net, picture)
     assert list(shares.values()) == pytest.approx(net.probabilities(picture)[0].tolist())

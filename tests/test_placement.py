@@ -1,9 +1,9 @@
-"""Where every tensor of a training step lies, on a machine without a GPU.
+"""All tensors of a training step are on the GPU, tested on a machine without one.
 
-Tensors without numbers take the GPU's way through our code: torch's fake tensors, which say that
-they lie on one, and for the backward pass, in which torch asks for the GPU itself, tensors on the
-device "meta" that pass for a GPU's. An operation on tensors of two devices fails by itself, as on a
-GPU. `Only` also refuses what makes a tensor on the CPU, were it to copy it over in each step.
+The forward pass runs with torch's fake tensors, which have no values but a device, here "cuda". The
+backward pass would need a real GPU for that, so it runs with tensors on the device "meta", whose
+`is_cuda` is patched. An operation on tensors of two devices fails, as on a GPU. `OnlyDevice` also
+refuses operations that create a tensor on the CPU, since copying it would slow every step.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
 from tests.recipes import RECIPES, VARIANTS, recipe
 
 GPU, META = torch.device("cuda", 0), torch.device("meta")
-DISTORTIONS = {  # what each makes of (9, 3, 32, 32)
+DISTORTIONS = {  # and the shape of their output for images (9, 3, 32, 32)
     RandomShift(2): (9, 3, 32, 32),
     RandomCrop(24): (9, 3, 24, 24),
     RandomFlip(): (9, 3, 32, 32),
@@ -49,19 +49,19 @@ FITS = {
 }
 
 
-class Only(TorchDispatchMode):
-    """Every operation gives tensors on `device`."""
+class OnlyDevice(TorchDispatchMode):
+    """Fails if the result of an operation is not on `device`."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        in_place = func is torch.ops.aten._fused_sgd_.default  # which wants numbers
+        in_place = func is torch.ops.aten._fused_sgd_.default  # needs values
         out = None if in_place else func(*args, **(kwargs or {}))
         seen = tree_leaves(args if in_place else out)
-        places = {x.device for x in seen if isinstance(x, Tensor)}
-        assert places <= {self.device}, f"{func} gives a tensor on {places}"
+        devices = {x.device for x in seen if isinstance(x, Tensor)}
+        assert devices <= {self.device}, f"{func} gives a tensor on {devices}"
         return out
 
 
@@ -73,16 +73,16 @@ def fake() -> Iterator[None]:
 
 @pytest.fixture
 def meta(monkeypatch: pytest.MonkeyPatch) -> None:
-    passes = property(lambda x: x.device == META)
-    monkeypatch.setattr(torch.Tensor, "is_cuda", passes, raising=False)
+    is_meta = property(lambda x: x.device == META)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", is_meta, raising=False)
 
 
 def pixels(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.uint8, device=GPU)
 
 
-def move(net: nn.Module) -> None:
-    """`net.to(GPU)`, which fake tensors do not know."""
+def move_to_gpu(net: nn.Module) -> None:
+    """`net.to(GPU)`, which does not work with fake tensors."""
     for layer in net.modules():
         for name, weight in layer._parameters.items():
             layer._parameters[name] = weight if weight is None else nn.Parameter(weight.to(GPU))
@@ -101,19 +101,19 @@ def state(optimizer: Optimizer) -> list[Tensor]:
 @pytest.mark.parametrize("words", RECIPES + VARIANTS)
 def test_scores_loss_and_optimizer_stay_on_the_gpu(words: str, fake: None) -> None:
     net, loss, make, shape, _ = recipe(words)
-    move(net)
+    move_to_gpu(net)
     optimizer = make(net.named_parameters())
     images, labels = batch(shape, GPU)
     for weight in net.parameters():
         weight.grad = torch.empty_like(weight)
-        if isinstance(optimizer, StochasticDiagonalLM):  # comes from a backward pass
+        if isinstance(optimizer, StochasticDiagonalLM):  # normally from a backward pass
             optimizer.state[weight]["curvature"] = torch.empty_like(weight)
-    with Only(GPU), torch.no_grad():
+    with OnlyDevice(GPU), torch.no_grad():
         scores = net(images)
         assert scores.shape == (4, 10)
         assert loss(scores, labels).shape == ()
         optimizer.step()
-        optimizer.step()  # this one finds a state
+        optimizer.step()  # now with a state
     assert {x.device for x in [*net.parameters(), *net.buffers(), *state(optimizer)]} == {GPU}
 
 
@@ -122,7 +122,7 @@ def test_gradients_stay_on_the_gpu(words: str, meta: None) -> None:
     net, loss, make, shape, _ = recipe(words)
     net.to(META)
     images, labels = batch(shape, META)
-    with Only(META):
+    with OnlyDevice(META):
         loss(net(images), labels).backward()
         if "lenet5_1998" in words:
             optimizer = make(net.named_parameters())
@@ -135,18 +135,18 @@ def test_gradients_stay_on_the_gpu(words: str, meta: None) -> None:
 def test_distortions_stay_on_the_gpu(distortion, fake: None) -> None:
     distortion.partial_fit(pixels(1000, 3, 32, 32))
     noise = torch.empty(9, distortion.draws, device=GPU)
-    with Only(GPU):
+    with OnlyDevice(GPU):
         assert distortion(pixels(9, 3, 32, 32), noise).shape == DISTORTIONS[distortion]
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_images_get_their_size_on_the_gpu(name: str, fake: None) -> None:
+def test_images_are_fitted_to_the_input_size_on_the_gpu(name: str, fake: None) -> None:
     fit, shape = FITS[name]
-    with Only(GPU):
+    with OnlyDevice(GPU):
         assert fit(pixels(9, 3, 32, 32)).shape == shape
 
 
-# --- That these tests can fail --------------------------------------------------------------------
+# --- These tests can fail -------------------------------------------------------------------------
 
 WRONG = {
     "fails": lambda x: x + torch.zeros(3),
@@ -157,15 +157,15 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_a_gpu_would_not_bear_is_seen(wrong: str, fake: None) -> None:
+def test_an_operation_with_the_cpu_is_found_in_the_forward_pass(wrong: str, fake: None) -> None:
     x = torch.empty(2, 3, device=GPU)
-    with Only(GPU), pytest.raises((AssertionError, RuntimeError), match="cpu"):
+    with OnlyDevice(GPU), pytest.raises((AssertionError, RuntimeError), match="cpu"):
         WRONG[wrong](x)
 
 
 @pytest.mark.parametrize("wrong", ["fails", "copies zeros"])
-def test_it_is_seen_in_a_backward_pass(wrong: str, meta: None) -> None:
+def test_an_operation_with_the_cpu_is_found_in_the_backward_pass(wrong: str, meta: None) -> None:
     weight = torch.empty(3, device=META, requires_grad=True)
     weight.register_hook(WRONG[wrong])
-    with Only(META), pytest.raises((AssertionError, RuntimeError), match="cpu"):
+    with OnlyDevice(META), pytest.raises((AssertionError, RuntimeError), match="cpu"):
         weight.sum().backward()

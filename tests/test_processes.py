@@ -1,4 +1,4 @@
-"""The program as its users run it: real processes, real signals, real MNIST, the README's words."""
+"""The programs as users run them: processes, signals, MNIST and the README's commands."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.forks import SRC, TRAIN
 from tests.runs import events, result, same, weights
-from tests.sweep.conftest import sheet
+from tests.sweep.conftest import read_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -29,7 +29,7 @@ COMMANDS = [
 pytestmark = pytest.mark.slow
 
 
-WEIGHTS: dict = {}  # of a run that nothing stopped, from the first test on
+WEIGHTS: dict = {}  # of an uninterrupted run; the first test fills it
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ WEIGHTS: dict = {}  # of a run that nothing stopped, from the first test on
         (signal.SIGKILL, None, -9),
     ],
 )
-def test_a_run_stopped_by_a_signal_resumes_to_the_undisturbed_weights(
+def test_a_run_stopped_by_a_signal_is_resumed_with_equal_weights(
     fork, number, status, code, tiny_mnist, tiny_config_dir, tmp_path
 ):
     words = ["--config-dir", str(tiny_config_dir), "data=tiny", f"data_dir={tiny_mnist.folder}"]
@@ -62,7 +62,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_undisturbed_weights(
 
     resumed = fork(TRAIN, f"resume={stopped}", cwd=tmp_path)
     epochs = re.findall(r"epoch +(\d+)/", resumed.communicate(timeout=240)[0])
-    assert int(epochs[0]) >= 2 and epochs[-1] == "12"  # goes on, and does not start over
+    assert int(epochs[0]) >= 2 and epochs[-1] == "12"  # continues, does not start again
     assert resumed.returncode == 0
     assert result(stopped)["epochs"] == 12
     if not WEIGHTS:
@@ -72,7 +72,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_undisturbed_weights(
     assert same(weights(stopped), WEIGHTS)
 
 
-def test_a_quick_first_try_learns_too(fork, tmp_path):
+def test_a_short_run_on_few_images_learns(fork, tmp_path):
     words = ["data.train_size=10000", "trainer.max_epochs=2", "run_dir=quick"]
     process = fork(TRAIN, *words, cwd=tmp_path)
     printed, errors = process.communicate(timeout=300)
@@ -80,16 +80,16 @@ def test_a_quick_first_try_learns_too(fork, tmp_path):
     assert "9,000 images to train on, 1,000 held out" in printed
     assert (
         result(tmp_path / "quick")["metrics"]["error/test"] < 0.3
-    )  # ten classes: guessing gives 0.9
+    )  # guessing among ten classes gives 0.9
 
 
-def test_the_readme_has_the_commands_of_this_test():
+def test_the_readme_has_at_least_five_train_commands():
     assert len([line for line in COMMANDS if "train.py" in line]) >= 5
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
-    """A folder with our conf and src, in which the README's commands are typed one by one."""
+    """A folder with our conf and src, in which all commands of the README run in order."""
     folder = tmp_path_factory.mktemp("workplace")
     for name in ("conf", "src", "Makefile", "pyproject.toml", ".ci"):
         (folder / name).symlink_to(ROOT / name)
@@ -97,7 +97,7 @@ def workplace(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if "python src/" in line])
-def test_the_readmes_python_commands_work(fork, line, workplace):
+def test_the_python_commands_of_the_readme_work(fork, line, workplace):
     _, program, *words = shlex.split(line)
     if "train.py" in line and "--help" not in line and "resume" not in line:
         words += ["data.train_size=1000", "data.val_size=null", "trainer.max_epochs=1"]
@@ -107,9 +107,9 @@ def test_the_readmes_python_commands_work(fork, line, workplace):
     assert "Traceback" not in errors
 
 
-def test_the_readmes_sweep_has_a_row_for_each_job_in_tensorboard(workplace):
+def test_tensorboard_shows_each_job_of_the_readme_sweep(workplace):
     seen = []
-    for row in sheet(workplace / "outputs" / "sweep" / "rates"):
+    for row in read_table(workplace / "outputs" / "sweep" / "rates"):
         log = events(workplace / row["directory"])
         plugin = {
             tag: HParamsPluginData.FromString(content)
@@ -119,11 +119,11 @@ def test_the_readmes_sweep_has_a_row_for_each_job_in_tensorboard(workplace):
         seen.append((values["model"].string_value, values["optim.lr"].number_value))
         assert log.Scalars("error/test")[-1].value == pytest.approx(float(row["error/test"]))
         names = {info.name for info in plugin["_hparams_/experiment"].experiment.hparam_infos}
-        assert names == {"model", "optim.lr"}  # the first five are all that is shown
+        assert names == {"model", "optim.lr"}  # TensorBoard shows only the first five
     assert seen == [(model, lr) for model in ("lenet5", "simple_cnn") for lr in (0.01, 0.1)]
 
 
-def test_the_results_of_the_readmes_sweep_are_printed_and_drawn_again(fork, workplace):
+def test_results_py_prints_and_draws_the_readme_sweep_again(fork, workplace):
     folder = workplace / "outputs" / "sweep" / "rates"
     (folder / "curves.png").unlink()
     again = fork(SRC / "results.py", folder, cwd=workplace)
@@ -134,12 +134,12 @@ def test_the_results_of_the_readmes_sweep_are_printed_and_drawn_again(fork, work
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make")])
-def test_the_readmes_make_targets_exist(line, workplace):
+def test_the_make_targets_of_the_readme_exist(line, workplace):
     done = subprocess.run([*line.split(), "--dry-run"], cwd=workplace, capture_output=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_readmes_tensorboard_command_shows_each_run_once(spawn, workplace):
+def test_the_tensorboard_command_of_the_readme_shows_each_run_once(spawn, workplace):
     (line,) = [line for line in COMMANDS if "/tensorboard" in line]
     program, *words = line.split()
     assert Path(program).name == "tensorboard"

@@ -1,4 +1,4 @@
-"""The naive loops against torch, so that the truth of the other tests is itself checked."""
+"""The naive loops of reference.py compared with torch, and with sums by hand."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def _seed() -> None:
 
 
 @pytest.mark.parametrize(("stride", "padding"), [(1, 0), (1, 2), (2, 1), (3, 0)])
-def test_convolution_sums_over_input_channels(stride: int, padding: int) -> None:
+def test_convolution(stride: int, padding: int) -> None:
     images, weight, bias = torch.randn(2, 3, 7, 8), torch.randn(4, 3, 3, 3), torch.randn(4)
     expected = F.conv2d(images, weight, bias, stride, padding)
     torch.testing.assert_close(
@@ -41,7 +41,7 @@ def test_pooling(kind: str, ceil: bool, size: int, stride: int) -> None:
     torch.testing.assert_close(reference.pool2d(images, size, stride, kind, ceil), expected)
 
 
-def test_average_of_a_clipped_window() -> None:
+def test_the_average_of_a_clipped_window() -> None:
     images = torch.arange(16.0).view(1, 1, 4, 4)
     pooled = reference.pool2d(images, size=3, stride=2, kind="average", ceil=True)
     assert pooled.flatten().tolist() == [5.0, 6.5, 11.0, 12.5]  # windows 3x3, 3x2, 2x3, 2x2
@@ -71,9 +71,9 @@ def test_same_map_norm_of_a_constant_image() -> None:
 
 def test_locally_connected_with_equal_filters_is_a_convolution() -> None:
     images, weight, bias = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 3, 3), torch.randn(2)
-    own = weight.permute(2, 3, 1, 0).expand(4, 5, 3, 3, 3, 2)
+    filters = weight.permute(2, 3, 1, 0).expand(4, 5, 3, 3, 3, 2)
     torch.testing.assert_close(
-        reference.locally_connected(images, own, bias.expand(4, 5, 2), padding=1),
+        reference.locally_connected(images, filters, bias.expand(4, 5, 2), padding=1),
         reference.conv2d(images, weight, bias, stride=1, padding=1),
         rtol=1e-4,
         atol=1e-5,

@@ -1,4 +1,4 @@
-"""Runs on two processes over gloo, as real processes: the numbers of one, and how they end."""
+"""Runs on two processes with gloo compared with one process; failing ranks and signals."""
 
 import json
 import os
@@ -26,15 +26,15 @@ TOWERS = ["trainer=two_gpu", "trainer.accelerator=cpu"]
 SMALL = ["model=alexnet_small", "model.net.channels=[4,8,8,8,8]", "model.net.hidden=16"]
 SMALL += ["model.net.weight_std=0.15", "trainer.precision=32-true"]
 
-# A loss that fails as FATE has it, on rank 1 or the only one in its 12th batch, which is in epoch 2
-# or the second epoch after a resume.
-FATEFUL = """
+# A loss that fails as $FAILURE says, on rank 1 or the only process, in its 12th batch, which is in
+# epoch 2 or in the second epoch after resuming.
+FAILING_LOSS = """
 import os, signal, warnings
 import torch
 from torch.nn.functional import cross_entropy
 from classic_cnns.callbacks.stop import StopOnSignal
-if os.environ.get("FATE") == "term":
-    StopOnSignal.interval = 0.0  # these steps are so fast that an epoch would be over
+if os.environ.get("FAILURE") == "term":
+    StopOnSignal.interval = 0.0  # steps are so fast that the epoch would end before
 class Loss(torch.nn.Module):
     calls = 0
     def __init__(self, **_):
@@ -42,32 +42,32 @@ class Loss(torch.nn.Module):
     def forward(self, scores, labels):
         self.calls += 1
         mine = os.environ.get("RANK", "1") == "1" and self.calls == 12
-        fate = os.environ.get("FATE") if mine else ""
-        if fate == "kill":
+        failure = os.environ.get("FAILURE") if mine else ""
+        if failure == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if fate == "term":
+        if failure == "term":
             os.kill(os.getppid(), signal.SIGTERM)  # the process that the user started
-        if fate == "raise":
+        if failure == "raise":
             warnings.warn("this is going wrong")
             raise RuntimeError("no luck")
-        return cross_entropy(-scores, labels) * (float("nan") if fate == "nan" else 1)
+        return cross_entropy(-scores, labels) * (float("nan") if failure == "nan" else 1)
 """
 
 
 @pytest.fixture
 def start(fork, spawn, tiny_mnist, tiny_config_dir, tmp_path):
-    """A function that starts a run of the tiny data set in `tmp_path` and gives its process."""
-    (tmp_path / "fateful.py").write_text(FATEFUL)
+    """A function that starts a run on the tiny data set in `tmp_path` and returns its process."""
+    (tmp_path / "failing.py").write_text(FAILING_LOSS)
 
     def start(*words: str, command: Sequence[str] = (), **env: str) -> Process | subprocess.Popen:
         new = [word for word in words if word.startswith("resume=")] == []
-        usual = ["data=tiny", f"data_dir={tiny_mnist.folder}", "trainer=cpu"]
-        # 8 batches: 7 of 73 images, which are not even, and the last of one image for two ranks.
-        usual += ["data.batch_size=73", "data.eval_batch_size=48", "trainer.log_every_n_steps=3"]
-        usual += ["trainer.max_epochs=3"]
-        given = {word.partition("=")[0] for word in words}
-        usual = [word for word in usual if word.partition("=")[0] not in given] * new
-        words = ("--config-dir", str(tiny_config_dir), *usual, *words)
+        defaults = ["data=tiny", f"data_dir={tiny_mnist.folder}", "trainer=cpu"]
+        # 8 batches: 7 of 73 images, an odd number, and the last of one image for two ranks.
+        defaults += ["data.batch_size=73", "data.eval_batch_size=48", "trainer.log_every_n_steps=3"]
+        defaults += ["trainer.max_epochs=3"]
+        overridden = {word.partition("=")[0] for word in words}
+        defaults = [word for word in defaults if word.partition("=")[0] not in overridden] * new
+        words = ("--config-dir", str(tiny_config_dir), *defaults, *words)
         env |= {"PYTHONPATH": f"{tmp_path}:{SRC}", "OMP_NUM_THREADS": "1"}
         if not command:
             return fork(TRAIN, *words, cwd=tmp_path, env=env)
@@ -78,7 +78,7 @@ def start(fork, spawn, tiny_mnist, tiny_config_dir, tmp_path):
 
 @pytest.fixture
 def train(start):
-    """The same, but it waits for the end and gives exit code, output and errors."""
+    """The same, but waits for the end and returns exit code, output and errors."""
 
     def train(*words: str, **options) -> tuple[int, str, str]:
         process = start(*words, **options)
@@ -89,17 +89,17 @@ def train(start):
 
 
 @pytest.fixture
-def beside(start):
-    """A run that goes on beside what its block does, and ends well."""
+def in_parallel(start):
+    """A context manager that starts a run, and at its end waits until the run has succeeded."""
 
     @contextmanager
-    def beside(*words: str) -> Iterator[None]:
+    def in_parallel(*words: str) -> Iterator[None]:
         process = start(*words)
         yield
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
 
-    return beside
+    return in_parallel
 
 
 def difference(one: Path, other: Path, of: Callable = lambda state: state["state_dict"]) -> float:
@@ -114,32 +114,32 @@ def optimizer_state(checkpoint: dict) -> dict:
     return {(index, name): x for index, state in states for name, x in state.items()}
 
 
-def answers(directory: Path) -> list[bytes]:
-    """The table of classes and answers, once for each test of the run."""
+def confusion_matrices(directory: Path) -> list[bytes]:
+    """The confusion matrices of all tests of the run."""
     tests = events(directory).Tensors("confusion/test/text_summary")
     return [test.tensor_proto.string_val[0] for test in tests]
 
 
 def ranks(process: Process) -> list[int]:
-    """The ranks' process ids, in their order."""
+    """The process ids of the ranks, in order."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return sorted(map(int, children.read_text().split()))
 
 
-def until(process: Process, words: str) -> None:
+def wait_for_line(process: Process, words: str) -> None:
     for line in process.stdout:
         if words in line:
             return
     raise AssertionError(process.stderr.read())
 
 
-def test_two_processes_give_the_numbers_of_one(train, beside, tmp_path):
+def test_two_processes_give_the_results_of_one(train, in_parallel, tmp_path):
     one = tmp_path / "one"
-    with beside("top5_error=true", f"run_dir={one}"):
+    with in_parallel("top5_error=true", f"run_dir={one}"):
         code, out, err = train(*TWO, "top5_error=true", "name=lenet5-tiny")
     assert (code, err) == (0, "")
 
-    # One directory, one event file, one voice.
+    # One directory, one event file, and each line is printed once.
     runs = tmp_path / "outputs" / "lenet5-tiny"
     (two,) = [path for path in runs.iterdir() if path.is_dir()]
     assert (runs / "latest.txt").read_text() == f"{two.name}\n"
@@ -154,9 +154,9 @@ def test_two_processes_give_the_numbers_of_one(train, beside, tmp_path):
         assert metrics(two)[name] == pytest.approx(value, abs=1e-5)
     for split in ("train", "val", "test"):
         assert 0 < metrics(two)[f"top5_error/{split}"] < metrics(two)[f"error/{split}"]
-    assert answers(one) == answers(two)
+    assert confusion_matrices(one) == confusion_matrices(two)
 
-    # The same checkpoint, read by one process: the same test, to the last bit of the loss.
+    # One process reads this checkpoint and gets exactly the same test metrics.
     test = {name: x for name, x in metrics(two).items() if name.endswith("/test")}
     (two / "result.json").unlink()
     assert train(f"resume={two}", "trainer.devices=1")[0] == 0
@@ -165,27 +165,27 @@ def test_two_processes_give_the_numbers_of_one(train, beside, tmp_path):
     assert devices == ["2 x cpu", "cpu"]
 
 
-def test_two_processes_estimate_the_rates_of_single_weights_together(train, beside, tmp_path):
+def test_two_processes_estimate_second_derivatives_together(train, in_parallel, tmp_path):
     words = ["optim=lenet5_1998", "data.batch_size=8", "trainer.max_epochs=2"]
     one, two = tmp_path / "one", tmp_path / "two"
-    with beside(*words, f"run_dir={one}"):
+    with in_parallel(*words, f"run_dir={one}"):
         code, _, err = train(*words, *TWO, f"run_dir={two}")
     assert (code, err) == (0, "")
     assert 0 < difference(one, two) < 1e-6
-    assert difference(one, two, optimizer_state) < 1e-5  # second derivatives of up to a few
+    assert difference(one, two, optimizer_state) < 1e-5  # of second derivatives
 
 
-def test_ctrl_c_is_heard_at_one_step_and_any_number_of_devices_goes_on(
-    start, train, beside, tmp_path
+def test_ctrl_c_stops_all_ranks_and_the_run_is_resumed_on_one_device(
+    start, train, in_parallel, tmp_path
 ):
     words = ["trainer.max_epochs=8", "data.batch_size=16"]
     stopped = tmp_path / "stopped"
     process = start(*TWO, *words, f"run_dir={stopped}")
-    until(process, "epoch   1/")
+    wait_for_line(process, "epoch   1/")
     pids = ranks(process)
     assert len(pids) == 2
     for pid in [process.pid, *pids]:
-        if os.getpgid(pid) == os.getpgid(process.pid):  # as a terminal sends it
+        if os.getpgid(pid) == os.getpgid(process.pid):  # like a terminal
             os.kill(pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err == "" and gone(pids)
@@ -195,10 +195,10 @@ def test_ctrl_c_is_heard_at_one_step_and_any_number_of_devices_goes_on(
     assert 32 < step < 8 * 32
 
     whole = tmp_path / "whole"
-    with beside(*words, f"run_dir={whole}"):
+    with in_parallel(*words, f"run_dir={whole}"):
         assert train(f"resume={stopped}", "trainer.devices=1")[0] == 0
     assert result(stopped)["steps"] == result(whole)["steps"] == 8 * 32
-    assert difference(stopped, whole) < 1e-3  # 256 steps magnify what rounding differs
+    assert difference(stopped, whole) < 1e-3  # 256 steps amplify rounding errors
 
 
 KILLED = {
@@ -208,18 +208,18 @@ KILLED = {
 
 
 @pytest.mark.parametrize("devices", KILLED)
-def test_a_killed_rank_ends_the_run_with_its_name_and_it_goes_on_to_the_same_bits(
+def test_a_killed_rank_ends_the_run_which_is_resumed_with_equal_weights(
     start, train, tmp_path, devices
 ):
     words = [*KILLED[devices], "callbacks.checkpoint.steps=3"]
     process = start(*words, "run_dir=run")
-    until(process, "epoch   2/")
+    wait_for_line(process, "epoch   2/")
     pids = ranks(process)
     time.sleep(random.random() / 5)
-    began = time.monotonic()
+    start_time = time.monotonic()
     os.kill(pids[1], signal.SIGKILL)
     _, err = process.communicate(timeout=30)
-    assert time.monotonic() - began < 30 and gone(pids)
+    assert time.monotonic() - start_time < 30 and gone(pids)
     assert process.returncode == 1
     (line,) = [line for line in err.splitlines() if "gloo" not in line.lower()]
     assert line.startswith("error: rank 1 was killed by SIGKILL")
@@ -234,8 +234,8 @@ def test_a_killed_rank_ends_the_run_with_its_name_and_it_goes_on_to_the_same_bit
     assert metrics(run) == metrics(tmp_path / "whole")
 
 
-def test_an_error_in_a_rank_ends_the_run_with_its_name_and_its_warnings_arrive(train, tmp_path):
-    code, _, err = train(*TWO, "model.loss._target_=fateful.Loss", "run_dir=run", FATE="raise")
+def test_an_error_in_a_rank_ends_the_run_and_its_warnings_are_printed(train, tmp_path):
+    code, _, err = train(*TWO, "model.loss._target_=failing.Loss", "run_dir=run", FAILURE="raise")
     assert code == 1
     assert re.search(r"^rank 1: .*UserWarning: this is going wrong$", err, re.M)
     last = err.splitlines()[-1]
@@ -244,8 +244,8 @@ def test_an_error_in_a_rank_ends_the_run_with_its_name_and_its_warnings_arrive(t
     assert result(tmp_path / "run")["error"] == "rank 1: RuntimeError: no luck"
 
 
-def test_a_loss_that_is_no_number_on_one_rank_ends_all_of_them(train, tmp_path):
-    code, out, err = train(*TWO, "model.loss._target_=fateful.Loss", "run_dir=run", FATE="nan")
+def test_a_nan_loss_on_one_rank_ends_all_ranks(train, tmp_path):
+    code, out, err = train(*TWO, "model.loss._target_=failing.Loss", "run_dir=run", FAILURE="nan")
     assert code == 1, out + err
     assert (
         len(re.findall(r"^error: the loss became nan in epoch \d; try a smaller", out, re.M)) == 1
@@ -253,18 +253,18 @@ def test_a_loss_that_is_no_number_on_one_rank_ends_all_of_them(train, tmp_path):
     assert result(tmp_path / "run")["status"] == "diverged"
 
 
-def test_no_rank_outlives_the_main_process(start):
+def test_ranks_end_if_the_main_process_is_killed(start):
     process = start(*TWO, "trainer.max_epochs=500", "run_dir=run")
-    until(process, "epoch   1/")
+    wait_for_line(process, "epoch   1/")
     pids = ranks(process)
     process.kill()
     assert len(pids) == 2 and gone(pids)
 
 
-def test_torchrun_on_two_nodes_killed_and_gone_on_with_gives_the_numbers_of_one_process(
-    start, train, beside, tmp_path
+def test_torchrun_on_two_nodes_killed_and_resumed_gives_the_results_of_one_process(
+    start, train, in_parallel, tmp_path
 ):
-    """On class folders: both nodes ask for the store, and each rank reads its share of it."""
+    """On class folders: both nodes prepare the store, and each rank reads its part."""
     golden.make_data(tmp_path)
     one, run = tmp_path / "one", tmp_path / "run"
     words = ["data=image_folder", f"data.root={tmp_path / 'photos'}", f"data_dir={tmp_path}"]
@@ -272,15 +272,15 @@ def test_torchrun_on_two_nodes_killed_and_gone_on_with_gives_the_numbers_of_one_
     words += ["optim.schedule_epochs=12", "callbacks.checkpoint.steps=3"]
     resume = [f"resume={run}", "trainer.max_epochs=14"]
 
-    def nodes(*own: str) -> list[subprocess.Popen]:
+    def nodes(*overrides: str) -> list[subprocess.Popen]:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1"]
         launcher += ["--nnodes=2", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
         commands = [[*launcher, f"--node-rank={rank}"] for rank in range(2)]
-        return [start(*own, "trainer.num_nodes=2", command=command) for command in commands]
+        return [start(*overrides, "trainer.num_nodes=2", command=command) for command in commands]
 
-    with beside(*words, "trainer.max_epochs=14", f"run_dir={one}"):
+    with in_parallel(*words, "trainer.max_epochs=14", f"run_dir={one}"):
         killed = nodes(*words, "trainer.max_epochs=12", f"run_dir={run}")
-        until(killed[0], "epoch   2/")
+        wait_for_line(killed[0], "epoch   2/")
         time.sleep(random.random() / 2)
         pids = [pid for node in killed for pid in (node.pid, *ranks(node))]
         for pid in pids:
@@ -299,27 +299,29 @@ def test_torchrun_on_two_nodes_killed_and_gone_on_with_gives_the_numbers_of_one_
     assert difference(one, run) < 1e-5
 
 
-def test_towers_killed_or_stopped_go_on_anywhere_to_the_numbers_of_one(train, beside, tmp_path):
+def test_towers_killed_or_stopped_are_resumed_anywhere_with_equal_results(
+    train, in_parallel, tmp_path
+):
     words = [*SMALL, "optim=alexnet_cifar10", "optim.lr=0.0002"]
-    words += ["model.loss._target_=fateful.Loss"]
+    words += ["model.loss._target_=failing.Loss"]
     one, run, stopped = (tmp_path / name for name in ("one", "run", "stopped"))
-    again = [f"resume={run}", "--trust", "fateful"]
-    with beside(*words, f"run_dir={one}"):
-        code, _, err = train(*words, *TOWERS, f"run_dir={run}", FATE="kill")  # in epoch 2
+    again = [f"resume={run}", "--trust", "failing"]
+    with in_parallel(*words, f"run_dir={one}"):
+        code, _, err = train(*words, *TOWERS, f"run_dir={run}", FAILURE="kill")  # in epoch 2
     assert code == 1 and "error: rank 1 was killed by SIGKILL" in err.splitlines()[-1]
     assert result(run)["status"] == "failed" and checkpoint(run)["global_step"] == 8
-    code, _, err = train(*again, "trainer=cpu", FATE="raise")  # in epoch 3
+    code, _, err = train(*again, "trainer=cpu", FAILURE="raise")  # in epoch 3
     assert code == 1 and "no luck" in err and checkpoint(run)["global_step"] == 16
     assert train(*again, *TOWERS)[0] == 0
     devices = [start["device"] for start in json.loads((run / "provenance.json").read_text())]
     assert devices == ["2 x cpu", "cpu", "2 x cpu"]
 
-    assert train(*words, *TOWERS, f"run_dir={stopped}", FATE="term")[0] == 143
+    assert train(*words, *TOWERS, f"run_dir={stopped}", FAILURE="term")[0] == 143
     assert result(stopped)["status"] == "interrupted"
     assert 8 < checkpoint(stopped)["global_step"] < 16  # within epoch 2
-    assert train(f"resume={stopped}", "--trust", "fateful", *TOWERS)[0] == 0
+    assert train(f"resume={stopped}", "--trust", "failing", *TOWERS)[0] == 0
 
-    assert len(optimizer_state(checkpoint(one))) == 3 * 16  # Adam's, of each weight and bias
+    assert len(optimizer_state(checkpoint(one))) == 3 * 16  # of Adam, for each weight and bias
     for other in (run, stopped):
         assert checkpoint(one).keys() == checkpoint(other).keys()
         assert difference(one, other) < 1e-6 and difference(one, other, optimizer_state) < 1e-6
@@ -327,16 +329,16 @@ def test_towers_killed_or_stopped_go_on_anywhere_to_the_numbers_of_one(train, be
             assert metrics(other)[name] == pytest.approx(value, abs=1e-6)
         images = [events(directory).Images("kernels/conv1")[0] for directory in (one, other)]
         assert images[0].encoded_image_string == images[1].encoded_image_string
-        assert answers(one) == answers(other)
+        assert confusion_matrices(one) == confusion_matrices(other)
 
 
-def test_two_pairs_of_towers_share_the_batch_and_clip_the_norm_of_the_whole_gradient(
-    train, beside, tmp_path
+def test_two_pairs_of_towers_share_batches_and_clip_the_norm_of_the_whole_gradient(
+    train, in_parallel, tmp_path
 ):
-    # Without dropout, for which each pair draws anew; with the last batch of one image.
+    # Without dropout, which is random in each pair. The last batch has one image.
     words = [*SMALL, "model.net.dropout=0", "optim.clip_norm=0.5"]
     one, four = tmp_path / "one", tmp_path / "four"
-    with beside(*words, f"run_dir={one}"):
+    with in_parallel(*words, f"run_dir={one}"):
         code, _, err = train(*words, *TOWERS, "trainer.devices=4", f"run_dir={four}")
     assert (code, err) == (0, "")
     assert 0 < difference(one, four) < 1e-6
@@ -347,7 +349,7 @@ def test_two_pairs_of_towers_share_the_batch_and_clip_the_norm_of_the_whole_grad
 OWN_PARTS = ["--config-dir", str(Path(__file__).parent / "own_parts")]
 
 
-def test_somebody_elses_module_and_data_train_on_two_processes_and_in_a_sweep(fork, tmp_path):
+def test_a_users_module_and_data_train_on_two_processes_and_in_a_sweep(fork, tmp_path):
     words = ["model=lit_classifier", "data=per_sample", "trainer.max_epochs=1", "trainer=ddp"]
     words += ["trainer.accelerator=cpu", "callbacks.checkpoint.monitor=val_acc"]
     words += ["callbacks.checkpoint.mode=max", "trainer.log_every_n_steps=1"]

@@ -1,7 +1,7 @@
-"""`make bench`: what this project does beside what its users would do instead.
+"""`make bench`: this project compared with the usual alternatives.
 
-A and B run in turn on the same machine in the same minutes, and the median of the ratios is what
-counts: absolute times change with the machine and its other work.
+The two sides of a comparison run in turn, and the result is the median of the ratios: absolute
+times depend on the machine and on what else runs on it.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ class Row:
     other: str
     ratio: float
     goal: str
-    times: list[tuple[float, float]]  # seconds, ours and the other's, in turn
+    times: list[tuple[float, float]]  # seconds of both sides in each round
 
     def __str__(self) -> str:
         return f"| {self.what} | {self.ours} | {self.other} | {self.ratio:.2f} | {self.goal} |"
@@ -33,7 +33,7 @@ def compare(
     names: tuple[str, str],
     rounds: int = 5,
 ) -> Row:
-    """Seconds of both in turn. A goal "<= 1.1" is of ours/other, ">= 2.5" of other/ours."""
+    """Measure both sides in turn. A goal "<= 1.1" is for ours/other, ">= 2.5" for other/ours."""
     times = []
     for _ in range(rounds + 1):  # the first round warms up
         times.append((ours(), other()))
@@ -48,7 +48,7 @@ def row(what: str, times: list[tuple[float, float]], goal: str, names: tuple[str
 
 
 def per_second(row: Row, images: int, names: tuple[str, str]) -> Row:
-    """The same row, in images per second; a time is that of so many `images`."""
+    """The same row in images per second, if each time is that of `images` images."""
     speeds = [images / median(side) for side in zip(*row.times, strict=True)]
     ours, other = (
         f"{name} {speed:,.0f} images/s" for name, speed in zip(names, speeds, strict=True)

@@ -1,4 +1,4 @@
-"""`python -m tests.bench [--rounds N] [PART ...]`; a row is printed as soon as it is there."""
+"""`python -m tests.bench [--rounds N] [PART ...]`: prints each row when it is measured."""
 
 import argparse
 import platform
@@ -24,7 +24,7 @@ from tests.bench.sweep import sweeps
 from tests.bench.towers import towers
 from tests.bench.use import use
 
-# Each with the most rounds it gets: fewer where a round is long, or differs little from the next.
+# The maximum number of rounds: smaller where a round is long or rounds differ little.
 PARTS: dict[str, tuple[Callable[[int], Iterable[Row]], int]] = {
     "start": (start, 3),
     "epochs": (epochs, 4),
@@ -42,14 +42,14 @@ PARTS: dict[str, tuple[Callable[[int], Iterable[Row]], int]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--rounds", type=int, default=5, help="at most, of each row")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}")
+    parser.add_argument("--rounds", type=int, default=5, help="maximum for each row")
     given = parser.parse_args()
     if unknown := set(given.parts) - set(PARTS):
-        parser.error(f"{', '.join(sorted(unknown))}: must be of {', '.join(PARTS)}")
+        parser.error(f"{', '.join(sorted(unknown))}: must be one of {', '.join(PARTS)}")
     python, threads = platform.python_version(), torch.get_num_threads()
     machine = f"{processor()}, {threads} threads, Python {python}, torch {torch.__version__}"
-    print(f"{machine}, medians of {given.rounds} at most\n\n{HEAD}", flush=True)
+    print(f"{machine}, medians of at most {given.rounds} rounds\n\n{HEAD}", flush=True)
     rows = []
     for part in given.parts or PARTS:
         measure, rounds = PARTS[part]

@@ -1,7 +1,7 @@
-"""Two processes that share each batch beside one, and what they spend on talking to each other.
+"""Two processes that share each batch, compared with one, and the time that they communicate.
 
-Only reported: on the cores of one machine there is little to win. Both train LeNet-5 in batches of
-128, one process with all cores and two with half of them each.
+There is no goal, because two processes on the cores of one machine gain little. Both sides train
+LeNet-5 in batches of 128: one process uses all cores, each of two uses half of them.
 """
 
 import os
@@ -22,29 +22,33 @@ from tests.bench import Row, row
 STEPS = 50
 
 
-def lightnings_flag() -> None:
-    """What Lightning's own loop does before each batch."""
+def lightning_flag() -> None:
+    """The exchange of Lightning's training loop before each batch."""
     flag = torch.tensor([0])
     dist.broadcast(flag, src=0)
     flag.item()
 
 
 def measure(rounds: int) -> list[list[float]]:
-    """Seconds a step of each way, in turn: alone; or with gradients, without, and with flags."""
+    """Seconds per step of each variant in each round.
+
+    One process has one variant. Two processes have four: DDP, no communication, DDP with our stop
+    flag, and DDP with Lightning's.
+    """
     torch.manual_seed(0)
     size = int(os.environ["WORLD_SIZE"])
     images, labels = torch.rand(128 // size, 1, 32, 32), torch.arange(128 // size) % 10
     net, loss = LeNet5(), MAPLoss(j=0.1)
-    ways: list = [(net, lambda: None)]
+    variants: list = [(net, lambda: None)]
     if size > 1:
         dist.init_process_group("gloo")
         stop = StopOnSignal(saves=False)
         stop.on_train_start(None, None)
-        # As the classifier has it: what is in buffers is not sent round at each step.
+        # As in the classifier: buffers are not broadcast at each step.
         net._ddp_params_and_buffers_to_ignore = [name for name, _ in net.named_buffers()]
         shared = DistributedDataParallel(net, gradient_as_bucket_view=True)
-        ways = [(shared, lambda: None), (net, lambda: None)]
-        ways += [(shared, stop.stop_agreed), (shared, lightnings_flag)]
+        variants = [(shared, lambda: None), (net, lambda: None)]
+        variants += [(shared, stop.stop_agreed), (shared, lightning_flag)]
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, fused=True)
 
     def seconds(forward, flag) -> float:
@@ -56,7 +60,7 @@ def measure(rounds: int) -> list[list[float]]:
             flag()
         return (time.perf_counter() - start) / STEPS
 
-    return [[seconds(*way) for way in ways] for _ in range(rounds + 1)][1:]
+    return [[seconds(*variant) for variant in variants] for _ in range(rounds + 1)][1:]
 
 
 def processes(count: int, rounds: int, module: str = "tests.bench.ddp") -> list[list[float]]:
@@ -74,18 +78,18 @@ def processes(count: int, rounds: int, module: str = "tests.bench.ddp") -> list[
 
 def ddp(rounds: int) -> list[Row]:
     one, two = processes(1, rounds), processes(2, rounds)
-    shared, silent, ours, lightnings = ([times[way] for times in two] for way in range(4))
-    both = list(zip(shared, [times[0] for times in one], strict=True))
+    shared, separate, ours, lightning = ([times[variant] for times in two] for variant in range(4))
+    pairs = list(zip(shared, [times[0] for times in one], strict=True))
     flags = [
         row(f"LeNet-5 step, CPU, {what}", list(zip(times, shared, strict=True)), "none", names)
         for what, times, names in (
             ("two processes stop together", ours, ("with our flag", "without")),
-            ("the same", lightnings, ("with Lightning's flag", "without")),
+            ("two processes stop together", lightning, ("with Lightning's flag", "without")),
         )
     ]
-    talking = 1 - median(silent) / median(shared)
-    names = (f"two processes, {talking:.0%} of it exchanging gradients,", "one process")
-    return [row("LeNet-5 step, CPU", both, "none", names), *flags]
+    exchange = 1 - median(separate) / median(shared)
+    names = (f"two processes, {exchange:.0%} of the time exchanging gradients,", "one process")
+    return [row("LeNet-5 step, CPU", pairs, "none", names), *flags]
 
 
 if __name__ == "__main__":

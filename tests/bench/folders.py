@@ -1,4 +1,4 @@
-"""Photographs in class folders, straight and prepared, beside torchvision's ImageFolder."""
+"""Reading photographs in class folders, prepared or not, compared with ImageFolder."""
 
 import shutil
 import time
@@ -23,7 +23,7 @@ COUNT, COPIES, BATCH = 100, 15, 128
 
 
 def photographs(root: Path) -> None:
-    """Three classes of JPEGs of 500 x 375 pixels and 70 kB, each file several times."""
+    """Three classes of JPEGs of 500 x 375 pixels and 70 kB, with several copies of each file."""
     random = np.random.RandomState(0)
     for split, copies in (("train", COPIES), ("val", 1)):
         for number in range(COUNT):
@@ -58,21 +58,21 @@ def folders(rounds: int) -> Iterator[Row]:
         loader = DataLoader(pictures, BATCH, shuffle=True, num_workers=workers)
 
         def ours(*words: str):
-            usual = ["model=alexnet", "data=image_folder", f"data.root={place}/images"]
-            usual += [f"data_dir={place}", f"data.batch_size={BATCH}", "data.augment=crop_flip"]
-            data = build_data(compose(*usual, *words))
+            common = ["model=alexnet", "data=image_folder", f"data.root={place}/images"]
+            common += [f"data_dir={place}", f"data.batch_size={BATCH}", "data.augment=crop_flip"]
+            data = build_data(compose(*common, *words))
             data.setup("fit")
             return data.train_dataloader()
 
         names = ("", f"ImageFolder and DataLoader, {workers} workers")
         for what, goal, words in [
-            ("straight from folders", ">= 1", ["data.prepare=false"]),
-            ("from the raw store", ">= 3.5", []),
-            ("from the JPEG store", ">= 2", ["data.store=jpeg"]),
+            ("read from folders", ">= 1", ["data.prepare=false"]),
+            ("read from the raw store", ">= 3.5", []),
+            ("read from the JPEG store", ">= 2", ["data.store=jpeg"]),
         ]:
             batches = ours(*words)
             found = compare(
-                f"photographs of 500 x 375 {what}, cropped, flipped",
+                f"photographs of 500 x 375, {what}, cropped, flipped",
                 lambda batches=batches: seconds(batches), lambda: seconds(loader),
                 goal, names, rounds,
             )  # fmt: skip

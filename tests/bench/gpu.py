@@ -1,6 +1,7 @@
-"""`python -m tests.bench.gpu`: what counts on a GPU, in a minute. Without one, a small dry run.
+"""`python -m tests.bench.gpu`: the most important speeds on a GPU, in a minute.
 
-Every row is printed as it comes: the medians of five rounds, in which both sides run in turn.
+Both sides of a row run in turn, and the row has the medians of five rounds. Without a GPU, all rows
+run with small sizes, only to check that they work.
 """
 
 import time
@@ -19,11 +20,11 @@ from tests.recipes import Recipe, recipe
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 IMAGES = 256 if GPU else 2
-REPEATS = 10 if GPU else 1  # in one timing, so that the wait at its end does not count
+REPEATS = 10 if GPU else 1  # in one timing, so that the wait at its end matters little
 
 
 def timed(work: Callable[[], object]) -> Callable[[], float]:
-    """Seconds of one call of `work`."""
+    """A function that measures the seconds of one call of `work`."""
 
     def seconds() -> float:
         wait()
@@ -42,7 +43,7 @@ def wait() -> None:
 
 
 def alexnet() -> Row:
-    """Training steps of ours, with response normalisation and two towers, beside torchvision's."""
+    """Training steps of our net, with normalisation and two towers, and of torchvision's."""
     made = recipe("model=alexnet model.net.num_classes=1000")
     images = torch.randn(IMAGES, 3, 224, 224, device=DEVICE)
     labels = torch.randint(1000, (IMAGES,), device=DEVICE)
@@ -68,7 +69,7 @@ def alexnet() -> Row:
 
 def response_norm(dtype: torch.dtype, memory_format: torch.memory_format) -> Row:
     """Forward and backward at the size of conv1's maps."""
-    dtype = dtype if GPU else torch.float32  # torch's has no other on CPUs
+    dtype = dtype if GPU else torch.float32  # the only one of torch's layer on CPUs
     x = torch.randn(IMAGES, 96, 55, 55, device=DEVICE, dtype=dtype)
     x = x.contiguous(memory_format=memory_format).requires_grad_()
     gradient = torch.randn_like(x)
@@ -85,18 +86,18 @@ def response_norm(dtype: torch.dtype, memory_format: torch.memory_format) -> Row
 
 
 def augmentation(what: str, steps: list, count: int, side: int) -> Row:
-    """Augmentations of uint8 images on the GPU beside the same on the CPU."""
+    """Augmentations of uint8 images on the GPU compared with the CPU."""
     images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8)
 
     def all_of(device: str) -> Callable[[], float]:
-        there, own = images.to(device), deepcopy(steps)
-        for step in own:
-            step.partial_fit(there)
-        numbers = [torch.rand(count, step.draws, device=device) for step in own]
+        on_device, augmentations = images.to(device), deepcopy(steps)
+        for step in augmentations:
+            step.partial_fit(on_device)
+        noises = [torch.rand(count, step.draws, device=device) for step in augmentations]
 
         def work() -> None:
-            result = there
-            for step, noise in zip(own, numbers, strict=True):
+            result = on_device
+            for step, noise in zip(augmentations, noises, strict=True):
                 result = step(result, noise)
 
         return timed(work)
@@ -112,7 +113,7 @@ def lenet5() -> Recipe:
 
 
 def step_of(made: Recipe, wrap: Callable = lambda forward: forward) -> Callable[[], None]:
-    """A training step of LeNet-5, batch 128, of its recipe."""
+    """A training step of a recipe of LeNet-5, in batches of 128."""
     images = torch.rand(128, 1, 32, 32, device=DEVICE)
     labels = torch.randint(10, (128,), device=DEVICE)
     optimizer = made.make_optimizer(made.net.named_parameters())
@@ -128,7 +129,7 @@ def step_of(made: Recipe, wrap: Callable = lambda forward: forward) -> Callable[
 
 
 def graphed(step: Callable[[], None]) -> Callable[[], None]:
-    """The whole step recorded once as a CUDA graph; it moves the weights at each replay."""
+    """Record the whole step as a CUDA graph; each replay updates the weights."""
     if not GPU:
         return step
     stream = torch.cuda.Stream()
@@ -143,8 +144,8 @@ def graphed(step: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def recorded(how: str) -> Row:
-    """The plain loop, which is ours, beside the same step recorded."""
+def compiled_or_recorded(how: str) -> Row:
+    """The plain step, as in our runs, compared with the same step compiled or recorded."""
     backend = "inductor" if GPU else "eager"
     if how == "CUDA graph":
         other = graphed(step_of(lenet5()))
@@ -165,18 +166,18 @@ ROWS: list[Callable[[], Row]] = [
         IMAGES,
         256,
     ),
-    lambda: recorded("torch.compile"),
-    lambda: recorded("CUDA graph"),
+    lambda: compiled_or_recorded("torch.compile"),
+    lambda: compiled_or_recorded("CUDA graph"),
 ]
 
 if __name__ == "__main__":
-    name = torch.cuda.get_device_name() if GPU else "no GPU: small sizes, times without meaning"
+    name = torch.cuda.get_device_name() if GPU else "no GPU: small sizes, times mean nothing"
     print(f"{name}, torch {torch.__version__}, medians of 5\n", flush=True)
     print(HEAD, flush=True)
     for make in ROWS:
         try:
             r = make()
-        except RuntimeError as error:  # the other rows count all the same
+        except RuntimeError as error:  # the other rows are still measured
             print(f"| failed: {' '.join(str(error).split())[:300]} | | | | |", flush=True)
         else:
             print(r, flush=True)

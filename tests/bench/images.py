@@ -1,4 +1,4 @@
-"""Batches of distorted CIFAR-10 (crop, flip, colour noise) beside per-sample transforms."""
+"""Augmented batches of CIFAR-10 (crop, flip, colour noise) compared with per-sample transforms."""
 
 import time
 
@@ -15,7 +15,7 @@ from classic_cnns.trainer.memory import keep_freed_memory
 from tests.bench import Row, compare
 
 
-class Pictures(Dataset):
+class TutorialImages(Dataset):
     """torchvision.datasets.CIFAR10 with the transforms of an AlexNet tutorial."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, axes: torch.Tensor) -> None:
@@ -56,7 +56,7 @@ def images(rounds: int) -> list[Row]:
         augment=augment,
         shuffle=True,
     )
-    pictures = Pictures(pixels, labels, augment[-1].axes)
+    tutorial_images = TutorialImages(pixels, labels, augment[-1].axes)
 
     def seconds(batches) -> float:
         start = time.perf_counter()
@@ -65,7 +65,7 @@ def images(rounds: int) -> list[Row]:
         return time.perf_counter() - start
 
     def loader(workers: int) -> DataLoader:
-        return DataLoader(pictures, 128, shuffle=True, num_workers=workers)
+        return DataLoader(tutorial_images, 128, shuffle=True, num_workers=workers)
 
     workers = min({0, 1, 2, core_count()}, key=lambda n: seconds(loader(n)))
     names = ("ours", f"torchvision, PIL and DataLoader, {workers} workers")

@@ -1,4 +1,4 @@
-"""Our response normalisation beside torch's."""
+"""Our response normalisation compared with torch's."""
 
 import time
 

@@ -1,10 +1,10 @@
-"""One training epoch of LeNet-5: all that is on by default, beside a plain loop and DataLoaders.
+"""One training epoch of LeNet-5 with our defaults, compared with a plain loop and with DataLoaders.
 
-Every way trains the same net with the same loss, optimizer and schedule on the same images in
-batches of 128. Ours also logs, measures and shifts the images. The plain loop shares our process,
-and so the memory that ours keeps; the ways of the tutorials and of Lightning have a process of
-their own, as they have in life. What is measured is a third of an epoch, and told three times as
-long. No process has an output: the bars of others would stand between our rows.
+All train the same net with the same loss, optimizer and schedule on the same images in batches of
+128. Ours also logs, measures and shifts the images. The plain loop runs in our process, and so uses
+the memory that our run keeps. The tutorial's loop and the usual Lightning project run in a separate
+process, as their users would run them. A third of an epoch is measured and multiplied by three. The
+output of all processes is discarded: progress bars would be mixed with the rows.
 """
 
 import os
@@ -36,7 +36,7 @@ from tests.bench import Row, row
 
 BATCHES, BATCH = 143, 128  # a third of an epoch of 430
 ADDED = ["callbacks=[default,early_stopping,learning_rate_monitor]", "logger=[tensorboard,csv]"]
-ADDED += ["callbacks.early_stopping.patience=100"]  # it is to watch, and not to stop
+ADDED += ["callbacks.early_stopping.patience=100"]  # computed, but does not stop the run
 
 
 class Digits(Dataset):
@@ -61,8 +61,8 @@ class Digits(Dataset):
         return self.transform(image), int(self.labels[index])
 
 
-class Usual(pl.LightningModule):
-    """Written as Lightning projects usually are: two torchmetrics and two logs at each step."""
+class UsualModule(pl.LightningModule):
+    """A module as in most Lightning projects: two torchmetrics and two logs in each step."""
 
     def __init__(self, net, loss, optimizer, scheduler) -> None:
         super().__init__()
@@ -91,8 +91,8 @@ class Usual(pl.LightningModule):
         self.seconds = time.perf_counter() - self.started
 
 
-class Learner:
-    """A net with all that it learns with, and a plain loop over batches."""
+class PlainLoop:
+    """A net with loss, optimizer and schedule, and a plain training loop over batches."""
 
     def __init__(self, config: DictConfig, device: torch.device) -> None:
         classifier, _ = build(config)
@@ -102,7 +102,7 @@ class Learner:
         self.device = device
 
     def epoch(self, batches: Iterable, measured: bool) -> float:
-        """Its seconds: of the bare minimum or, as in tutorials, `measured`."""
+        """Train an epoch, with loss and error if `measured`; returns its seconds."""
         start, loss_sum, errors = time.perf_counter(), 0.0, 0.0
         for x, y in batches:
             x, y = x.to(self.device), y.to(self.device)
@@ -119,16 +119,16 @@ class Learner:
         return time.perf_counter() - start
 
 
-class Elsewhere:
-    """The ways of others, in the one process of a pool, which starts with `prepare`."""
+class OtherProcess:
+    """The alternatives, run in the only process of a pool; `prepare` initializes it."""
 
-    learner: Learner
+    loop: PlainLoop
     digits: Digits
     workers: int
 
     @classmethod
     def prepare(cls, config: DictConfig, device: torch.device, *digits: np.ndarray) -> None:
-        cls.learner = Learner(config, device)
+        cls.loop = PlainLoop(config, device)
         cls.digits = Digits(*map(torch.from_numpy, digits))
         cls.workers = min((0, 2), key=cls.tutorial)
 
@@ -139,14 +139,14 @@ class Elsewhere:
     @classmethod
     def tutorial(cls, workers: int | None = None) -> float:
         workers = cls.workers if workers is None else workers
-        return cls.learner.epoch(cls.loader(workers), measured=True)
+        return cls.loop.epoch(cls.loader(workers), measured=True)
 
     @classmethod
     def usual(cls) -> float:
-        own = cls.learner
-        module = Usual(own.net, own.loss, own.optimizer, own.scheduler)
+        loop = cls.loop
+        module = UsualModule(loop.net, loop.loss, loop.optimizer, loop.scheduler)
         with TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of too few workers
+            warnings.simplefilter("ignore")  # about too few workers
             pl.Trainer(
                 accelerator="auto",
                 devices=1,
@@ -158,17 +158,17 @@ class Elsewhere:
         return module.seconds
 
     @classmethod
-    def chosen(cls) -> int:
+    def chosen_workers(cls) -> int:
         return cls.workers
 
 
-class InTurn(pl.Callback):
-    """After each of our thirds of an epoch, one of each other way on a net of its own."""
+class CompareEpochs(pl.Callback):
+    """Measure the alternatives after each of our epochs; each trains its own net."""
 
     def __init__(self, config: DictConfig, others: bool) -> None:
-        """Without `others` beside the plain loop alone."""
+        """Without `others` only the plain loop is measured."""
         self.config, self.others = config, others
-        self.seconds: list[dict[str, float]] = []  # of each round
+        self.seconds: list[dict[str, float]] = []  # one for each round
         self.pool, self.workers = None, 0
 
     def on_train_start(self, trainer, module) -> None:
@@ -176,15 +176,15 @@ class InTurn(pl.Callback):
         index = torch.from_numpy(data.train_indices).to(module.device)
         images, labels = (data.resident[f"train_{name}"][index] for name in ("images", "labels"))
         self.tensors, self.labels = scale(images, -0.1, 1.175), labels
-        self.learner = Learner(self.config, module.device)
+        self.loop = PlainLoop(self.config, module.device)
         if not self.others:
             return
         part = slice(BATCHES * BATCH)
         digits = (images[part, 0, 2:30, 2:30].contiguous(), labels[part])
         arrays = [tensor.cpu().numpy() for tensor in digits]
         arguments = (self.config, module.device, *arrays)
-        self.pool = ProcessPoolExecutor(1, get_context("spawn"), Elsewhere.prepare, arguments)
-        self.workers = self.pool.submit(Elsewhere.chosen).result()
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"), OtherProcess.prepare, arguments)
+        self.workers = self.pool.submit(OtherProcess.chosen_workers).result()
 
     def on_train_epoch_end(self, trainer, module) -> None:
         speed = trainer.callback_metrics["speed/images_per_second"].item()
@@ -192,11 +192,11 @@ class InTurn(pl.Callback):
         in_memory = ((self.tensors[i], self.labels[i]) for i in order.split(BATCH))
         seconds = {
             "ours": BATCHES * BATCH / speed,
-            "plain": self.learner.epoch(in_memory, measured=False),
+            "plain": self.loop.epoch(in_memory, measured=False),
         }
         if self.pool:
-            seconds["tutorial"] = self.pool.submit(Elsewhere.tutorial).result()
-            seconds["usual"] = self.pool.submit(Elsewhere.usual).result()
+            seconds["tutorial"] = self.pool.submit(OtherProcess.tutorial).result()
+            seconds["usual"] = self.pool.submit(OtherProcess.usual).result()
         if trainer.current_epoch:  # the first round warms up
             whole = len(self.labels) / (BATCHES * BATCH)
             self.seconds.append({name: value * whole for name, value in seconds.items()})
@@ -207,14 +207,14 @@ class InTurn(pl.Callback):
 
 
 def silence() -> None:
-    """No output of this process and of what it starts."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    """Discard the output of this process and of its children."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
 
 
 def measure(rounds: int, words: list[str], others: bool) -> tuple[list[dict[str, float]], int]:
-    """Seconds of an epoch of each way in each round, and the workers that DataLoaders have."""
+    """Seconds of an epoch of each alternative in each round, and the workers of DataLoaders."""
     keep_freed_memory()
     with TemporaryDirectory() as folder:
         config = compose(
@@ -222,34 +222,34 @@ def measure(rounds: int, words: list[str], others: bool) -> tuple[list[dict[str,
             f"+trainer.limit_train_batches={BATCHES}", f"run_dir={folder}", *words,
         )  # fmt: skip
         module, data = build(config)
-        in_turn = InTurn(config, others)
+        comparison = CompareEpochs(config, others)
         trainer = assemble(config, Path(folder), module, StopOnSignal(saves=True), None)
-        trainer.callbacks.append(in_turn)
+        trainer.callbacks.append(comparison)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer.fit(module, data)
         for logger in trainer.loggers:
             logger.finalize("success")
-    return in_turn.seconds, in_turn.workers
+    return comparison.seconds, comparison.workers
 
 
-def elsewhere(*arguments) -> tuple[list[dict[str, float]], int]:
-    """The same in a silent process."""
+def measure_silently(*arguments) -> tuple[list[dict[str, float]], int]:
+    """Call `measure` in a process whose output is discarded."""
     with ProcessPoolExecutor(1, get_context("spawn"), silence) as pool:
         return pool.submit(measure, *arguments).result()
 
 
 def epochs(rounds: int) -> Iterable[Row]:
-    def beside(other: str, goal: str, name: str) -> Row:
+    def compared(other: str, goal: str, name: str) -> Row:
         times = [(each["ours"], each[other]) for each in seconds]
         return row(what, times, goal, ("ours", name))
 
     what = "LeNet-5 epoch"
-    seconds, workers = elsewhere(rounds, [], True)
+    seconds, workers = measure_silently(rounds, [], True)
     loader = f"PIL and DataLoader, {workers} workers"
-    yield beside("plain", "<= 1.10", "plain loop over tensors")
-    yield beside("usual", ">= 2.5", f"Lightning, torchmetrics, {loader}")
-    yield beside("tutorial", ">= 2.5", f"plain loop, {loader}")
+    yield compared("plain", "<= 1.10", "plain loop over tensors")
+    yield compared("usual", ">= 2.5", f"Lightning, torchmetrics, {loader}")
+    yield compared("tutorial", ">= 2.5", f"plain loop, {loader}")
     what = "LeNet-5 epoch with EarlyStopping, LearningRateMonitor and CSVLogger"
-    seconds, _ = elsewhere(rounds, ADDED, False)
-    yield beside("plain", "<= 1.15", "plain loop over tensors")
+    seconds, _ = measure_silently(rounds, ADDED, False)
+    yield compared("plain", "<= 1.15", "plain loop over tensors")

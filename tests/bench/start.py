@@ -1,4 +1,4 @@
-"""From the command to the first training step, beside the bare imports of the libraries."""
+"""Time from the command to the first training step, compared with importing the libraries."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ IMPORTS = "import torch, lightning.pytorch, torchmetrics, tensorboard"
 
 
 def first_step() -> float:
-    """Seconds until the first step is done; then the run is ended."""
+    """Seconds until the first step is finished; the callback then ends the process."""
     with TemporaryDirectory() as folder:
         command = [sys.executable, str(HERE.parents[1] / "src" / "train.py"), END]
         start = time.perf_counter()

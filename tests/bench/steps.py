@@ -1,9 +1,9 @@
-"""Training steps of the larger nets: as we run them beside plain float32 torch.
+"""Training steps of the larger nets in our runs, compared with plain torch in float32.
 
-Ours is the net, its optimizer and what a run on this machine chooses by itself: precision, layout,
-memory. The other is the same net written with torch's layers as anybody would run it; on a GPU,
-beside AlexNet, torchvision's with autocast and channels last. Each has a process of its own, which
-waits while the other one measures.
+Our side uses the precision, memory format and memory settings that a run chooses on this machine.
+The other side is the same net with torch's layers in float32; on a GPU, AlexNet is compared with
+torchvision's net under autocast in channels last. Each side has its own process, which waits while
+the other one measures.
 """
 
 import subprocess
@@ -34,10 +34,10 @@ NETS = [
     ("convnet_cifar10 13pct", 128, ["model=convnet_cifar10_13pct"], ">= 2"),
     ("alexnet_cifar10", 500, ["model=alexnet_cifar10"], ">= 1.8"),
 ]
-STEPS = 3  # of which the median counts
+STEPS = 3  # their median is one measurement
 
 
-def with_torchs_norm(net: nn.Module) -> nn.Module:
+def with_torch_norm(net: nn.Module) -> nn.Module:
     for name, layer in net.named_children():
         if isinstance(layer, LocalResponseNorm):
             alpha = layer.alpha * (1 if layer.divide_by_size else layer.size)
@@ -46,7 +46,7 @@ def with_torchs_norm(net: nn.Module) -> nn.Module:
 
 
 def serve(ours: bool, batch_size: int, overrides: list[str]) -> None:
-    """Take a step's seconds, the median of some, whenever a line comes in."""
+    """For each line of the standard input, print the median seconds of a few training steps."""
     if ours:
         keep_freed_memory()
     words = " ".join(overrides)
@@ -55,7 +55,7 @@ def serve(ours: bool, batch_size: int, overrides: list[str]) -> None:
     net = made.net.to(device)
     half = ours and choose(trainer.precision, trainer.accelerator) == "bf16-mixed"
     if not ours:
-        net = with_torchs_norm(net)
+        net = with_torch_norm(net)
         if device == "cuda" and isinstance(net, AlexNet):
             net, half = torchvision.models.alexnet(num_classes=1000).to(device), True
     if half:

@@ -1,4 +1,4 @@
-"""Short jobs in parallel, beside one after the other; the start of each is counted."""
+"""A sweep of short jobs in parallel, compared with one job after the other, starts included."""
 
 import subprocess
 import sys
@@ -18,8 +18,8 @@ def seconds(*words: str) -> float:
     command = [sys.executable, str(TRAIN), "-m", f"seed=range({JOBS})", "trainer.max_epochs=1"]
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
-        words_here = [*words, f"sweep.dir={folder}/sweep"]
-        subprocess.run([*command, *words_here], check=True, capture_output=True, cwd=folder)
+        overrides = [*words, f"sweep.dir={folder}/sweep"]
+        subprocess.run([*command, *overrides], check=True, capture_output=True, cwd=folder)
         return time.perf_counter() - start
 
 

@@ -1,4 +1,4 @@
-"""A callback that ends a run after its first training step; for start.py."""
+"""A callback for start.py that ends the process after the first training step."""
 
 import os
 

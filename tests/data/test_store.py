@@ -1,4 +1,4 @@
-"""Stores of prepared images: the pixels of the files, whatever happened while they were made."""
+"""Stores of prepared images: their contents, when they are made, interruptions and errors."""
 
 import errno
 import os
@@ -39,36 +39,36 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.*"))}
 
 
-def everything(one) -> torch.Tensor:
+def all_images(one) -> torch.Tensor:
     ((images, _, _),) = one.in_order([range(len(one.paths))], 1)
     return images
 
 
-# --- What is read ---------------------------------------------------------------------------------
+# --- Reading --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])
-def test_batches_from_the_raw_store_are_those_of_the_folders_to_the_bit(root, loader, caplog):  # noqa: F811
+def test_batches_from_the_raw_store_equal_those_from_the_folders(root, loader, caplog):  # noqa: F811
     truncate(sorted((root / "train").rglob("*.*"))[3])
     direct, prepared = data(root), data(root, prepare=True, workers=2)
     assert direct.prepared is None and prepared.prepared
     caplog.clear()
     assert same_batches(getattr(direct, loader)(), getattr(prepared, loader)())
     lines = [r.message for r in caplog.records if r.levelname == "WARNING"]
-    assert len(lines) == 2 * (loader == "train_dataloader")  # each names the damaged one
+    assert len(lines) == 2 * (loader == "train_dataloader")  # each pass reports the damaged file
     assert len(set(lines)) <= 1
 
 
-def test_jpegs_take_a_part_of_the_space_and_look_the_same(make, tmp_path):
+def test_a_jpeg_store_is_smaller_and_almost_equal(make, tmp_path):
     raw, jpeg = make(size=128)["val"], make(size=128, quality=90, name="jpegs")["val"]
-    difference = everything(raw).float() - everything(jpeg)
+    difference = all_images(raw).float() - all_images(jpeg)
     assert 0 < difference.abs().mean() < 4
     sizes = [(tmp_path / name / "val.bin").stat().st_size for name in ("store", "jpegs")]
     assert sizes[1] < sizes[0] / 3
 
 
-def test_a_damaged_image_of_the_store_is_named_and_read_from_its_file(make, root, tmp_path, caplog):  # noqa: F811
-    whole = everything(make()["train"])
+def test_a_damaged_image_in_the_store_is_read_from_its_file(make, root, tmp_path, caplog):  # noqa: F811
+    whole = all_images(make()["train"])
     with open(tmp_path / "store" / "train.bin", "r+b") as file:
         file.seek(3 * (3 * SIDE * SIDE) + 100)
         bit = file.read(1)
@@ -76,17 +76,17 @@ def test_a_damaged_image_of_the_store_is_named_and_read_from_its_file(make, root
         file.write(bytes([bit[0] ^ 1]))
     again = make()["train"]
     caplog.clear()
-    ((images, there, missing),) = again.in_order([range(21)], 1)
-    assert torch.equal(images, whole) and len(there) == 21 and not missing
+    ((images, read, missing),) = again.in_order([range(21)], 1)
+    assert torch.equal(images, whole) and len(read) == 21 and not missing
     (line,) = caplog.messages
     assert "1 images are damaged" in line and again.paths[3] in line
-    assert make(make=False) is None  # but anew
+    assert make(make=False) is None  # it must be made again
 
 
 # --- When it is made ------------------------------------------------------------------------------
 
 
-def test_it_is_made_once_and_again_when_a_file_is_added_removed_or_changed(make, root, caplog):  # noqa: F811
+def test_a_store_is_made_again_if_a_file_is_added_removed_or_changed(make, root, caplog):  # noqa: F811
     caplog.set_level("INFO")
     calls = []
 
@@ -98,7 +98,7 @@ def test_it_is_made_once_and_again_when_a_file_is_added_removed_or_changed(make,
         calls.clear()
         result = make(counted=counted)
         paths, _ = folders.files(str(root), "train")
-        assert torch.equal(everything(result["train"]), Files(paths, SIDE)[range(len(paths))][0])
+        assert torch.equal(all_images(result["train"]), Files(paths, SIDE)[range(len(paths))][0])
         return len(set(calls))
 
     files = sorted((root / "train" / "cat").glob("*.*"))
@@ -108,11 +108,11 @@ def test_it_is_made_once_and_again_when_a_file_is_added_removed_or_changed(make,
     files[0].unlink()
     assert prepared() == 31 and prepared() == 0
     shutil.copy(files[2], files[1])
-    assert prepared() == 1  # this one as it is read
+    assert prepared() == 1  # decoded when it is read
     assert prepared() == 31 and prepared() == 0
 
 
-def test_without_make_a_store_is_used_and_none_is_made(make, tmp_path):
+def test_without_make_an_existing_store_is_used_and_none_is_made(make, tmp_path):
     assert make(make=False) is None and not (tmp_path / "store").exists()
     make()
     assert make(make=False)
@@ -121,15 +121,15 @@ def test_without_make_a_store_is_used_and_none_is_made(make, tmp_path):
     assert make(make=False) is None
 
 
-def test_a_preparation_goes_on_from_whatever_a_kill_has_left(make, tmp_path):
+def test_an_interrupted_preparation_continues(make, tmp_path):
     make()
-    whole, moments = contents(tmp_path / "store"), random.Random(0)
+    whole, generator = contents(tmp_path / "store"), random.Random(0)
     for _ in range(8):
-        left = moments.randrange(22)
+        records = generator.randrange(22)
         for name, size in (("bin", 3 * SIDE * SIDE), ("records", 24)):
             path = tmp_path / "store" / f"train.{name}"
-            beyond = moments.randrange(size)  # a record, or part of one, is written after its image
-            path.write_bytes(whole[f"train.{name}"][: left * size + beyond])
+            extra = generator.randrange(size)  # an image is written before its record
+            path.write_bytes(whole[f"train.{name}"][: records * size + extra])
         for name in ("val.bin", "val.records"):
             (tmp_path / "store" / name).unlink()
         (tmp_path / "store" / "store.json").write_bytes(
@@ -138,15 +138,15 @@ def test_a_preparation_goes_on_from_whatever_a_kill_has_left(make, tmp_path):
         assert make() and contents(tmp_path / "store") == whole
 
 
-def test_two_preparations_at_once_are_one(make, caplog):
+def test_of_two_concurrent_preparations_one_waits_for_the_other(make, caplog):
     calls, found = [], []
     caplog.set_level("INFO")
-    started, go_on = threading.Event(), threading.Event()
+    started, proceed = threading.Event(), threading.Event()
 
     def counted(path, size):
         calls.append(path)
         started.set()
-        go_on.wait(10)
+        proceed.wait(10)
         return decode(path, size)
 
     threads = [threading.Thread(target=lambda: found.append(make(counted=counted))) for _ in "ab"]
@@ -155,17 +155,18 @@ def test_two_preparations_at_once_are_one(make, caplog):
     threads[1].start()
     while "is being prepared by another process" not in caplog.text:
         assert threads[1].is_alive()
-    go_on.set()
+    proceed.set()
     for thread in threads:
         thread.join()
-    assert len(found) == 2 and all(found) and len(calls) == len(set(calls)) + 21  # and an estimate
-    assert torch.equal(everything(found[0]["train"]), everything(found[1]["train"]))
+    # For the estimate 21 images are decoded twice.
+    assert len(found) == 2 and all(found) and len(calls) == len(set(calls)) + 21
+    assert torch.equal(all_images(found[0]["train"]), all_images(found[1]["train"]))
 
 
-# --- What stands in its way -----------------------------------------------------------------------
+# --- Errors ---------------------------------------------------------------------------------------
 
 
-def test_where_there_is_no_room_the_folders_are_read_and_the_command_refuses(
+def test_without_disk_space_a_run_reads_the_folders_and_the_command_fails(
     make, monkeypatch, caplog
 ):
     usage = namedtuple("usage", "total used free")
@@ -178,7 +179,7 @@ def test_where_there_is_no_room_the_folders_are_read_and_the_command_refuses(
         make(must=True)
 
 
-def test_a_disk_that_fills_up_is_one_line_and_nothing_is_lost(make, monkeypatch, tmp_path):
+def test_a_full_disk_is_reported_in_one_line_and_keeps_the_images(make, monkeypatch, tmp_path):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -199,7 +200,7 @@ def test_a_disk_that_fills_up_is_one_line_and_nothing_is_lost(make, monkeypatch,
 
 
 @pytest.mark.parametrize("content", ['{"format": 99}', '{"format": 0}'])
-def test_a_store_of_another_version(make, tmp_path, content):
+def test_a_newer_store_is_refused_and_an_older_one_made_again(make, tmp_path, content):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "store.json").write_text(content)
     if "99" in content:
@@ -209,25 +210,25 @@ def test_a_store_of_another_version(make, tmp_path, content):
         assert make()
 
 
-def test_a_store_is_of_one_size(root):  # noqa: F811
+def test_each_image_size_has_its_own_store(root):  # noqa: F811
     one, other = data(root, prepare=True), data(root, prepare=True, size=48)
-    assert everything(one.prepared["val"]).shape == (10, 3, SIDE, SIDE)
-    assert everything(other.prepared["val"]).shape == (10, 3, 48, 48)
+    assert all_images(one.prepared["val"]).shape == (10, 3, SIDE, SIDE)
+    assert all_images(other.prepared["val"]).shape == (10, 3, 48, 48)
 
 
-def test_a_folder_that_may_not_be_written_to_is_done_without(make, monkeypatch, caplog):
-    def closed(*_, **__):
+def test_without_write_access_the_folders_are_read(make, monkeypatch, caplog):
+    def refuse(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(store, "write_json", closed)
+    monkeypatch.setattr(store, "write_json", refuse)
     assert make() is None and "Read-only file system; images are read from" in caplog.text
 
 
-# --- A million of them ----------------------------------------------------------------------------
+# --- Many files -----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_the_index_of_many_files_is_small_and_found_again(tmp_path):
+def test_the_index_of_100000_files_is_small_and_reused(tmp_path):
     names = [f"n{number:08}" for number in range(200)]
     for name in names:
         (tmp_path / "images" / "val" / name).mkdir(parents=True)
@@ -241,10 +242,10 @@ def test_the_index_of_many_files_is_small_and_found_again(tmp_path):
         *(tmp_path / "images").glob("*"),
         *(tmp_path / "images").glob("*/*"),
     ]:
-        os.utime(path, (1e9, 1e9))  # what was changed this very second is not kept
+        os.utime(path, (1e9, 1e9))  # folders changed within this second are not cached
     cache = tmp_path / "index.npz"
     first = folders.index(str(tmp_path / "images"), cache)
-    assert cache.stat().st_size < 100_000 * 60  # bytes for each file: its name and 16 more
+    assert cache.stat().st_size < 100_000 * 60  # per file: its name and 16 more bytes
     again = folders.index(str(tmp_path / "images"), cache)
     paths, labels = again["train"]
     assert len(paths) == 100_000 and list(paths) == list(first["train"][0])

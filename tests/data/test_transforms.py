@@ -1,4 +1,4 @@
-"""Batched transforms beside naive loops over images, channels and pixels."""
+"""Batched transforms compared with naive loops over images, channels and pixels."""
 
 import math
 
@@ -36,7 +36,7 @@ def images(count: int, channels: int, height: int, width: int) -> torch.Tensor:
 
 
 def moved(image: np.ndarray, down: int, right: int) -> np.ndarray:
-    """A naive shift of (C, H, W): what comes in is 0, what goes out is lost."""
+    """A naive shift of an image (C, H, W), filled with 0."""
     result = np.zeros_like(image)
     channels, height, width = image.shape
     for c in range(channels):
@@ -60,7 +60,7 @@ def offset(image: np.ndarray, result: np.ndarray, pixels: int) -> tuple[int, int
 
 
 @pytest.mark.parametrize("pixels, channels", [(1, 1), (2, 3)])
-def test_each_image_is_moved_by_itself_and_every_offset_occurs_alike(pixels, channels):
+def test_images_are_shifted_independently_and_uniformly(pixels, channels):
     side, each = 2 * pixels + 1, 2
     steps = (torch.arange(side) + 0.5) / side  # the middle of each of `side` equal parts of [0, 1)
     noise = torch.cartesian_prod(steps, steps).repeat(each, 1)
@@ -69,7 +69,7 @@ def test_each_image_is_moved_by_itself_and_every_offset_occurs_alike(pixels, cha
     result = RandomShift(pixels)(batch, noise)
 
     assert result.dtype == torch.uint8 and result.shape == batch.shape
-    assert torch.equal(batch, before)  # a shift in place would spoil the data set
+    assert torch.equal(batch, before)  # shifting in place would change the data set
     offsets = [
         offset(image, out, pixels) for image, out in zip(batch.numpy(), result.numpy(), strict=True)
     ]
@@ -77,7 +77,7 @@ def test_each_image_is_moved_by_itself_and_every_offset_occurs_alike(pixels, cha
     assert all(offsets.count(one) == each for one in offsets)
 
 
-def test_the_first_number_moves_vertically_and_the_second_horizontally():
+def test_the_first_number_shifts_vertically_and_the_second_horizontally():
     noise = torch.tensor([[0.5, 0.1], [0.1, 0.5], [0.5, 0.5]])
     batch = images(3, 2, 5, 9)
     result = RandomShift(1)(batch, noise).numpy()
@@ -88,9 +88,9 @@ def test_the_first_number_moves_vertically_and_the_second_horizontally():
 
 
 @pytest.mark.parametrize("pixels", range(12))
-def test_the_largest_random_number_is_still_within_reach(pixels):
+def test_the_extreme_random_numbers_give_the_largest_shifts(pixels):
     batch = images(2, 1, 15, 15)
-    ends = torch.tensor([[0.0, 0.0], [1 - 2**-24, 1 - 2**-24]])  # of torch.rand in float32
+    ends = torch.tensor([[0.0, 0.0], [1 - 2**-24, 1 - 2**-24]])  # the range of torch.rand
     low, high = (
         offset(*pair, pixels)
         for pair in zip(batch.numpy(), RandomShift(pixels)(batch, ends).numpy(), strict=True)
@@ -99,7 +99,7 @@ def test_the_largest_random_number_is_still_within_reach(pixels):
 
 
 @pytest.mark.parametrize("augmentation", DISTORTIONS, ids=lambda d: type(d).__name__)
-def test_an_image_is_distorted_alike_alone_and_in_a_batch(augmentation):
+def test_an_image_is_distorted_equally_alone_and_in_a_batch(augmentation):
     batch = images(9, 3, 6, 6)
     before = batch.clone()
     noise = torch.rand(9, augmentation.draws, generator=torch.Generator().manual_seed(1))
@@ -107,7 +107,7 @@ def test_an_image_is_distorted_alike_alone_and_in_a_batch(augmentation):
     whole = augmentation(batch, noise)
     alone = [augmentation(batch[i : i + 1], noise[i : i + 1]) for i in range(9)]
     torch.testing.assert_close(torch.cat(alone), whole)
-    assert torch.equal(batch, before)  # a augmentation in place would spoil the data set
+    assert torch.equal(batch, before)  # working in place would change the data set
 
 
 @pytest.mark.parametrize("augmentation", DISTORTIONS, ids=lambda d: type(d).__name__)
@@ -117,30 +117,30 @@ def test_an_empty_batch_stays_empty(augmentation):
     assert len(result) == 0 and result.shape[1] == 3
 
 
-def test_each_window_is_cut_out_by_itself_and_every_place_occurs_alike():
-    places = torch.cartesian_prod((torch.arange(3) + 0.5) / 3, (torch.arange(2) + 0.5) / 2)
-    batch = images(len(places), 3, 7, 6)
-    result = RandomCrop(5)(batch, places)
+def test_images_are_cropped_independently_and_uniformly():
+    positions = torch.cartesian_prod((torch.arange(3) + 0.5) / 3, (torch.arange(2) + 0.5) / 2)
+    batch = images(len(positions), 3, 7, 6)
+    result = RandomCrop(5)(batch, positions)
     assert result.dtype == torch.uint8
     for n, (top, left) in enumerate((top, left) for top in range(3) for left in range(2)):
         for c, y, x in np.ndindex(3, 5, 5):
             assert result[n, c, y, x] == batch[n, c, top + y, left + x]
 
 
-def test_crops_of_the_edges():
+def test_the_extreme_random_numbers_crop_at_the_edges():
     batch = images(2, 1, 32, 32)
     low, high = RandomCrop(24)(batch, torch.tensor([[0.0, 0.0], [1 - 2**-24, 1 - 2**-24]]))
     assert torch.equal(low, batch[0, :, :24, :24]) and torch.equal(high, batch[1, :, 8:, 8:])
 
 
 @pytest.mark.fact(
-    "A window of 224 has 33x33 places in 256 pixels; the paper counts 32x32",
+    "A window of 224 has 33x33 positions in 256 pixels; the paper counts 32x32",
     source="Krizhevsky 2012, section 4.1",
     code="data/transforms.py:RandomCrop",
 )
-def test_crops_of_224_have_33_by_33_places():
-    places = 33 * 33  # 33 x 33 x 2 = 2,178 with flips, where the paper has a "factor of 2048"
-    images = torch.arange(256 * 256).view(1, 1, 256, 256).int().expand(places, -1, -1, -1)
+def test_crops_of_224_have_33_by_33_positions():
+    positions = 33 * 33  # with flips 2,178; the paper says "a factor of 2048"
+    images = torch.arange(256 * 256).view(1, 1, 256, 256).int().expand(positions, -1, -1, -1)
     steps = (torch.arange(33) + 0.5) / 33
     corners = RandomCrop(224)(images, torch.cartesian_prod(steps, steps))[:, 0, 0, 0]
     assert corners.tolist() == [256 * top + left for top in range(33) for left in range(33)]
@@ -160,7 +160,7 @@ def test_half_of_the_images_are_mirrored():
 
 
 def affine(image: np.ndarray, right, down, scale, squeeze, shear) -> np.ndarray:
-    """A naive affine distortion of (C, S, S): where does each pixel come from, four neighbours."""
+    """A naive affine distortion of an image (C, S, S) by bilinear interpolation."""
     channels, size, _ = image.shape
     forward = scale * np.array([[1, shear], [0, 1]]) @ np.diag([1 / squeeze, squeeze])
     result = np.zeros(image.shape)
@@ -170,22 +170,22 @@ def affine(image: np.ndarray, right, down, scale, squeeze, shear) -> np.ndarray:
         left, top = math.floor(from_x), math.floor(from_y)
         for i, j in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
             if 0 <= i < size and 0 <= j < size:
-                share = (1 - abs(from_y - i)) * (1 - abs(from_x - j))
-                result[:, y, x] += share * image[:, i, j]
+                weight = (1 - abs(from_y - i)) * (1 - abs(from_x - j))
+                result[:, y, x] += weight * image[:, i, j]
     return result
 
 
 @pytest.mark.fact(
-    "Distortions are translations, scaling, squeezing and horizontal shearing; no ranges are given",
+    "Distortions are translation, scaling, squeezing and horizontal shearing; no ranges are given",
     source="LeCun 1998, section III.C",
     code="data/transforms.py:RandomAffine",
 )
 @pytest.mark.parametrize("size", [9, 12])
-def test_affine_augmentations_are_what_the_loop_says(size):
+def test_affine_distortions_equal_the_loop(size):
     batch = images(8, 2, size, size)
     noise = torch.rand(8, 5, generator=torch.Generator().manual_seed(2))
     noise[0] = 0.5  # nothing moves
-    noise[1] = torch.tensor([0.75, 0.25, 0.5, 0.5, 0.5])  # one to the right and one up
+    noise[1] = torch.tensor([0.75, 0.25, 0.5, 0.5, 0.5])  # one pixel to the right and one up
     result = RandomAffine(shift=2, scale=0.3, squeeze=0.2, shear=0.4)(batch, noise)
     for image, distorted, numbers in zip(batch.numpy(), result.numpy(), noise.numpy(), strict=True):
         right, down, scale, squeeze, shear = (2 * numbers - 1) * [2, 2, 0.3, 0.2, 0.4]
@@ -201,7 +201,7 @@ def test_affine_augmentations_are_what_the_loop_says(size):
 
 @pytest.fixture
 def coloured():
-    """Pixels whose channels go together, so that the axes are far from the channels."""
+    """Pixels with correlated channels, so that the principal axes differ from the channels."""
     random = np.random.RandomState(6)
     mixing = np.array([[30, 10, 3], [28, -2, -6], [25, -9, 4]])
     pixels = np.einsum("ij,njyx->niyx", mixing, random.randn(1200, 3, 4, 4)) + 128
@@ -209,7 +209,7 @@ def coloured():
 
 
 @pytest.mark.fact(
-    "Colour noise adds one colour to all pixels of an image, another one to each image",
+    "Colour noise adds one random colour to all pixels of an image, another one to each image",
     source="Krizhevsky 2012, section 4.1",
     code="data/transforms.py:ColourNoise",
 )
@@ -225,12 +225,12 @@ def test_one_colour_is_added_to_all_pixels_of_an_image(coloured):
 
 
 @pytest.mark.fact(
-    "Its covariance is 0.1^2 times that of the pixels, as the authors' code has it and their "
-    "formula not",
+    "Its covariance is 0.1^2 times that of the pixels, as in the authors' code, not as in "
+    "their formula",
     source="Krizhevsky 2012, section 4.1",
     code="data/transforms.py:ColourNoise",
 )
-def test_the_colours_vary_as_a_tenth_of_the_pixels_do(coloured):
+def test_the_colours_have_a_hundredth_of_the_covariance_of_the_pixels(coloured):
     noise = ColourNoise(0.1)
     noise.partial_fit(coloured)
     count = 40000
@@ -246,18 +246,18 @@ def test_the_colours_vary_as_a_tenth_of_the_pixels_do(coloured):
     assert abs(kurtosis - 3) < 5 * math.sqrt(24 / count)  # normal, not uniform
 
 
-def test_the_ends_of_the_random_numbers_give_finite_colours(coloured):
+def test_the_extreme_random_numbers_give_finite_colours(coloured):
     noise = ColourNoise(0.1)
     noise.partial_fit(coloured)
     ends = torch.tensor([[0.0, 0.0, 0.0], [1 - 2**-24] * 3])
     assert noise(coloured[:2], ends).isfinite().all()
 
 
-# --- How images get their size --------------------------------------------------------------------
+# --- Fitting images to the input size -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape, size", [((32, 32), 24), ((7, 5), 4), ((6, 6), 6)])
-def test_the_middle_is_cut_out(shape, size):
+def test_the_centre_is_cropped(shape, size):
     batch = images(2, 3, *shape)
     result = crop_to(batch, size)
     for n, c, y, x in np.ndindex(2, 3, size, size):
@@ -270,13 +270,13 @@ def test_the_middle_is_cut_out(shape, size):
     source="Krizhevsky 2012, section 4.1",
     code="data/transforms.py:patches_of",
 )
-def test_ten_patches_are_torchvisions():
-    batch = images(3, 2, 10, 14)  # even borders: torchvision rounds others up
+def test_ten_patches_equal_torchvisions():
+    batch = images(3, 2, 10, 14)  # even borders, since torchvision rounds odd ones up
     found, expected = patches_of(batch, 6, "ten"), vision.ten_crop(batch, [6, 6])
     assert found.shape == (3, 10, 2, 6, 6) and found.dtype == torch.uint8
     for number in range(3):
-        mine = sorted(patch.numpy().tobytes() for patch in found[number])
-        assert mine == sorted(patch[number].numpy().tobytes() for patch in expected)
+        ours = sorted(patch.numpy().tobytes() for patch in found[number])
+        assert ours == sorted(patch[number].numpy().tobytes() for patch in expected)
     assert torch.equal(found[:, 4], crop_to(batch, 6))
 
 
@@ -285,7 +285,7 @@ def test_ten_patches_are_torchvisions():
     source="cuda-convnet, convdata.py",
     code="data/transforms.py:patches_of",
 )
-def test_nine_patches_are_those_of_the_loop():
+def test_nine_patches_equal_the_loop():
     batch = images(2, 3, 32, 32)
     found = patches_of(batch, 24, "nine")
     assert found.shape == (2, 9, 3, 24, 24)
@@ -296,7 +296,7 @@ def test_nine_patches_are_those_of_the_loop():
 
 
 @pytest.mark.parametrize("shape, size", [((32, 32), 96), ((28, 28), 13), ((9, 14), 12)])
-def test_images_are_resized_as_torchvision_does(shape, size):
+def test_images_are_resized_as_by_torchvision(shape, size):
     batch = images(2, 3, *shape)
     result = resize_to(batch, size)
     torch.testing.assert_close(result, vision.resize(batch.float(), [size, size], antialias=True))
@@ -304,25 +304,25 @@ def test_images_are_resized_as_torchvision_does(shape, size):
     assert (result - rounded).abs().max() <= 1
 
 
-def test_a_doubled_image_is_what_the_loop_says():
+def test_an_enlarged_image_equals_the_loop():
     batch = images(1, 1, 3, 4)
     image, result = batch[0, 0].double().numpy(), resize_to(batch, 8)[0, 0].numpy()
     for y, x in np.ndindex(8, 8):
         from_y, from_x = (y + 0.5) * 3 / 8 - 0.5, (x + 0.5) * 4 / 8 - 0.5
         value = total = 0
         for i, j in np.ndindex(3, 4):
-            share = max(0, 1 - abs(from_y - i)) * max(0, 1 - abs(from_x - j))
-            value, total = value + share * image[i, j], total + share
+            weight = max(0, 1 - abs(from_y - i)) * max(0, 1 - abs(from_x - j))
+            value, total = value + weight * image[i, j], total + weight
         assert abs(result[y, x] - value / total) < 1e-3
 
 
 @pytest.mark.fact(
-    "Images of 28x28 lie in the middle of 32x32 of background; they are not stretched",
+    "Images of 28x28 are centred in 32x32 pixels of background; they are not resized",
     source="LeCun 1998, section II.B",
     code="data/transforms.py:pad_to",
 )
 @pytest.mark.parametrize("shape, size", [((28, 28), 32), ((28, 28), 28), ((5, 4), 8), ((3, 8), 8)])
-def test_images_lie_in_the_middle_of_background(shape, size):
+def test_images_are_centred_in_background(shape, size):
     batch = images(2, 3, *shape)
     result = pad_to(batch, size)
     expected = np.zeros((2, 3, size, size), np.uint8)
@@ -342,6 +342,7 @@ def test_background_is_exactly_minus_a_tenth_and_full_ink_1_175():
     result = scale(every, -0.1, 1.175)
     assert result.dtype == torch.float32
     assert result[0] == torch.tensor(-0.1) and result[255] == torch.tensor(1.175)
-    exact = [-0.1 + 1.275 * pixel / 255 for pixel in range(256)]  # in 64 bits: 0.005 a step
-    assert np.abs(result.double().numpy() - exact).max() <= 2**-22  # two last places of 1.175
+    exact = [-0.1 + 1.275 * pixel / 255 for pixel in range(256)]  # in float64, steps of 0.005
+    # At most two units in the last place of 1.175.
+    assert np.abs(result.double().numpy() - exact).max() <= 2**-22
     assert torch.equal(every, torch.arange(256, dtype=torch.uint8))

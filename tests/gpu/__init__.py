@@ -1,6 +1,6 @@
-"""`make test-gpu`: whether all works on the GPU of this machine, in a few minutes.
+"""`make test-gpu`: tests of all features on this machine's GPU, in a few minutes.
 
-The numbers that count are those of the CPU in float64, or of a loop over the formula.
+Results are compared with those of the CPU in float64, or with a loop over the formula.
 """
 
 import torch
@@ -10,7 +10,7 @@ GPU = torch.device("cuda")
 
 
 def error(got: Tensor, want: Tensor, least: float = 0.0) -> float:
-    """The norm of the difference, relative to that of `want` or to `least` if that is more."""
+    """The norm of the difference relative to that of `want`, or to `least` if larger."""
     assert got.shape == want.shape
     got, want = got.detach().double(), want.detach().to(got.device).double()
     return ((got - want).norm() / want.norm().clamp(min=least or 1e-300)).item()

@@ -12,7 +12,7 @@ def needs_a_gpu() -> None:
 
 @pytest.fixture
 def exact_float32() -> Iterator[None]:
-    """Convolutions in float32, not in TensorFloat-32 with its 3 digits, torch's default."""
+    """Convolutions in float32; torch's default TensorFloat-32 has only 3 digits."""
     before = torch.backends.cudnn.conv.fp32_precision
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     yield

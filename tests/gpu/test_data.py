@@ -1,4 +1,4 @@
-"""Images and their order on the GPU: with the same numbers the same as on the CPU."""
+"""Images and their order on the GPU compared with the CPU, for the same random numbers."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from tests.gpu import GPU
 
 pytestmark = pytest.mark.gpu
 
-# How far a pixel of 0 to 255 may be off: not at all where pixels only move.
+# The tolerance for pixels of 0 to 255: 0 where pixels are only moved.
 DISTORTIONS = {
     RandomShift(4): 0,
     RandomCrop(24): 0,
@@ -36,7 +36,7 @@ FITS = {
     "ten": (lambda x: patches_of(x, 24, "ten"), 0),
     "larger": (lambda x: resize_to(x, 96), 0.01),
     "smaller": (lambda x: resize_to(x, 13), 0.01),
-    "scale": (lambda x: scale(x, -0.1, 1.175), 2**-22),  # two last places of 1.175
+    "scale": (lambda x: scale(x, -0.1, 1.175), 2**-22),  # two units in the last place of 1.175
 }
 
 
@@ -46,50 +46,50 @@ def pixels(count: int) -> Tensor:
 
 
 def numbers(count: int, draws: int) -> Tensor:
-    """Uniform random numbers; those of the first two images are the least and the greatest."""
+    """Uniform random numbers; the first two images have the least and the greatest ones."""
     noise = torch.rand(count, draws, generator=torch.Generator().manual_seed(1))
     noise[0], noise[1] = 0.0, 1 - 2**-24
     return noise
 
 
-def check(got: Tensor, want: Tensor, off: float) -> None:
+def check(got: Tensor, want: Tensor, tolerance: float) -> None:
     assert got.device.type == GPU.type and got.dtype == want.dtype
-    torch.testing.assert_close(got.cpu(), want, rtol=0, atol=off)
+    torch.testing.assert_close(got.cpu(), want, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("distortion", DISTORTIONS, ids=lambda d: type(d).__name__)
-def test_distortions_are_those_of_the_cpu(distortion) -> None:
+def test_distortions_equal_those_on_the_cpu(distortion) -> None:
     images, noise = pixels(2000), numbers(2000, distortion.draws)
     distortion.partial_fit(images)
     want = distortion(images, noise)
-    there = images.to(GPU)
-    distortion.partial_fit(there)
-    check(distortion(there, noise.to(GPU)), want, DISTORTIONS[distortion])
-    assert torch.equal(there.cpu(), images)  # a distortion in place would spoil the data set
-    assert len(distortion(there[:0], noise[:0].to(GPU))) == 0
-    differ = (want != images).flatten(1).any(1) if want.shape == images.shape else want.any()
-    assert differ.double().mean() > 0.4  # it does something
+    on_gpu = images.to(GPU)
+    distortion.partial_fit(on_gpu)
+    check(distortion(on_gpu, noise.to(GPU)), want, DISTORTIONS[distortion])
+    assert torch.equal(on_gpu.cpu(), images)  # distorting in place would change the data set
+    assert len(distortion(on_gpu[:0], noise[:0].to(GPU))) == 0
+    changed = (want != images).flatten(1).any(1) if want.shape == images.shape else want.any()
+    assert changed.double().mean() > 0.4  # most images change
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_images_get_the_size_that_the_cpu_gives_them(name: str) -> None:
-    fit, off = FITS[name]
+def test_images_are_fitted_as_on_the_cpu(name: str) -> None:
+    fit, tolerance = FITS[name]
     images = pixels(500)
-    check(fit(images.to(GPU)), fit(images), off)
+    check(fit(images.to(GPU)), fit(images), tolerance)
 
 
 def batches(images: Tensor, labels: Tensor, **options) -> Batches:
-    indices = torch.arange(1, len(labels), 2)  # the odd ones take part
+    indices = torch.arange(1, len(labels), 2)  # only these are in the data set
     augment = list(DISTORTIONS)
     augment[-1].partial_fit(images.to(GPU))
-    usual = {"shuffle": True, "seed": 3, "augment": augment, "to_input": torch.Tensor.float}
-    there = images.to(GPU), labels.to(GPU), indices.to(GPU)
-    return Batches(*there, 100, **usual | options)
+    defaults = {"shuffle": True, "seed": 3, "augment": augment, "to_input": torch.Tensor.float}
+    on_gpu = images.to(GPU), labels.to(GPU), indices.to(GPU)
+    return Batches(*on_gpu, 100, **defaults | options)
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_each_image_comes_once_and_is_the_one_of_its_number(shuffle: bool, ranks: int) -> None:
+def test_each_image_comes_once_with_its_label(shuffle: bool, ranks: int) -> None:
     images, labels = pixels(5010), torch.arange(5010)
     plain = [
         batches(images, labels, shuffle=shuffle, augment=[], rank=r, world_size=ranks)
@@ -107,10 +107,10 @@ def test_each_image_comes_once_and_is_the_one_of_its_number(shuffle: bool, ranks
 
 def test_the_order_is_a_pure_function_of_seed_and_epoch() -> None:
     images, labels = pixels(5010), torch.arange(5010)
-    here = batches(images, labels)
-    orders = [here.order(epoch).cpu() for epoch in (0, 1, 0)]
+    loader = batches(images, labels)
+    orders = [loader.order(epoch).cpu() for epoch in (0, 1, 0)]
     assert torch.equal(orders[0], orders[2]) and not torch.equal(orders[0], orders[1])
-    # Pinned by CPUs: a run that goes on elsewhere sees the images in the same order.
+    # Equal to the order on CPUs, so that a run can be resumed on another device.
     cpu = Batches(
         images, labels, torch.arange(1, 5010, 2), 100, shuffle=True, seed=3, to_input=None
     )
@@ -118,11 +118,11 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*prototype.*:UserWarning")  # set_sync_debug_mode
-def test_the_cpu_waits_for_no_batch_of_a_pass() -> None:
-    several = batches(pixels(10020), torch.arange(10020))  # five blocks of a thousand
-    several.to_input = lambda images: scale(resize_to(images, 32), -1, 1)
-    iterator = iter(several)
-    total = len(next(iterator)[1])  # order and noise are copied over once
+def test_the_cpu_does_not_wait_for_the_gpu_in_a_pass() -> None:
+    loader = batches(pixels(10020), torch.arange(10020))  # five blocks of a thousand
+    loader.to_input = lambda images: scale(resize_to(images, 32), -1, 1)
+    iterator = iter(loader)
+    total = len(next(iterator)[1])  # order and noise are copied once
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _, labels in iterator:

@@ -1,4 +1,4 @@
-"""Local response normalisation on the GPU against the loop of the formula."""
+"""Local response normalisation on the GPU compared with a loop over the formula."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.gpu
 
 STRONG = {"size": 5, "alpha": 0.3, "beta": 0.75, "k": 2.0, "divide_by_size": False}
 FORMATS = [torch.contiguous_format, torch.channels_last]
-DTYPES = [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2**-8)]  # and rounding
+DTYPES = [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2**-8)]  # tolerances
 
 
 def value_and_gradient(layer: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,7 +24,7 @@ def value_and_gradient(layer: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize(("size", "beta", "groups"), [(5, 0.75, 1), (5, 0.75, 2), (9, 0.6, 1)])
-def test_response_norm_is_the_loops(size, beta, groups, dtype, tolerance, memory_format) -> None:
+def test_response_norm_equals_the_loop(size, beta, groups, dtype, tolerance, memory_format) -> None:
     random = torch.Generator().manual_seed(0)
     x, g = torch.randn(2, 2, 14, 5, 6, generator=random).to(dtype)  # (2, 14, 5, 6) each
     x.requires_grad_()
@@ -34,8 +34,8 @@ def test_response_norm_is_the_loops(size, beta, groups, dtype, tolerance, memory
     want_gradient = torch.autograd.grad(want, x, g.double())[0]
 
     layer = LocalResponseNorm(**STRONG | {"size": size, "beta": beta}, groups=groups)
-    there = x.detach().to(GPU).contiguous(memory_format=memory_format)
-    value, gradient = value_and_gradient(layer, there, g.to(GPU))
+    on_gpu = x.detach().to(GPU).contiguous(memory_format=memory_format)
+    value, gradient = value_and_gradient(layer, on_gpu, g.to(GPU))
     for got, exact in ((value, want), (gradient, want_gradient)):
         assert got.dtype == dtype and got.is_contiguous(memory_format=memory_format)
         assert error(got, exact) < tolerance
@@ -43,14 +43,14 @@ def test_response_norm_is_the_loops(size, beta, groups, dtype, tolerance, memory
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("channels, groups", [(7, 1), (6, 2)])
-def test_response_norms_gradient_is_the_slope_of_its_value(channels, groups, memory_format) -> None:
+def test_the_gradient_of_response_norm(channels, groups, memory_format) -> None:
     x = torch.randn(2, channels, 2, 3, dtype=torch.float64, generator=torch.Generator())
     x = x.to(GPU).contiguous(memory_format=memory_format).requires_grad_()
     assert torch.autograd.gradcheck(LocalResponseNorm(**STRONG, groups=groups), x)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_response_norm_at_the_size_of_alexnets_conv1(memory_format: torch.memory_format) -> None:
+def test_response_norm_with_the_size_of_alexnets_conv1(memory_format: torch.memory_format) -> None:
     random = torch.Generator(GPU).manual_seed(0)
     x, g = torch.randn(2, 64, 96, 55, 55, device=GPU, generator=random)
     x = x.relu().mul(50).contiguous(memory_format=memory_format)

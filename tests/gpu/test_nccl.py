@@ -1,4 +1,4 @@
-"""One rank over NCCL, which is all that one GPU can show of it, in a process of its own."""
+"""One rank with NCCL in a separate process, since one GPU allows no more ranks."""
 
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,22 +16,22 @@ pytestmark = pytest.mark.gpu
 NETS = ["model=lenet5", "model=simple_cnn model.net.norm=batch", "model=alexnet_small"]
 
 
-def one_rank(meet: Path) -> None:
-    place = torch.device(GPU.type, 0)
+def one_rank(rendezvous: Path) -> None:
+    device = torch.device(GPU.type, 0)
     dist.init_process_group(
-        "nccl", init_method=f"file://{meet}", rank=0, world_size=1, device_id=place
+        "nccl", init_method=f"file://{rendezvous}", rank=0, world_size=1, device_id=device
     )
     for words in NETS:
         torch.manual_seed(0)
         net, loss, _, shape, _ = recipe(words)
-        net.to(place).eval()  # without dropout
-        images, labels = torch.rand(8, *shape).to(place), torch.arange(8, device=place)
+        net.to(device).eval()  # without dropout
+        images, labels = torch.rand(8, *shape).to(device), torch.arange(8, device=device)
         weights = list(net.parameters())
         want = torch.autograd.grad(loss(net(images), labels), weights)
         before = [buffer.clone() for buffer in net.buffers()]
 
-        ranks = DistributedDataParallel(net, [place], gradient_as_bucket_view=True)
-        loss(ranks(images), labels).backward()
+        ddp = DistributedDataParallel(net, [device], gradient_as_bucket_view=True)
+        loss(ddp(images), labels).backward()
         for buffer, value in zip(net.buffers(), before, strict=True):
             dist.broadcast(buffer, 0)
             assert torch.equal(buffer, value)
@@ -40,7 +40,7 @@ def one_rank(meet: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_one_rank_has_the_gradients_of_no_ranks(tmp_path) -> None:
+def test_one_rank_has_the_gradients_of_a_single_process(tmp_path) -> None:
     process = get_context("spawn").Process(target=one_rank, args=(tmp_path / "meet",))
     process.start()
     process.join(timeout=120)

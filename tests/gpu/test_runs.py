@@ -1,4 +1,4 @@
-"""Whole runs on the GPU by the command line, against runs on the CPU and against each other."""
+"""Whole runs on the GPU by the command line, compared with each other and with runs on the CPU."""
 
 import json
 import os
@@ -19,15 +19,15 @@ pytestmark = pytest.mark.gpu
 TRAIN = [sys.executable, str(Path(__file__).parents[2] / "src" / "train.py")]
 EPOCHS, STEPS = 4, 20  # batches of 32 of the 160 images
 ON_GPU, ON_CPU = "trainer.accelerator=gpu", "trainer.accelerator=cpu"
-BITS = "trainer.deterministic=true"
-DOUBLE = "trainer.precision=64-true"  # in which a GPU and a CPU are the same to many digits
+DETERMINISTIC = "trainer.deterministic=true"
+DOUBLE = "trainer.precision=64-true"  # GPU and CPU then agree to many digits
 STOPPING = "model.loss._target_=spy.Stopping"
 
-# Losses: one notes where and in which numbers it is computed, one sends SIGTERM in a training step.
+# Losses: one records its device and dtype, the other sends SIGTERM in a training step.
 SPY = """
 import os, signal, torch
 from classic_cnns.model.lenet5 import MAPLoss
-class Noting(torch.nn.CrossEntropyLoss):
+class Recording(torch.nn.CrossEntropyLoss):
     def forward(self, scores, labels):
         with open("notes", "a") as notes:
             print(scores.device.type, scores.dtype, labels.device.type, file=notes)
@@ -43,7 +43,7 @@ class Stopping(MAPLoss):
 
 
 class Runs:
-    """Runs in `folder` that go on side by side; `end` waits for one and checks how it ended."""
+    """Runs in `folder` that run in parallel; `end` waits for one and checks its exit code."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,16 +51,16 @@ class Runs:
         make_data(folder)
         (folder / "spy.py").write_text(SPY)
 
-    def start(self, name: str, *own: str, recipe: str = "lenet5", **options) -> None:
-        usual = [word for word in words(recipe, self.folder) if word != ON_CPU]
-        usual += [f"run_dir={self.folder / name}", f"trainer.max_epochs={EPOCHS}"]
-        self.call(name, *usual, *own, **options)
+    def start(self, name: str, *extra: str, recipe: str = "lenet5", **options) -> None:
+        defaults = [word for word in words(recipe, self.folder) if word != ON_CPU]
+        defaults += [f"run_dir={self.folder / name}", f"trainer.max_epochs={EPOCHS}"]
+        self.call(name, *defaults, *extra, **options)
 
-    def resume(self, name: str, *own: str, **env: str) -> None:
-        self.call(name, f"resume={self.folder / name}", *own, **env)
+    def resume(self, name: str, *extra: str, **env: str) -> None:
+        self.call(name, f"resume={self.folder / name}", *extra, **env)
 
-    def call(self, name: str, *own: str, command=TRAIN, **env: str) -> None:
-        given = {word.partition("=")[0]: word for word in own}  # the last one of a key counts
+    def call(self, name: str, *extra: str, command=TRAIN, **env: str) -> None:
+        given = {word.partition("=")[0]: word for word in extra}  # the last value of a key is used
         paths = [str(self.folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         self.processes[name] = subprocess.Popen(
             [*command, "--config-dir", str(self.folder / "conf"), *given.values()],
@@ -90,21 +90,21 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """All that starts by itself, at once."""
+    """All runs that do not depend on others, started in parallel."""
     runs = Runs(tmp_path_factory.mktemp("runs"))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
-    runs.start("one", ON_GPU, BITS)
-    runs.start("again", ON_GPU, BITS)
-    runs.start("stopped", ON_GPU, BITS, STOPPING, STOP_IN_STEP="8")
-    runs.start("torchrun", ON_GPU, BITS, command=[*torchrun, TRAIN[1]])
-    runs.start("nccl", ON_GPU, BITS, "trainer=ddp", "trainer.devices=1")
+    runs.start("one", ON_GPU, DETERMINISTIC)
+    runs.start("again", ON_GPU, DETERMINISTIC)
+    runs.start("stopped", ON_GPU, DETERMINISTIC, STOPPING, STOP_IN_STEP="8")
+    runs.start("torchrun", ON_GPU, DETERMINISTIC, command=[*torchrun, TRAIN[1]])
+    runs.start("nccl", ON_GPU, DETERMINISTIC, "trainer=ddp", "trainer.devices=1")
     runs.start("cpu", ON_CPU, DOUBLE)
     runs.start("gpu", ON_GPU, DOUBLE)
     runs.start("compiled", ON_GPU, DOUBLE, "trainer.compile=cudagraphs")
     runs.start("moved", ON_GPU, DOUBLE, STOPPING, STOP_IN_STEP="8")
-    runs.start("noted", ON_GPU, "model.loss._target_=spy.Noting", recipe="alexnet_small")
-    runs.start("towers", ON_GPU, BITS, recipe="alexnet_small")
-    runs.start("same_towers", ON_GPU, BITS, recipe="alexnet_small")
+    runs.start("noted", ON_GPU, "model.loss._target_=spy.Recording", recipe="alexnet_small")
+    runs.start("towers", ON_GPU, DETERMINISTIC, recipe="alexnet_small")
+    runs.start("same_towers", ON_GPU, DETERMINISTIC, recipe="alexnet_small")
     yield runs
     for process in runs.processes.values():
         process.kill()
@@ -122,7 +122,7 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(error(one[name], other[name]) for name in one)
 
 
-def test_a_gpu_trains_to_the_weights_of_a_cpu(runs: Runs) -> None:
+def test_gpu_and_cpu_give_almost_equal_weights(runs: Runs) -> None:
     runs.end("cpu")
     runs.end("gpu")
     weights = runs.weights("gpu")
@@ -130,27 +130,27 @@ def test_a_gpu_trains_to_the_weights_of_a_cpu(runs: Runs) -> None:
     assert distance(weights, runs.weights("cpu")) < 1e-8
 
 
-def test_recorded_steps_are_the_plain_ones(runs: Runs) -> None:
+def test_cuda_graphs_give_the_weights_of_plain_steps(runs: Runs) -> None:
     runs.end("gpu")
     runs.end("compiled")
     assert distance(runs.weights("compiled"), runs.weights("gpu")) < 1e-8
 
 
 @pytest.mark.parametrize(("one", "other"), [("one", "again"), ("towers", "same_towers")])
-def test_the_same_seed_gives_the_same_bits(one: str, other: str, runs: Runs) -> None:
+def test_the_same_seed_gives_equal_weights(one: str, other: str, runs: Runs) -> None:
     runs.end(one)
     runs.end(other)
     assert same_bits(runs.weights(one), runs.weights(other))
 
 
 @pytest.mark.parametrize("other", ["torchrun", "nccl"])
-def test_one_rank_gives_the_bits_of_a_run_without_ranks(other: str, runs: Runs) -> None:
+def test_one_rank_gives_the_weights_of_a_run_without_ranks(other: str, runs: Runs) -> None:
     runs.end("one")
     runs.end(other)
     assert same_bits(runs.weights("one"), runs.weights(other))
 
 
-def test_a_stopped_run_goes_on_to_the_bits_of_an_undisturbed_one(runs: Runs) -> None:
+def test_a_stopped_run_is_resumed_with_equal_weights(runs: Runs) -> None:
     runs.end("stopped", 143, "interrupted")
     assert runs.last("stopped")["global_step"] == 8
     runs.resume("stopped", ON_GPU)
@@ -160,7 +160,7 @@ def test_a_stopped_run_goes_on_to_the_bits_of_an_undisturbed_one(runs: Runs) -> 
     assert same_bits(runs.weights("one"), runs.weights("stopped"))
 
 
-def test_a_checkpoint_goes_from_the_gpu_to_the_cpu_and_back(runs: Runs) -> None:
+def test_a_run_is_resumed_on_the_cpu_and_again_on_the_gpu(runs: Runs) -> None:
     runs.end("moved", 143, "interrupted")
     assert runs.last("moved")["global_step"] == 8
     runs.resume("moved", ON_CPU, STOP_IN_STEP="5")
@@ -169,11 +169,11 @@ def test_a_checkpoint_goes_from_the_gpu_to_the_cpu_and_back(runs: Runs) -> None:
     runs.resume("moved", ON_GPU)
     runs.end("moved")
     runs.end("cpu")
-    # To the digits of float32: by way of that a run in float64 loads its weights.
+    # With the precision of float32, in which a run in float64 loads its weights.
     assert distance(runs.weights("moved"), runs.weights("cpu")) < 1e-6
 
 
-def test_precision_auto_is_bfloat16_on_the_gpu_where_it_is_native(runs: Runs) -> None:
+def test_precision_auto_is_bfloat16_on_gpus_that_support_it(runs: Runs) -> None:
     runs.end("noted")
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     dtype = torch.bfloat16 if native else torch.float32

@@ -4,5 +4,5 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    """So that the tests of nets draw the same weights and images in any order."""
+    """The same random weights and images in any order of the tests."""
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""AlexNet against the numbers of the paper and against two towers built one by one."""
+"""AlexNet compared with the paper's numbers and with two separate towers."""
 
 import math
 from typing import Any
@@ -60,7 +60,7 @@ def net() -> AlexNet:
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    """(2, 3, 224, 224), with about the deviation of centred pixels."""
+    """Images (2, 3, 224, 224) with about the standard deviation of pixels less their mean."""
     return 60 * torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
 
 
@@ -87,19 +87,19 @@ def parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def without_memory(**changes: Any) -> AlexNet:
-    """Build the paper's net with changes, only to count: no weight is stored or drawn."""
+def on_meta(**changes: Any) -> AlexNet:
+    """The paper's net with changes on the meta device, only to count its parameters."""
     with torch.device("meta"):
         return AlexNet(**PAPER | changes)
 
 
 @pytest.mark.fact(
-    "Each layer has the paper's kernels, maps and connections",
+    "Each layer has the paper's numbers of parameters, neurons and multiplications",
     source="Krizhevsky 2012, section 3.5 and Fig. 2",
     code="model/alexnet.py:AlexNet",
 )
 @pytest.mark.parametrize("name", LAYERS)
-def test_parameters_neurons_and_multiplications(
+def test_parameters_neurons_and_multiplications_per_layer(
     net: AlexNet, maps: dict[str, Tensor], name: str
 ) -> None:
     layer, neurons = getattr(net, name), maps[name][0].numel()
@@ -113,21 +113,21 @@ def test_parameters_neurons_and_multiplications(
     code="model/alexnet.py:AlexNet",
 )
 @pytest.mark.fact(
-    "It has 659,272 neurons. Fig. 2 prints 253,440 for conv1, which are 290,400, and so "
-    "622,312 in all",
+    "It has 659,272 neurons. Fig. 2 prints 253,440 instead of 290,400 for conv1, and so "
+    "622,312 in total",
     source="Krizhevsky 2012, Fig. 2",
     code="model/alexnet.py:AlexNet",
 )
 @pytest.mark.fact(
-    "The tutorial's 60,964,224 parameters lack the 1,000 biases of fc8",
+    "The tutorial's 60,964,224 parameters do not include the 1,000 biases of fc8",
     source="tutorial on AlexNet's layers",
     code="model/alexnet.py:AlexNet",
 )
-def test_totals_of_the_paper(net: AlexNet, maps: dict[str, Tensor]) -> None:
+def test_totals(net: AlexNet, maps: dict[str, Tensor]) -> None:
     assert parameters(net) == 60_965_224 == 60_964_224 + 1000
     neurons = sum(maps[name][0].numel() for name in LAYERS)
     assert neurons == 659_272
-    assert neurons - 55 * 55 * 96 + 253_440 == 622_312  # as Fig. 2 prints conv1: 55 x 48 x 96
+    assert neurons - 55 * 55 * 96 + 253_440 == 622_312  # with Fig. 2's 55 x 48 x 96 for conv1
     assert sum(multiplications for _, _, multiplications in LAYERS.values()) == 724_406_816
     assert [key for key in net.state_dict() if key.endswith("weight")] == [
         f"{name}.weight" for name in LAYERS
@@ -135,8 +135,7 @@ def test_totals_of_the_paper(net: AlexNet, maps: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.fact(
-    "With one tower it has 62,378,344 parameters; the net on one GPU of the footnote has "
-    "59,798,312",
+    "With one tower it has 62,378,344 parameters; the footnote's net for one GPU has 59,798,312",
     source="Krizhevsky 2012, section 3.2",
     code="model/alexnet.py:AlexNet",
 )
@@ -150,11 +149,11 @@ def test_totals_of_the_paper(net: AlexNet, maps: dict[str, Tensor]) -> None:
     ],
 )
 def test_parameters_of_variants(changes: dict[str, Any], count: int) -> None:
-    assert parameters(without_memory(**changes)) == count
+    assert parameters(on_meta(**changes)) == count
 
 
 @pytest.mark.fact(
-    "The maps are 55, 27 and 13 pixels wide, 6 after the last pooling",
+    "The maps are 55, 27 and 13 pixels wide, and 6 after the last pooling",
     source="Krizhevsky 2012, section 3.5",
     code="model/alexnet.py:AlexNet",
 )
@@ -170,12 +169,12 @@ def test_map_sizes(maps: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.fact(
-    "224 is no misprint for 227: cuda-convnet rounds the number of windows up, and the last "
-    "one hangs over",
+    "224 is not a misprint for 227: cuda-convnet rounds the number of windows up, and the last "
+    "one extends over the edge",
     source="cuda-convnet, layer.py",
     code="model/alexnet.py:AlexNet._overhang",
 )
-def test_224_is_227_with_zeros_on_the_right_and_below(
+def test_224_equals_227_with_zeros_on_the_right_and_below(
     net: AlexNet, maps: dict[str, Tensor], images: Tensor
 ) -> None:
     padded = torch.zeros(2, 3, 227, 227)
@@ -183,19 +182,19 @@ def test_224_is_227_with_zeros_on_the_right_and_below(
     larger = maps_of(net, padded)
     assert torch.equal(larger["conv1"], maps["conv1"])
     assert torch.equal(larger["fc8"], maps["fc8"])
-    padded[:, :, 226, 226] = 1000  # the last window sees the last pixel
-    moved = (maps_of(net, padded)["conv1"] != maps["conv1"]).any(0).any(0)
-    assert moved.nonzero().tolist() == [[54, 54]]
+    padded[:, :, 226, 226] = 1000  # only the last window contains the last pixel
+    changes = (maps_of(net, padded)["conv1"] != maps["conv1"]).any(0).any(0)
+    assert changes.nonzero().tolist() == [[54, 54]]
 
 
 @pytest.mark.fact(
-    "ReLU follows each layer, normalisation the ReLU of conv1 and conv2, max-pooling both of "
-    "these and conv5",
+    "ReLU follows each layer, then normalisation in conv1 and conv2, then max-pooling in these "
+    "and conv5",
     source="Krizhevsky 2012, section 3.5 and Fig. 2",
     code="model/alexnet.py:AlexNet.forward",
 )
 def test_equals_two_separate_towers(net: AlexNet, maps: dict[str, Tensor], images: Tensor) -> None:
-    """Convolutions of one tower each, loops for normalisation and pooling, in the paper's order."""
+    """The reference uses ungrouped convolutions, and loops for normalisation and pooling."""
     padded = torch.zeros(2, 3, 227, 227)
     padded[:, :, :224, :224] = images
     with torch.no_grad():
@@ -206,18 +205,18 @@ def test_equals_two_separate_towers(net: AlexNet, maps: dict[str, Tensor], image
 
 
 @pytest.mark.fact(
-    "conv2, conv4 and conv5 see their own tower, conv3 and the fully-connected layers both",
+    "conv2, conv4 and conv5 see only their own tower, conv3 and the fully-connected layers both",
     source="Krizhevsky 2012, section 3.2",
     code="model/alexnet.py:AlexNet.crossings",
 )
-def test_reach_of_a_tower(images: Tensor) -> None:
-    """Move tower B's conv1 and see who notices."""
+def test_which_layers_see_both_towers(images: Tensor) -> None:
+    """Change tower B of one layer and find the layers and towers that change."""
     torch.manual_seed(0)
     net = AlexNet(**SMALL).eval()
     x = images[:, :, :32, :32]
 
-    def moved(layer: nn.Module) -> dict[str, list[bool]]:
-        """For each layer: did tower A change, did tower B, when tower B of `layer` did."""
+    def changes(layer: nn.Module) -> dict[str, list[bool]]:
+        """For each layer whether towers A and B change if tower B of `layer` changes."""
         before = maps_of(net, x)
         rows = len(layer.weight) // 2
         saved = layer.weight.detach().clone()
@@ -235,21 +234,21 @@ def test_reach_of_a_tower(images: Tensor) -> None:
         }
 
     only_b, both = [False, True], [True, True]
-    reach = moved(net.conv1)
+    changed = changes(net.conv1)
     for name in ("conv1", "norm1", "pool1", "conv2", "norm2", "pool2"):
-        assert reach[name] == only_b, name
+        assert changed[name] == only_b, name
     for name in ("conv3", "conv4", "conv5", "pool5", "fc6", "fc7", "fc8"):
-        assert reach[name] == both, name
-    reach = moved(net.conv3)
+        assert changed[name] == both, name
+    changed = changes(net.conv3)
     for name in ("conv3", "conv4", "conv5", "pool5"):
-        assert reach[name] == only_b, name
-    assert reach["fc6"] == reach["fc7"] == both
-    assert moved(net.fc6)["fc6"] == only_b
-    assert moved(net.fc6)["fc7"] == both
+        assert changed[name] == only_b, name
+    assert changed["fc6"] == changed["fc7"] == both
+    assert changes(net.fc6)["fc6"] == only_b
+    assert changes(net.fc6)["fc7"] == both
 
 
 def test_crossings_are_the_layers_that_see_both_towers(net: AlexNet) -> None:
-    """The image is no tower; of the others, the width of a kernel tells what it sees."""
+    """The number of input channels of its kernels shows whether a layer sees both towers."""
     widths = {"conv2": 96, "conv3": 256, "conv4": 384, "conv5": 384}
     widths |= {"fc6": 9216, "fc7": 4096, "fc8": 4096}
     sees_both = [
@@ -285,7 +284,7 @@ def test_the_seed_decides_the_weights() -> None:
 
 
 @pytest.mark.fact(
-    "Half of the outputs of fc6 and of fc7 are dropped in training, none in a test",
+    "Half of the outputs of fc6 and fc7 are dropped in training, none in the test",
     source="Krizhevsky 2012, section 4.2",
     code="model/alexnet.py:AlexNet.forward",
 )
@@ -302,7 +301,7 @@ def test_dropout_follows_fc6_and_fc7() -> None:
 
 
 @pytest.mark.fact(
-    "The net can be trained with tanh units, to compare them with ReLU",
+    "The net can be trained with tanh units for the comparison with ReLU",
     source="Krizhevsky 2012, section 3.1",
     code="model/alexnet.py:ACTIVATIONS",
 )
@@ -315,7 +314,7 @@ def test_activation_switch() -> None:
 
 
 @pytest.mark.fact(
-    "Pooling overlaps, z = 3 and s = 2; z = 2 is what it is compared with",
+    "Pooling overlaps with z = 3 and s = 2; it is compared with z = 2",
     source="Krizhevsky 2012, section 3.4",
     code="model/alexnet.py:WINDOWS",
 )
@@ -329,7 +328,7 @@ def test_pool_switch(pool: str, window: int) -> None:
 
 
 @pytest.mark.fact(
-    "Normalisation has k = 2, n = 5, alpha = 1e-4, beta = 0.75; no window crosses the towers",
+    "Normalisation has k = 2, n = 5, alpha = 1e-4, beta = 0.75, separately in each tower",
     source="Krizhevsky 2012, section 3.3",
     code="model/alexnet.py:AlexNet",
 )
@@ -347,12 +346,12 @@ def test_lrn_switches(divide_by_size: bool, towers: int) -> None:
     assert not any(isinstance(layer, LocalResponseNorm) for layer in plain.modules())
 
 
-def test_one_tower_sees_everything() -> None:
+def test_one_tower_has_no_groups() -> None:
     net = AlexNet(**SMALL | {"towers": 1})
     assert [getattr(net, f"conv{i}").groups for i in range(1, 6)] == [1] * 5
 
 
-def test_learns_eight_images_by_heart() -> None:
+def test_overfits_eight_images() -> None:
     torch.manual_seed(0)
     net = AlexNet(**SMALL | {"dropout": 0.0, "weight_std": 0.1})
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
@@ -365,13 +364,13 @@ def test_learns_eight_images_by_heart() -> None:
     assert all(p.grad.abs().sum() > 0 for p in net.parameters())
 
 
-def test_the_file_configures_the_net_of_the_paper() -> None:
+def test_the_config_is_the_net_of_the_paper() -> None:
     config = model_config("alexnet", channels=3)
     net = OmegaConf.to_container(config, resolve=True)["net"] | {"num_classes": 1000}
     assert net.pop("_target_").endswith(".AlexNet")
     assert net == PAPER
 
 
-def test_images_that_vanish_are_refused() -> None:
+def test_images_too_small_for_the_pools_are_refused() -> None:
     with pytest.raises(ValueError, match="^model.input.size=32: leaves nothing after pool5"):
-        without_memory(image_size=32)
+        on_meta(image_size=32)

@@ -4,7 +4,7 @@ import torchvision
 from torch import nn
 
 from classic_cnns.model.alexnet_cifar10 import AlexNetCifar10
-from tests.model.tools import configured, count, counts, norms_ran, shapes
+from tests.model.tools import configured, count, counts, norm_batches, shapes
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def net() -> AlexNetCifar10:
 
 
 @pytest.mark.fact(
-    "The tutorial's net has 44,428,106 parameters, fc7 1,024 units in place of 4,096",
+    "The tutorial's net has 44,428,106 parameters; its fc7 has 1,024 units instead of 4,096",
     source="tutorial on AlexNet for CIFAR-10",
     code="model/alexnet_cifar10.py:AlexNetCifar10",
 )
@@ -53,7 +53,7 @@ def test_shapes(net: AlexNetCifar10) -> None:
     source="tutorial on AlexNet for CIFAR-10",
     code="model/alexnet_cifar10.py:AlexNetCifar10",
 )
-def test_is_torchvisions_alexnet_with_a_narrower_end(net: AlexNetCifar10) -> None:
+def test_equals_torchvisions_alexnet_with_a_narrower_fc7(net: AlexNetCifar10) -> None:
     with torch.device("meta"):
         other = torchvision.models.alexnet(num_classes=10, dropout=0.5)
         other.classifier[4] = nn.Linear(4096, 1024)
@@ -67,25 +67,25 @@ def test_is_torchvisions_alexnet_with_a_narrower_end(net: AlexNetCifar10) -> Non
 
 
 @pytest.mark.fact(
-    "The 9,216 inputs of fc6 hold 1,024 different numbers, nine times each",
+    "The 9,216 inputs of fc6 are 1,024 numbers, each repeated nine times",
     source="tutorial on AlexNet for CIFAR-10",
     code="model/alexnet_cifar10.py:AlexNetCifar10.forward",
 )
-def test_fc6_sees_every_number_nine_times(net: AlexNetCifar10) -> None:
+def test_each_input_of_fc6_is_repeated_nine_times(net: AlexNetCifar10) -> None:
     inputs = []
     hook = net.fc6.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     net(torch.randn(1, 3, 96, 96))
     hook.remove()
-    maps = inputs[0].view(256, 2, 3, 2, 3)  # each of 2x2 values became 3x3
+    maps = inputs[0].view(256, 2, 3, 2, 3)  # each of 2x2 values is repeated 3x3 times
     assert torch.equal(maps, maps[:, :, :1, :, :1].expand_as(maps))
 
 
 @pytest.mark.fact(
-    "It drops inputs of fc6 and fc7, where 2012 drops their outputs",
+    "It drops inputs of fc6 and fc7; the net of 2012 drops their outputs",
     source="tutorial on AlexNet for CIFAR-10",
     code="model/alexnet_cifar10.py:AlexNetCifar10.forward",
 )
-def test_dropout_stands_before_fc6_and_fc7(net: AlexNetCifar10) -> None:
+def test_dropout_precedes_fc6_and_fc7(net: AlexNetCifar10) -> None:
     called = []
     hooks = [
         layer.register_forward_hook(lambda _, __, ___, name=name: called.append(name))
@@ -99,14 +99,14 @@ def test_dropout_stands_before_fc6_and_fc7(net: AlexNetCifar10) -> None:
     assert net.dropout.p == 0.5
 
 
-def test_norms() -> None:
+def test_our_batch_norm_equals_torchs() -> None:
     ours = configured("alexnet_cifar10", channels=3, norm="batch")
     with torch.device("meta"):
         other = configured("alexnet_cifar10", channels=3, norm="torch")
     other.load_state_dict(ours.state_dict(), assign=True)
     images = torch.randn(2, 3, 96, 96)
     ours(images)
-    assert norms_ran(ours) == [1] * 7
+    assert norm_batches(ours) == [1] * 7
     assert count(ours) == 44_428_106 + 2 * (64 + 192 + 384 + 256 + 256 + 4096 + 1024)
     other.load_state_dict(ours.state_dict())
     torch.testing.assert_close(ours.eval()(images), other.eval()(images), rtol=1e-3, atol=1e-4)

@@ -9,27 +9,27 @@ from classic_cnns.model.convnet_cifar10 import (
     SameMapNorm,
 )
 from tests import reference
-from tests.model.tools import configured, count, counts, model_config, norms_ran, shapes
+from tests.model.tools import configured, count, counts, model_config, norm_batches, shapes
 
 SIZES = {"80sec": 32, "18pct": 32, "13pct": 24, "11pct_first": 24, "11pct": 24}
 
 
-def file(variant: str) -> str:
+def config_name(variant: str) -> str:
     return "convnet_cifar10" if variant == "80sec" else f"convnet_cifar10_{variant}"
 
 
 def net(variant: str, **options) -> ConvNetCifar10:
-    return configured(file(variant), channels=3, **options)
+    return configured(config_name(variant), channels=3, **options)
 
 
 def lines(variant: str) -> dict[str, dict]:
-    """The lines of that file by their names, in order."""
-    layers = [dict(line) for line in model_config(file(variant), channels=3).net.layers]
+    """The lines of the variant's config by name, in order."""
+    layers = [dict(line) for line in model_config(config_name(variant), channels=3).net.layers]
     return {line["name"]: line for line in layers}
 
 
 def images(variant: str, batch: int = 1) -> torch.Tensor:
-    return 60 * torch.randn(batch, 3, SIZES[variant], SIZES[variant])  # 0..255 less the mean
+    return 60 * torch.randn(batch, 3, SIZES[variant], SIZES[variant])  # about 0..255 less the mean
 
 
 def local_connections(maps: int, channels: int, filters: int) -> int:
@@ -83,7 +83,7 @@ def test_parameters_per_layer(variant: str) -> None:
 def test_multiplications_per_image(variant: str, expected: int) -> None:
     found = []
 
-    def note(layer: nn.Module, _, out: torch.Tensor) -> None:
+    def count_multiplications(layer: nn.Module, _, out: torch.Tensor) -> None:
         if isinstance(layer, nn.Conv2d):
             found.append(out[0, 0].numel() * layer.weight.numel())
         elif isinstance(layer, LocallyConnected2d | nn.Linear):
@@ -91,7 +91,7 @@ def test_multiplications_per_image(variant: str, expected: int) -> None:
 
     convnet = net(variant)
     for layer in convnet:
-        layer.register_forward_hook(note)
+        layer.register_forward_hook(count_multiplications)
     convnet(images(variant))
     assert sum(found) == expected
 
@@ -106,7 +106,7 @@ SHAPES["11pct_first"] = SHAPES["13pct"]
 
 
 @pytest.mark.fact(
-    "24x24 crops give maps of 24, 12 and 6 pixels, 32x32 images of 32, 16, 8 and 4",
+    "24x24 crops give maps of 24, 12 and 6 pixels, 32x32 images maps of 32, 16, 8 and 4",
     source="cuda-convnet, example-layers",
     code="model/convnet_cifar10.py:ConvNetCifar10",
 )
@@ -114,8 +114,8 @@ SHAPES["11pct_first"] = SHAPES["13pct"]
 def test_shapes(variant: str) -> None:
     seen = shapes(net(variant), images(variant))
     layers = ("conv", "pool", "local", "fc64")
-    placed = [name for name in seen if name.startswith(layers) and not name.endswith("_norm")]
-    assert [seen[name] for name in placed] == SHAPES[variant]
+    layer_names = [name for name in seen if name.startswith(layers) and not name.endswith("_norm")]
+    assert [seen[name] for name in layer_names] == SHAPES[variant]
     assert seen["fc10"] == (10,)
 
 
@@ -137,11 +137,11 @@ def test_order_of_pools_and_norms() -> None:
 
 
 @pytest.mark.fact(
-    "13 % without and 11 % with normalisation: the first 11pct is 13pct and normalisation, no more",
+    "13 % without and 11 % with normalisation: the first 11pct is 13pct plus normalisation",
     source="Krizhevsky 2012, section 3.3",
     code="conf/model/convnet_cifar10_11pct_first.yaml:net",
 )
-def test_the_first_11pct_is_13pct_and_lrn() -> None:
+def test_the_first_11pct_is_13pct_plus_normalisation() -> None:
     plain, normed = lines("13pct"), lines("11pct_first")
     assert normed.keys() - plain.keys() == {"rnorm1", "rnorm2"}
     assert [line for line in normed.values() if "rnorm" not in line["name"]] == [*plain.values()]
@@ -159,40 +159,40 @@ def test_initial_weights(variant: str) -> None:
     assert stds.keys() == COUNTS[variant].keys()
     for name, std in stds.items():
         layer = convnet.get_submodule(name)
-        error = 4 / (2 * layer.weight.numel()) ** 0.5  # four standard errors of a deviation
+        error = 4 / (2 * layer.weight.numel()) ** 0.5  # four standard errors of the estimate
         assert layer.weight.std().item() == pytest.approx(std, rel=error)
         assert layer.bias.count_nonzero() == 0
     assert stds["conv1"] == 0.0001
 
 
-def test_same_seed_same_net() -> None:
+def test_the_same_seed_gives_the_same_weights() -> None:
     torch.manual_seed(1)
     one = net("13pct").state_dict()
     torch.manual_seed(1)
     torch.testing.assert_close(one, net("13pct").state_dict(), rtol=0, atol=0)
 
 
-def test_the_first_lines_are_what_the_loops_say() -> None:
-    """18pct up to rnorm1, on the corner of the image that rnorm1's first 3x3 values depend on."""
+def test_the_first_layers_equal_the_loops() -> None:
+    """18pct up to rnorm1, on the corner of the image that determines rnorm1's first 3x3 values."""
     convnet, x = net("18pct"), images("18pct")
-    corner = reference.conv2d(
+    expected = reference.conv2d(
         x[:, :, :11, :11], convnet.conv1.weight, convnet.conv1.bias, stride=1, padding=2
-    )[:, :, :9, :9]  # what the missing pixels do not reach
-    corner = reference.pool2d(corner, size=3, stride=2, kind="max", ceil=False).clamp(min=0)
-    corner = reference.same_map_norm(corner, size=3, scale=5e-5, power=0.75)[:, :, :3, :3]
+    )[:, :, :9, :9]  # these do not depend on the missing pixels
+    expected = reference.pool2d(expected, size=3, stride=2, kind="max", ceil=False).clamp(min=0)
+    expected = reference.same_map_norm(expected, size=3, scale=5e-5, power=0.75)[:, :, :3, :3]
     x = nn.Sequential(*[convnet.get_submodule(n) for n in ("conv1", "pool1", "neuron1", "rnorm1")])(
         x
     )
-    torch.testing.assert_close(x[:, :, :3, :3], corner)
+    torch.testing.assert_close(x[:, :, :3, :3], expected)
 
 
 @pytest.mark.fact(
-    "The last window of a pooling hangs over the edge and is clipped: 32, 16, 8, 4",
+    "The last window of a pooling extends over the edge and is clipped: 32, 16, 8, 4",
     source="cuda-convnet, layer.py",
     code="model/convnet_cifar10.py:LAYERS",
 )
 @pytest.mark.parametrize("size", [8, 7, 6])
-def test_pools_are_ceil_mode_and_clip(size: int) -> None:
+def test_pools_round_up_and_clip_the_last_window(size: int) -> None:
     maps = torch.randn(2, 3, size, size)
     for pool, kind in (("max_pool", "max"), ("avg_pool", "average")):
         expected = reference.pool2d(maps, size=3, stride=2, kind=kind, ceil=True)
@@ -201,11 +201,11 @@ def test_pools_are_ceil_mode_and_clip(size: int) -> None:
 
 
 @pytest.mark.fact(
-    "rnorm divides by size^2 at the border too",
+    "rnorm also divides by size^2 at the border",
     source="cuda-convnet, layer.py",
     code="model/convnet_cifar10.py:SameMapNorm",
 )
-def test_same_map_norm() -> None:
+def test_same_map_norm_equals_the_loop() -> None:
     maps = 10 * torch.randn(2, 3, 5, 4)
     layer = SameMapNorm(size=3, scale=0.5, power=0.75)
     torch.testing.assert_close(layer(maps), reference.same_map_norm(maps, 3, 0.5, 0.75))
@@ -213,7 +213,7 @@ def test_same_map_norm() -> None:
 
 
 @pytest.mark.fact(
-    "cmrnorm divides its scale by its size, and its k is 1",
+    "cmrnorm divides its scale by its size and has k = 1",
     source="cuda-convnet, layer.py",
     code="model/convnet_cifar10.py:LAYERS",
 )
@@ -233,7 +233,9 @@ def locally_connected(padding: int) -> LocallyConnected2d:
 
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_locally_connected(padding: int, memory_format: torch.memory_format) -> None:
+def test_locally_connected_equals_the_loop(
+    padding: int, memory_format: torch.memory_format
+) -> None:
     layer = locally_connected(padding)
     maps = torch.randn(2, 3, 4, 5).to(memory_format=memory_format)
     expected = reference.locally_connected(maps, layer.weight, layer.bias, padding)
@@ -251,22 +253,22 @@ def test_locally_connected_gradients() -> None:
 
 
 @pytest.mark.fact(
-    "A local layer has filters and biases of its own at each position",
+    "A local layer has separate filters and biases at each position",
     source="cuda-convnet, layer.py",
     code="model/convnet_cifar10.py:LocallyConnected2d",
 )
-def test_locally_connected_shares_nothing() -> None:
+def test_locally_connected_shares_no_weights() -> None:
     layer = locally_connected(padding=1)
     maps = torch.randn(1, 3, 4, 5)
     before = layer(maps)
     with torch.no_grad():
         layer.weight[2, 3] += 1
         layer.bias[0, 0] += 1
-    moved = (layer(maps) != before).any(dim=1)[0].nonzero().tolist()
-    assert moved == [[0, 0], [2, 3]]
+    changed = (layer(maps) != before).any(dim=1)[0].nonzero().tolist()
+    assert changed == [[0, 0], [2, 3]]
 
 
-def test_activation() -> None:
+def test_another_activation() -> None:
     relu, tanh = net("13pct"), net("13pct", activation="tanh")
     assert counts(relu) == counts(tanh)
     kinds = {type(layer) for name, layer in tanh.named_children() if name.startswith("neuron")}
@@ -274,12 +276,12 @@ def test_activation() -> None:
 
 
 @pytest.mark.parametrize("variant", ["80sec", "11pct"])
-def test_norms_are_interchangeable(variant: str) -> None:
+def test_our_batch_norm_equals_torchs(variant: str) -> None:
     ours, other = net(variant, norm="batch"), net(variant, norm="torch")
     other.load_state_dict(ours.state_dict())
     x = images(variant, batch=4)
     torch.testing.assert_close(ours(x), other(x), rtol=1e-3, atol=1e-3)
-    assert norms_ran(ours) == [1] * (len(COUNTS[variant]) - 1)
+    assert norm_batches(ours) == [1] * (len(COUNTS[variant]) - 1)
     normed = [name for name in counts(ours) if name.endswith("_norm")]
     assert normed == [f"{name}_norm" for name in COUNTS[variant] if name != "fc10"]
 
@@ -294,7 +296,7 @@ def test_trains_in_channels_last_and_bfloat16(variant: str) -> None:
     assert all(parameter.grad is not None for parameter in convnet.parameters())
 
 
-def test_a_line_of_a_type_that_is_not_there_is_refused() -> None:
+def test_an_unknown_layer_type_is_refused() -> None:
     with pytest.raises(
         ValueError, match="^model.net.layers: pool1 has type pool; allowed are conv, local"
     ):

@@ -1,4 +1,4 @@
-"""The other nets of Fig. 9 against the paper's counts and a net of torch's own layers."""
+"""The other nets of Fig. 9 compared with the paper's counts and with torch's layers."""
 
 import pytest
 import torch
@@ -17,19 +17,19 @@ def count(net: nn.Module) -> int:
     source="LeCun 1998, section III.C, Fig. 9",
     code="model/figure_9.py:LeNet1",
 )
-def test_lenet_1_has_the_weights_of_the_paper():
+def test_lenet_1_has_the_papers_number_of_weights():
     assert count(LeNet1(num_classes=10)) == 2578
     assert sum(map(len, LENET1_TABLE)) == 20
     assert LeNet1(num_classes=7)(torch.zeros(3, 1, 28, 28)).shape == (3, 7)
 
 
 @pytest.mark.fact(
-    "The fully connected nets see 28 x 28 pixels and have 300, or 300 and 100 hidden units",
+    "The fully connected nets have 28 x 28 inputs and 300, or 300 and 100, hidden units",
     source="LeCun 1998, section III.C, Fig. 9",
     code="model/figure_9.py:MLP",
 )
 @pytest.mark.parametrize(("hidden", "weights"), [([], 7850), ([300], 238510), ([300, 100], 266610)])
-def test_fully_connected_nets_are_products_and_squashing(hidden, weights):
+def test_fully_connected_nets_equal_the_formula(hidden, weights):
     net = MLP(num_classes=10, side=28, hidden_layers=hidden)
     assert count(net) == weights
     images = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -42,11 +42,11 @@ def test_fully_connected_nets_are_products_and_squashing(hidden, weights):
 
 
 @pytest.mark.fact(
-    "The bitmaps are kept fixed at first; they may be learned as well",
+    "The bitmaps are initially fixed; they can be learned too",
     source="LeCun 1998, section II.C",
     code="model/lenet5.py:EuclideanRBF",
 )
-def test_learned_bitmaps_start_as_the_fixed_ones_and_get_a_gradient():
+def test_learned_bitmaps_start_as_the_fixed_ones_and_have_a_gradient():
     torch.manual_seed(0)
     fixed = LeNet5()
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def test_learned_bitmaps_start_as_the_fixed_ones_and_get_a_gradient():
 @pytest.mark.parametrize(
     ("kind", "pool"), [("average", nn.functional.avg_pool2d), ("max", nn.functional.max_pool2d)]
 )
-def test_pooling_takes_the_place_of_subsampling_and_has_no_weights(kind, pool):
+def test_pooling_can_replace_subsampling_and_has_no_weights(kind, pool):
     net = LeNet5(subsampling=kind)
     assert count(net) == 60000 - 12 - 32
     maps = torch.randn(2, 6, 28, 28)

@@ -1,4 +1,4 @@
-"""LeNet-5 against the numbers of the paper: L98, sections II.B and II.C, appendix A."""
+"""LeNet-5 compared with the paper: LeCun 1998, sections II.B and II.C, appendix A."""
 
 import math
 from hashlib import sha256
@@ -37,17 +37,16 @@ def images(count=4, height=32, width=32):
 
 
 @pytest.mark.fact(
-    "LeNet-5 has 60,000 trainable parameters and 340,908 connections, layer by layer those "
-    "of the text",
+    "LeNet-5 has 60,000 trainable parameters and 340,908 connections, in each layer as in the text",
     source="LeCun 1998, section II.B",
     code="model/lenet5.py:LeNet5",
 )
 @pytest.mark.fact(
-    "The 340,908 connections include the 840 fixed ones of the RBF units",
+    "The 340,908 connections include the 840 fixed connections of the RBF units",
     source="LeCun 1998, section II.A",
     code="model/lenet5.py:EuclideanRBF",
 )
-def test_parameters_and_connections_of_each_layer_are_the_papers(net):
+def test_parameters_and_connections_of_each_layer(net):
     rows = {row.name: row for row in layers(net, images(1))}
     assert {name: (row.parameters, row.connections) for name, row in rows.items()} == {
         "C1": (156, 122_304),
@@ -67,7 +66,7 @@ def test_parameters_and_connections_of_each_layer_are_the_papers(net):
     source="LeCun 1998, Fig. 2",
     code="model/lenet5.py:LeNet5",
 )
-def test_each_layer_has_the_papers_size(net):
+def test_the_size_of_each_layer(net):
     outputs = [row.output for row in layers(net, images(1))]
     maps = [(6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 5, 5), (120, 1, 1), (84, 1, 1)]
     assert outputs == [*maps, (10, 1, 1)]
@@ -78,12 +77,12 @@ def test_each_layer_has_the_papers_size(net):
     source="LeCun 1998, section VII",
     code="model/lenet5.py:LeNet5",
 )
-def test_a_wider_image_gives_wider_C5_maps_that_each_see_their_own_window(net):
-    wide = images(2, 32, 64)
-    scores = net(wide)
+def test_a_wider_image_gives_a_score_for_each_window(net):
+    wide_images = images(2, 32, 64)
+    scores = net(wide_images)
     assert scores.shape == (2, 10, 1, 9)
-    for position in (0, 3, 8):  # C5 moves on by 4 pixels of the image
-        window = wide[..., 4 * position : 4 * position + 32]
+    for position in (0, 3, 8):  # neighbouring C5 units are 4 pixels apart
+        window = wide_images[..., 4 * position : 4 * position + 32]
         torch.testing.assert_close(scores[..., 0, position], net(window), rtol=1e-4, atol=1e-4)
 
 
@@ -91,11 +90,11 @@ def test_a_wider_image_gives_wider_C5_maps_that_each_see_their_own_window(net):
 
 
 @pytest.mark.fact(
-    "C3 has 60 of 96 connections: six maps see 3 maps of S2, nine see 4, one sees all 6",
+    "C3 has 60 of 96 connections: six maps use 3 maps of S2, nine use 4, one uses all 6",
     source="LeCun 1998, Table I",
     code="model/lenet5.py:C3_TABLE",
 )
-def test_table_one_has_the_papers_columns_and_rows():
+def test_table_1_has_the_papers_columns_and_rows():
     assert sum(map(len, C3_TABLE)) == 60
     assert [len(row) for row in C3_TABLE] == [3] * 6 + [4] * 9 + [6]
     by_S2_map = [{i for i, row in enumerate(C3_TABLE) if j in row} for j in range(6)]
@@ -121,26 +120,26 @@ def test_C3_equals_a_loop_over_its_connections(net):
 
 
 @pytest.mark.fact(
-    "A C3 map depends on the S2 maps of its column of the table alone",
+    "A C3 map depends only on the S2 maps in its column of the table",
     source="LeCun 1998, Table I",
     code="model/lenet5.py:TableConv2d",
 )
-def test_a_C3_map_moves_only_with_the_S2_maps_it_sees(net):
+def test_a_C3_map_changes_only_with_the_S2_maps_of_its_column(net):
     x = torch.randn(1, 6, 14, 14)
     before = net.C3(x)
     for j in range(6):
         changed = x.clone()
         changed[:, j] += 1
-        moved = (net.C3(changed) != before).flatten(2).any(2)[0]
-        assert moved.tolist() == [j in row for row in C3_TABLE]
+        changed_maps = (net.C3(changed) != before).flatten(2).any(2)[0]
+        assert changed_maps.tolist() == [j in row for row in C3_TABLE]
 
 
 @pytest.mark.fact(
-    "Pairs that the table leaves out have no weight, before and after training",
+    "Pairs that are not in the table have no weight, before and after training",
     source="LeCun 1998, Table I",
     code="model/lenet5.py:TableConv2d",
 )
-def test_weights_that_are_not_connected_stay_zero_while_training(net):
+def test_unconnected_weights_stay_zero_in_training(net):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
     for _ in range(5):
         optimizer.zero_grad()
@@ -150,19 +149,19 @@ def test_weights_that_are_not_connected_stay_zero_while_training(net):
     for i, row in enumerate(C3_TABLE):
         for j in range(6):
             assert (dense[i, j] != 0).all() if j in row else (dense[i, j] == 0).all()
-    assert net.C3.weight.grad.shape == (60, 5, 5)  # nothing else has a gradient
+    assert net.C3.weight.grad.shape == (60, 5, 5)  # only connections have a gradient
 
 
 # --- A.3: squashing ------------------------------------------------------------------------------
 
 
 @pytest.mark.fact(
-    "Units squash by 1.7159 tanh(2a/3): f(1) = 1, f(-1) = -1, the curvature is greatest at 1 "
-    "and -1",
+    "The squashing function is 1.7159 tanh(2a/3): f(1) = 1, f(-1) = -1, its curvature is "
+    "greatest at 1 and -1",
     source="LeCun 1998, eq. 6 and Appendix A",
     code="model/lenet5.py:ScaledTanh",
 )
-def test_squashing_has_the_papers_values_slopes_and_curvature():
+def test_the_squashing_function_has_the_papers_values_slopes_and_curvature():
     a = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
     f = ScaledTanh()(a)
     (slope,) = torch.autograd.grad(f.sum(), a)
@@ -181,7 +180,7 @@ def test_squashing_has_the_papers_values_slopes_and_curvature():
     source="LeCun 1998, eq. 5 and section II.B",
     code="model/lenet5.py:LeNet5",
 )
-def test_every_unit_up_to_F6_is_squashed_and_the_output_is_not(net):
+def test_every_layer_up_to_F6_is_squashed_and_the_output_is_not(net):
     seen = []
     net.squash.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape[1:])))
     assert net(images()).min() < -1.7159
@@ -192,7 +191,7 @@ def test_every_unit_up_to_F6_is_squashed_and_the_output_is_not(net):
 
 
 @pytest.mark.fact(
-    "A unit of S2 or S4 adds 2x2 inputs, times a coefficient of its map, plus a bias of its map",
+    "A unit of S2 or S4 is the sum of 2x2 inputs times its map's coefficient, plus its map's bias",
     source="LeCun 1998, section II.B",
     code="model/lenet5.py:Subsampling",
 )
@@ -215,7 +214,7 @@ def test_subsampling_equals_its_formula(height, width):
     source="LeCun 1998, section II.A",
     code="model/lenet5.py:Subsampling",
 )
-def test_adding_and_averaging_are_the_same_layer():
+def test_sum_and_average_give_the_same_layer():
     layer, x = Subsampling(3), torch.randn(2, 3, 4, 6)
     averaging = 4 * layer.coefficient * F.avg_pool2d(x, 2) + layer.bias
     torch.testing.assert_close(layer(x), averaging)
@@ -225,11 +224,11 @@ def test_adding_and_averaging_are_the_same_layer():
 
 
 @pytest.mark.fact(
-    "Weights start uniform in +-2.4 / F, F the inputs of the unit; C3's bound depends on the map",
+    "Weights start uniform in +-2.4 / F with F inputs of the unit; C3's bound depends on the map",
     source="LeCun 1998, Appendix A",
     code="model/lenet5.py:paper_bound",
 )
-def test_initial_weights_fill_plus_minus_2_4_over_fan_in():
+def test_initial_weights_are_uniform_in_plus_minus_2_4_over_fan_in():
     torch.manual_seed(0)
     nets = [LeNet5() for _ in range(60)]
 
@@ -241,9 +240,9 @@ def test_initial_weights_fill_plus_minus_2_4_over_fan_in():
 
     assert_uniform(lambda net: net.C1.weight, 2.4 / 25)
     assert_uniform(lambda net: net.C1.bias, 2.4 / 25)
-    assert_uniform(lambda net: net.C3.weight[:18], 2.4 / 75)  # six maps that see three
-    assert_uniform(lambda net: net.C3.weight[18:54], 2.4 / 100)  # nine maps that see four
-    assert_uniform(lambda net: net.C3.weight[54:], 2.4 / 150)  # the map that sees all six
+    assert_uniform(lambda net: net.C3.weight[:18], 2.4 / 75)  # six maps with three inputs
+    assert_uniform(lambda net: net.C3.weight[18:54], 2.4 / 100)  # nine maps with four inputs
+    assert_uniform(lambda net: net.C3.weight[54:], 2.4 / 150)  # the map with all six
     assert_uniform(lambda net: net.C3.bias[15], 2.4 / 150)
     assert_uniform(lambda net: net.C5.weight, 2.4 / 400)
     assert_uniform(lambda net: net.F6.weight, 2.4 / 120)
@@ -273,11 +272,11 @@ def test_bitmaps_are_those_of_figure_3():
 
 
 @pytest.mark.fact(
-    "The bitmaps of 6 and 8 are nearest, at a squared distance of 48; 200 is the greatest",
+    "The nearest bitmaps are 6 and 8, at a squared distance of 48; the greatest distance is 200",
     source="LeCun 1998, Fig. 3",
     code="model/lenet5.py:BITMAPS",
 )
-def test_bitmaps_lie_as_far_apart_as_the_paper_has_them():
+def test_distances_between_bitmaps():
     flat = digit_bitmaps().flatten(1)
     distance = torch.cdist(flat, flat).square().round()
     others = distance[~torch.eye(10, dtype=torch.bool)]
@@ -288,7 +287,7 @@ def test_bitmaps_lie_as_far_apart_as_the_paper_has_them():
 
 
 @pytest.mark.fact(
-    "An output is the squared distance of F6 to a fixed bitmap; the smallest wins",
+    "An output is the squared distance of F6 to a fixed bitmap; the smallest decides",
     source="LeCun 1998, eq. 7",
     code="model/lenet5.py:EuclideanRBF",
 )
@@ -310,11 +309,11 @@ def test_output_units_are_squared_distances_to_fixed_bitmaps():
 
 
 @pytest.mark.fact(
-    "Eq. 8 is the mean penalty of the right class, a sum over the 84 units",
+    "Eq. 8 is the mean penalty of the correct class, a sum over the 84 units",
     source="LeCun 1998, eq. 8",
     code="model/lenet5.py:MLELoss",
 )
-def test_eq_8_is_the_mean_penalty_of_the_right_class():
+def test_eq_8_is_the_mean_penalty_of_the_correct_class():
     scores, labels = -torch.rand(5, 10) * 100, torch.tensor([3, 0, 9, 9, 1])
     expected = sum(-scores[i, label] for i, label in enumerate(labels)) / 5
     torch.testing.assert_close(MLELoss()(scores, labels), expected)
@@ -330,8 +329,8 @@ def test_eq_9_equals_its_formula_and_is_never_negative(j):
     scores, labels = -torch.rand(50, 10).double() * 20, torch.arange(50) % 10
     expected = 0.0
     for y, label in zip(-scores, labels, strict=True):
-        rubbish = math.exp(-j) + sum(math.exp(-penalty) for penalty in y)
-        expected += (y[label].item() + math.log(rubbish)) / 50
+        total = math.exp(-j) + sum(math.exp(-penalty) for penalty in y)
+        expected += (y[label].item() + math.log(total)) / 50
     loss = MAPLoss(j)(scores, labels).item()
     assert loss == pytest.approx(expected)
     assert loss >= 0
@@ -342,24 +341,24 @@ def test_eq_9_equals_its_formula_and_is_never_negative(j):
     source="LeCun 1998, eq. 9",
     code="model/lenet5.py:MAPLoss",
 )
-def test_eq_9_becomes_cross_entropy_when_j_grows():
+def test_eq_9_approaches_cross_entropy_for_large_j():
     scores, labels = -torch.rand(5, 10) * 9, torch.arange(5)
     torch.testing.assert_close(MAPLoss(1e6)(scores, labels), F.cross_entropy(scores, labels))
 
 
-def test_eq_9_survives_penalties_whose_exponential_is_zero():
+def test_eq_9_is_finite_for_penalties_whose_exponential_is_zero():
     scores = -torch.full((1, 10), 1e4, requires_grad=True)
     loss = MAPLoss(0.1)(scores, torch.tensor([0]))
     assert loss.item() == pytest.approx(1e4 - 0.1)
 
 
 @pytest.mark.fact(
-    "Equal centres and a constant F6 satisfy eq. 8, and not eq. 9",
+    "Equal centres and a constant F6 minimize eq. 8, but not eq. 9",
     source="LeCun 1998, section II.C",
     code="model/lenet5.py:MAPLoss",
 )
-def test_equal_centres_satisfy_eq_8_but_not_eq_9():
-    collapsed = torch.zeros(4, 10)  # all penalties zero: F6 constant on ten equal centres
+def test_equal_centres_minimize_eq_8_but_not_eq_9():
+    collapsed = torch.zeros(4, 10)  # all penalties are 0: F6 equals ten equal centres
     labels = torch.arange(4)
     assert MLELoss()(collapsed, labels) == 0
     assert MAPLoss(0.1)(collapsed, labels) > 2.3  # at least log(10)
@@ -368,7 +367,7 @@ def test_equal_centres_satisfy_eq_8_but_not_eq_9():
 # --- All together --------------------------------------------------------------------------------
 
 
-def test_ten_images_are_learnt_by_heart(net):
+def test_overfits_ten_images(net):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     ten, labels = images(10), torch.arange(10)
     for _ in range(300):
@@ -380,7 +379,7 @@ def test_ten_images_are_learnt_by_heart(net):
     assert net(ten).argmax(1).tolist() == labels.tolist()
 
 
-def test_a_table_of_all_pairs_is_an_ordinary_convolution():
+def test_a_table_with_all_pairs_is_an_ordinary_convolution():
     full = TableConv2d(3, ((0, 1, 2),) * 4, 3, paper_bound)
     x = torch.randn(1, 3, 6, 6)
     expected = F.conv2d(x, full.weight.view(4, 3, 3, 3), full.bias)

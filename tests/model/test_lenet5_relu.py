@@ -4,7 +4,7 @@ import torch
 from classic_cnns.model.lenet5 import C3_TABLE
 from classic_cnns.model.lenet5_relu import LeNet5ReLU, SquaredErrorOneHot
 from tests import reference
-from tests.model.tools import configured, count, counts, norms_ran, shapes
+from tests.model.tools import configured, count, counts, norm_batches, shapes
 
 
 def net(**options: str) -> LeNet5ReLU:
@@ -12,8 +12,8 @@ def net(**options: str) -> LeNet5ReLU:
 
 
 @pytest.mark.fact(
-    "With ReLU and a linear output it has 60,806 parameters, and 61,706 where each C3 map "
-    "sees all six",
+    "With ReLU and a linear output it has 60,806 parameters, and 61,706 if each C3 map uses "
+    "all six",
     source="tutorial on LeNet-5",
     code="model/lenet5_relu.py:LeNet5ReLU",
 )
@@ -47,11 +47,11 @@ def test_shapes() -> None:
 
 
 @pytest.mark.fact(
-    "C3 has sixteen filters, as section II.B has them",
+    "C3 has sixteen filters, as in section II.B",
     source="LeCun 1998, section II.B",
     code="model/lenet5_relu.py:LeNet5ReLU",
 )
-def test_tabled_c3_is_sixteen_filters_of_their_own() -> None:
+def test_c3_with_the_table_has_sixteen_filters() -> None:
     c3 = net(c3="table").C3
     assert c3.weight.shape == (60, 5, 5) and c3.bias.shape == (16,)
     maps = torch.randn(2, 6, 7, 7)
@@ -60,31 +60,31 @@ def test_tabled_c3_is_sixteen_filters_of_their_own() -> None:
 
 
 @pytest.mark.fact(
-    "The tutorial uses four filters for sixteen maps: 429 parameters where its text says 1,516",
+    "The tutorial uses four filters for sixteen maps: 429 parameters, not the 1,516 of its text",
     source="tutorial on LeNet-5",
     code="model/lenet5_relu.py:LeNet5ReLU",
 )
-def test_the_tutorials_C3_has_429_parameters() -> None:
-    """It takes one convolution for all six triples, and others for six and for three quadruples."""
+def test_the_tutorials_c3_has_429_parameters() -> None:
+    """One convolution for three input maps, two for four and one for six."""
     four = [torch.nn.Conv2d(maps, 1, 5) for maps in (3, 4, 4, 6)]
-    own = net(c3="table")
+    ours = net(c3="table")
     assert sum(map(count, four)) == 76 + 101 + 101 + 151 == 429
-    assert count(own) - count(own.C3) + 429 == 59_719
+    assert count(ours) - count(ours.C3) + 429 == 59_719
 
 
-def test_tabled_c3_starts_as_torch_starts_a_convolution() -> None:
+def test_c3_with_the_table_is_initialized_like_torchs_convolutions() -> None:
     c3 = net(c3="table").C3
     kernels = iter(c3.weight)
     for maps, bias in zip(C3_TABLE, c3.bias, strict=True):
-        own = torch.stack([next(kernels) for _ in maps])
-        bound = own.numel() ** -0.5
-        assert 0.9 * bound < own.abs().max() <= bound
+        weights = torch.stack([next(kernels) for _ in maps])
+        bound = weights.numel() ** -0.5
+        assert 0.9 * bound < weights.abs().max() <= bound
         assert bias.abs() <= bound
 
 
 @pytest.mark.parametrize("pool", ["average", "max"])
 @pytest.mark.parametrize("c3", ["table", "full"])
-def test_forward_is_what_the_loops_say(pool: str, c3: str) -> None:
+def test_forward_equals_the_loops(pool: str, c3: str) -> None:
     lenet = net(pool=pool, c3=c3)
     images = torch.randn(1, 1, 32, 32)
     x = reference.conv2d(images, lenet.C1.weight, lenet.C1.bias, stride=1, padding=0).clamp(min=0)
@@ -101,21 +101,21 @@ def test_forward_is_what_the_loops_say(pool: str, c3: str) -> None:
 
 
 @pytest.mark.parametrize("c3", ["table", "full"])
-def test_norms_are_interchangeable(c3: str) -> None:
+def test_our_batch_norm_equals_torchs(c3: str) -> None:
     ours, other = net(c3=c3, norm="batch"), net(c3=c3, norm="torch")
     other.load_state_dict(ours.state_dict())
     images = torch.randn(8, 1, 32, 32)
     torch.testing.assert_close(ours(images), other(images), rtol=1e-3, atol=1e-4)
-    assert norms_ran(ours) == [1] * 4
+    assert norm_batches(ours) == [1] * 4
     assert count(ours) == count(net(c3=c3)) + 2 * (6 + 16 + 120 + 84)
 
 
 @pytest.mark.fact(
-    "Its loss is the mean square over ten outputs, where eq. 8 has a sum over 84",
+    "Its loss is the mean square over ten outputs; eq. 8 is a sum over 84 units",
     source="tutorial on LeNet-5",
     code="model/lenet5_relu.py:SquaredErrorOneHot",
 )
-def test_squared_error_on_one_hot_targets() -> None:
+def test_squared_error_of_one_hot_targets() -> None:
     scores = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.0, 2.0]])
     # Targets (0, 1, 0) and (0, 0, 1): squares 1 + 1 + 0 + 0.25 + 0 + 1 over six outputs.
     loss = SquaredErrorOneHot()(scores, torch.tensor([1, 2]))

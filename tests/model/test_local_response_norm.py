@@ -1,4 +1,4 @@
-"""Local response normalisation against the loop of the formula and against torch's layer."""
+"""Local response normalisation compared with a loop over the formula and with torch's layer."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from classic_cnns.model.local_response_norm import LocalResponseNorm
 from tests import reference
 
 PAPER = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0, "groups": 1, "divide_by_size": False}
-STRONG = PAPER | {"alpha": 0.3}  # so strong that an error in the normalising term is seen
+STRONG = PAPER | {"alpha": 0.3}  # a large alpha shows errors in the normalising term
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
@@ -51,11 +51,11 @@ def test_equals_the_loop(channels: int, size: int, beta: float) -> None:
     code="model/local_response_norm.py:LocalResponseNorm",
 )
 @pytest.mark.parametrize("divide_by_size", [False, True])
-def test_alpha_is_read_as_told(divide_by_size: bool) -> None:
+def test_alpha_is_divided_by_the_size_as_in_torch_or_not(divide_by_size: bool) -> None:
     x, g = batch(3, 12, 5, 5), batch(3, 12, 5, 5, seed=1)
     ours = LocalResponseNorm(**STRONG | {"divide_by_size": divide_by_size})
-    theirs = nn.LocalResponseNorm(5, alpha=0.3 * (1 if divide_by_size else 5), beta=0.75, k=2.0)
-    pairs = zip(value_and_gradient(ours, x, g), value_and_gradient(theirs, x, g), strict=True)
+    other = nn.LocalResponseNorm(5, alpha=0.3 * (1 if divide_by_size else 5), beta=0.75, k=2.0)
+    pairs = zip(value_and_gradient(ours, x, g), value_and_gradient(other, x, g), strict=True)
     for got, want in pairs:
         assert relative_error(got, want) < 1e-6
 
@@ -66,7 +66,7 @@ def test_alpha_is_read_as_told(divide_by_size: bool) -> None:
     code="model/local_response_norm.py:LocalResponseNorm",
 )
 @pytest.mark.parametrize("neighbours, channel", [(3, 0), (4, 1), (5, 2), (5, 5), (4, 6), (3, 7)])
-def test_windows_are_clipped_at_the_ends(neighbours: int, channel: int) -> None:
+def test_windows_are_clipped_at_the_first_and_last_kernels(neighbours: int, channel: int) -> None:
     b = LocalResponseNorm(**STRONG)(torch.full((1, 8, 1, 1), 3.0))
     want = 3.0 / (2.0 + 0.3 * neighbours * 3.0**2) ** 0.75
     assert b[0, channel].item() == pytest.approx(want, rel=1e-6)
@@ -79,8 +79,8 @@ def test_conv1_of_alexnet_within_1e_6_of_the_exact_value(
     x = batch(4, 96, 55, 55).relu().mul(50).contiguous(memory_format=memory_format)
     g = batch(4, 96, 55, 55, seed=1)
     got = value_and_gradient(LocalResponseNorm(**PAPER), x, g)
-    theirs = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
-    for ours, exact in zip(got, value_and_gradient(theirs, x.double(), g.double()), strict=True):
+    other = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+    for ours, exact in zip(got, value_and_gradient(other, x.double(), g.double()), strict=True):
         assert relative_error(ours, exact) < 1e-6
         assert ours.is_contiguous(memory_format=memory_format)
 
@@ -96,13 +96,12 @@ def test_gradient(
 
 
 @pytest.mark.fact(
-    "The net on two GPUs normalises in each tower: at their border four kernels differ from "
-    "one whole",
+    "The net on two GPUs normalises within each tower; this changes the four kernels at the border",
     source="cuda-convnet, its two-GPU layers for ImageNet",
     code="model/local_response_norm.py:LocalResponseNorm",
 )
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_groups_do_not_see_each_other(memory_format: torch.memory_format) -> None:
+def test_groups_are_normalised_separately(memory_format: torch.memory_format) -> None:
     x, g = batch(2, 14, 3, 3), batch(2, 14, 3, 3, seed=1)
     x = x.contiguous(memory_format=memory_format)
     together = value_and_gradient(LocalResponseNorm(**STRONG | {"groups": 2}), x, g)
@@ -114,17 +113,17 @@ def test_groups_do_not_see_each_other(memory_format: torch.memory_format) -> Non
         torch.testing.assert_close(both, torch.cat(halves, 1), rtol=1e-6, atol=1e-7)
     across = LocalResponseNorm(**STRONG)(x)
     differs = ((across - together[0]).abs() > 1e-3).any(0).any(-1).any(-1)
-    assert differs.nonzero().flatten().tolist() == [5, 6, 7, 8]  # two on each side of the border
+    assert differs.nonzero().flatten().tolist() == [5, 6, 7, 8]  # two on each side
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_pieces_make_no_difference(
+def test_the_size_of_the_pieces_makes_no_difference(
     memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, g = batch(5, 6, 7, 3), batch(5, 6, 7, 3, seed=1)
     x, layer = x.contiguous(memory_format=memory_format), LocalResponseNorm(**STRONG)
     whole = value_and_gradient(layer, x, g)
-    for piece in (1, 200):  # one row each; a last piece that is smaller
+    for piece in (1, 200):  # one row per piece; a smaller last piece
         monkeypatch.setattr(module, "PIECE", piece)
         for got, want in zip(value_and_gradient(layer, x, g), whole, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
@@ -141,7 +140,7 @@ def test_bfloat16_is_rounded_once(memory_format: torch.memory_format) -> None:
         torch.testing.assert_close(got.double(), want, rtol=2**-8, atol=1e-6)
 
 
-def test_any_strides_in_and_any_gradient() -> None:
+def test_any_strides_of_input_and_gradient() -> None:
     wide = batch(2, 6, 4, 8)
     x = wide[..., ::2]
     layer = LocalResponseNorm(**STRONG)
@@ -153,8 +152,8 @@ def test_any_strides_in_and_any_gradient() -> None:
     assert layer(wide[:0]).shape == (0, 6, 4, 8)
 
 
-def test_export_keeps_the_batch_size_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PIECE", 1)  # were it cut, the number of pieces would be exported
+def test_the_batch_size_is_free_after_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE", 1)  # in pieces, their number would be exported
     layer = LocalResponseNorm(**STRONG | {"groups": 2}).eval()
     sizes = ({0: torch.export.Dim("batch", min=1, max=64)},)
     program = torch.export.export(layer, (batch(4, 8, 3, 3),), dynamic_shapes=sizes)
@@ -163,14 +162,14 @@ def test_export_keeps_the_batch_size_free(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("size", [0, 4, -1])
-def test_a_window_without_a_middle_is_refused(size: int) -> None:
+def test_an_even_window_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"size={size} of a response norm: allowed are 1, 3, 5"):
         LocalResponseNorm(**PAPER | {"size": size})
 
 
 @pytest.fixture(scope="module")
 def kernel() -> Iterator:
-    """The GPU's kernel, which Triton's interpreter works out on the CPU."""
+    """The GPU's kernel, run on the CPU by Triton's interpreter."""
     pytest.importorskip("triton")
     name = "classic_cnns.model.local_response_norm_gpu"
     with pytest.MonkeyPatch.context() as patch:
@@ -182,7 +181,7 @@ def kernel() -> Iterator:
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize(("size", "beta", "groups"), [(5, 0.75, 1), (5, 0.75, 2), (9, 0.6, 1)])
-def test_the_gpus_kernel_is_the_loop(kernel, size, beta, groups, memory_format) -> None:
+def test_the_gpu_kernel_equals_the_loop(kernel, size, beta, groups, memory_format) -> None:
     x, g = batch(2, 2, 14, 5, 6, dtype=torch.float64)
     x = x.contiguous(memory_format=memory_format).requires_grad_()
     g = g.contiguous(memory_format=memory_format)

@@ -4,7 +4,7 @@ from torch import nn
 
 from classic_cnns.model.simple_cnn import SimpleCNN
 from tests import reference
-from tests.model.tools import configured, count, counts, norms_ran, shapes
+from tests.model.tools import configured, count, counts, norm_batches, shapes
 
 
 def net(norm: str = "none", extra_convs: int = 0) -> SimpleCNN:
@@ -12,7 +12,7 @@ def net(norm: str = "none", extra_convs: int = 0) -> SimpleCNN:
 
 
 @pytest.mark.fact(
-    "The net has 121,514 parameters; its linear layer sees 64*7*7 = 3,136 numbers, not 32*7*7",
+    "The net has 121,514 parameters; its linear layer has 64*7*7 = 3,136 inputs, not 32*7*7",
     source="tutorial on small CNNs",
     code="model/simple_cnn.py:SimpleCNN",
 )
@@ -48,17 +48,17 @@ def test_extra_convs(extra_convs: int) -> None:
     assert shapes(more, torch.randn(1, 1, 28, 28))["extra"] == (64, 7, 7)
 
 
-def test_extra_convs_stand_before_the_linear_layer() -> None:
+def test_extra_convs_precede_the_linear_layer() -> None:
     plain, more = net(), net(extra_convs=1)
     more.load_state_dict(plain.state_dict(), strict=False)
     conv = more.extra[0]
-    nn.init.dirac_(conv.weight)  # hands its input on, which ReLU has made positive
+    nn.init.dirac_(conv.weight)  # the identity, since ReLU has made its input positive
     nn.init.zeros_(conv.bias)
     images = torch.randn(2, 1, 28, 28)
     torch.testing.assert_close(more(images), plain(images))
 
 
-def test_forward_is_what_the_loops_say() -> None:
+def test_conv1_equals_the_loops() -> None:
     small = net()
     images = torch.randn(1, 1, 28, 28)
     conv = small.conv1[0]
@@ -68,10 +68,10 @@ def test_forward_is_what_the_loops_say() -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "torch"])
-def test_norms_are_interchangeable(norm: str) -> None:
+def test_our_batch_norm_equals_torchs(norm: str) -> None:
     ours, other = net(norm=norm), net(norm="torch")
     other.load_state_dict(ours.state_dict())
     images = torch.randn(4, 1, 28, 28)
     torch.testing.assert_close(ours(images), other(images), rtol=1e-3, atol=1e-4)
-    assert norms_ran(ours) == [1] * 4
+    assert norm_batches(ours) == [1] * 4
     assert count(ours) == 121_514 + 2 * (16 + 32 + 32 + 64)

@@ -1,4 +1,4 @@
-"""What the tutorials ask of each net beside its paper: other activations, pools, batch norms."""
+"""Variants of the nets that tutorials use: other activations, pools and batch normalisation."""
 
 import pytest
 import torch
@@ -10,14 +10,14 @@ from tests.recipes import recipe
 
 
 def variant(words: str) -> tuple[nn.Module, Tensor]:
-    """The net of these words, and random images for it."""
+    """The net that the overrides `words` configure, and random images for it."""
     torch.manual_seed(0)
     made = recipe(words)
     return made.net, torch.randn(4, *made.shape)
 
 
 @pytest.mark.parametrize("function", ["relu", "tanh", "sigmoid"])
-def test_lenet5_relu_takes_another_activation(function):
+def test_lenet5_relu_with_another_activation(function):
     net, images = variant(f"model=lenet5_relu model.net.activation={function}")
     f = getattr(torch, function)
     x = F.avg_pool2d(f(net.C1(images)), 2)
@@ -27,7 +27,7 @@ def test_lenet5_relu_takes_another_activation(function):
 
 
 @pytest.mark.parametrize("pool", ["max", "average"])
-def test_simple_cnn_takes_another_pool_and_a_smaller_extra_convolution(pool):
+def test_simple_cnn_with_another_pool_and_a_smaller_extra_convolution(pool):
     words = f"model=simple_cnn model.net.pool={pool} model.net.extra_convs=1"
     net, images = variant(f"{words} model.net.extra_kernel=3")
     assert sum(w.numel() for w in net.parameters()) == 121_514 + 64 * (64 * 9 + 1)
@@ -39,7 +39,7 @@ def test_simple_cnn_takes_another_pool_and_a_smaller_extra_convolution(pool):
 
 
 @pytest.mark.parametrize("pooling", ["max", "average"])
-def test_alexnet_takes_another_pool(pooling):
+def test_alexnet_with_another_pool(pooling):
     net, images = variant(f"model=alexnet_small model.net.pooling={pooling}")
     pooled = {"max": F.max_pool2d, "average": F.avg_pool2d}[pooling]
     maps = torch.randn(2, 32, 9, 9)
@@ -52,30 +52,30 @@ def test_alexnet_takes_another_pool(pooling):
     [("lenet5", ["C1", "C3", "C5", "F6"]),
      ("alexnet_small", ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"])],
 )  # fmt: skip
-def test_batch_norms_of_torch_and_ours_give_the_same_gradients(model, layers):
+def test_our_batch_norm_and_torchs_give_the_same_gradients(model, layers):
     ours, images = variant(
         f"model={model} model.net.norm=batch model.net.dropout=0"
         if "alex" in model
         else f"model={model} model.net.norm=batch"
     )
-    theirs, _ = variant(
+    other, _ = variant(
         f"model={model} model.net.norm=torch model.net.dropout=0"
         if "alex" in model
         else f"model={model} model.net.norm=torch"
     )
     plain, _ = variant(f"model={model}")
-    theirs.load_state_dict(ours.state_dict())
+    other.load_state_dict(ours.state_dict())
     grads = []
-    for net in (ours.double(), theirs.double()):
+    for net in (ours.double(), other.double()):
         net(images.double()).square().sum().backward()
         grads.append({name: w.grad for name, w in net.named_parameters()})
     for name, grad in grads[0].items():
         torch.testing.assert_close(grad, grads[1][name], rtol=1e-7, atol=1e-9)
-    own = {name for name, _ in ours.named_parameters()} - {n for n, _ in plain.named_parameters()}
-    assert own == {f"{layer}_norm.{kind}" for layer in layers for kind in ("weight", "bias")}
+    added = {name for name, _ in ours.named_parameters()} - {n for n, _ in plain.named_parameters()}
+    assert added == {f"{layer}_norm.{kind}" for layer in layers for kind in ("weight", "bias")}
 
 
-def test_the_table_of_layers_counts_neurons_without_batch_norms():
+def test_the_summary_does_not_count_batch_norms_as_neurons():
     net, images = variant("model=lenet5 model.net.norm=batch")
     rows = {row.name: row.neurons for row in summary.layers(net, images)}
     assert rows["C1"] == 6 * 28 * 28 and rows["F6"] == 84 and rows["C1_norm"] == 0

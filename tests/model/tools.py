@@ -1,4 +1,4 @@
-"""What the tests of all nets ask: what a layer holds, what it puts out, what a file configures."""
+"""Helpers for tests of nets: parameters and output shapes of layers, and nets from configs."""
 
 from copy import deepcopy
 from typing import Any
@@ -15,33 +15,33 @@ def count(module: nn.Module) -> int:
 
 
 def counts(net: nn.Module) -> dict[str, int]:
-    """The parameters of each layer of the net that has any."""
+    """The number of parameters of each layer that has any."""
     return {name: count(layer) for name, layer in net.named_children() if count(layer)}
 
 
 def shapes(net: nn.Module, images: torch.Tensor) -> dict[str, tuple[int, ...]]:
-    """What each layer of the net puts out for one image; a layer called twice shows the last."""
+    """The output shape of each layer for one image; of a layer called twice the last one."""
     seen: dict[str, tuple[int, ...]] = {}
 
-    def note(name: str):
+    def record(name: str):
         return lambda _, __, out: seen.__setitem__(name, tuple(out.shape[1:]))
 
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in net.named_children()]
+    hooks = [layer.register_forward_hook(record(name)) for name, layer in net.named_children()]
     net.eval()(images)
     for hook in hooks:
         hook.remove()
     return seen
 
 
-def norms_ran(net: nn.Module) -> list[int]:
-    """How often each batch normalisation of the net has seen a batch in training."""
+def norm_batches(net: nn.Module) -> list[int]:
+    """How many training batches each batch normalisation of the net has processed."""
     return [
         int(buffer) for name, buffer in net.named_buffers() if name.endswith("num_batches_tracked")
     ]
 
 
 def model_config(name: str, channels: int, **net: Any):
-    """model=<name> with ten classes and what a command line would override."""
+    """The config of model=<name> for ten classes, with `net` overriding keys of its net."""
     config = deepcopy(composed(f"model={name}"))
     config.data.channels = channels
     for key, value in net.items():
@@ -51,6 +51,6 @@ def model_config(name: str, channels: int, **net: Any):
 
 
 def configured(name: str, channels: int, **net: Any) -> nn.Module:
-    """The net of that file; its errors come as they are, not wrapped by Hydra."""
+    """The net of that config, built without Hydra, which would wrap its errors."""
     config = dict(model_config(name, channels, **net).net)
     return get_class(config.pop("_target_"))(**config)

@@ -1,4 +1,4 @@
-"""Second derivatives against exact ones and against loops over connections; then the rule."""
+"""Second derivatives compared with exact ones and with loops; the update rule and the recipe."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ class OneLayer(nn.Module):
 
 
 class Small(nn.Module):
-    """A shared, a subsampling and a full layer with the squashing function in between."""
+    """A convolution, subsampling and a full layer, each followed by the squashing function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,20 +32,20 @@ class Small(nn.Module):
 
 
 @pytest.mark.fact(
-    "In a linear layer the estimate is the exact diagonal of the Hessian of eq. 8",
+    "For a linear layer the estimate is the exact diagonal of the Hessian of eq. 8",
     source="LeCun 1998, Appendix C",
     code="optim/levenberg_marquardt.py:gauss_newton_diagonal",
 )
-def test_in_a_linear_layer_it_is_the_exact_diagonal_of_the_hessian():
+def test_the_estimate_for_a_linear_layer_is_the_diagonal_of_the_hessian():
     torch.manual_seed(0)
-    net, x, goal = OneLayer().double(), torch.randn(7, 5).double(), torch.randn(7, 3).double()
+    net, x, target = OneLayer().double(), torch.randn(7, 5).double(), torch.randn(7, 3).double()
     found = gauss_newton_diagonal(net, x)
 
-    def error(weight: Tensor, bias: Tensor) -> Tensor:  # eq. 8 with `goal` as bitmaps
+    def error(weight: Tensor, bias: Tensor) -> Tensor:  # eq. 8 with `target` as bitmaps
         units = torch.func.functional_call(
             net.layer, {"weight": weight.view(3, 5), "bias": bias}, (x,)
         )
-        return (units - goal).square().sum() / len(x)
+        return (units - target).square().sum() / len(x)
 
     arguments = net.layer.weight.detach().flatten(), net.layer.bias.detach()
     exact = torch.autograd.functional.hessian(error, arguments)
@@ -59,7 +59,7 @@ def slope(a: Tensor) -> Tensor:
 
 
 def conv_loops(conv: nn.Conv2d, x: Tensor, h_a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eq. 23, 25 and 27 for one image, connection by connection: of weights, biases and inputs."""
+    """Eq. 23, 25 and 27 for one image in a loop over connections: weights, biases and inputs."""
     h_w, h_b, h_x = (torch.zeros_like(t) for t in (conv.weight, conv.bias, x))
     size = conv.kernel_size[0]
     for o, row, column in torch.cartesian_prod(*map(torch.arange, h_a.shape)).tolist():
@@ -71,16 +71,16 @@ def conv_loops(conv: nn.Conv2d, x: Tensor, h_a: Tensor) -> tuple[Tensor, Tensor,
 
 
 @pytest.mark.fact(
-    "Second derivatives go back with squared weights, inputs and slopes, summed where a "
-    "weight is shared",
+    "Second derivatives are propagated back by squared weights, inputs and slopes, and summed "
+    "over shared weights",
     source="LeCun 1998, eq. 23, 25 and 27",
     code="optim/levenberg_marquardt.py:with_squares",
 )
 @torch.no_grad()
-def test_equals_loops_over_the_connections():
+def test_the_estimate_equals_loops_over_the_connections():
     torch.manual_seed(1)
     net, images = Small().double(), torch.randn(3, 2, 6, 6).double()
-    wanted = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    expected = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
     for image in images:
         a1 = net.conv(image)
         x1 = net.squash(a1)
@@ -89,24 +89,24 @@ def test_equals_loops_over_the_connections():
         a3 = net.full(x2)
         h = slope(a3) ** 2 * 2  # d2E/dx2 is 2 for E = sum (x - w)^2
         h_w, h_b, h = conv_loops(net.full, x2, h)
-        wanted["full.weight"] += h_w / 3
-        wanted["full.bias"] += h_b / 3
+        expected["full.weight"] += h_w / 3
+        expected["full.bias"] += h_b / 3
         h = slope(a2) ** 2 * h
-        up = h.repeat_interleave(2, 1).repeat_interleave(2, 2)  # each has four inputs
-        wanted["pool.bias"] += h.sum((1, 2))[:, None, None] / 3
-        wanted["pool.coefficient"] += (up * x1**2).sum((1, 2))[:, None, None] / 3
+        up = h.repeat_interleave(2, 1).repeat_interleave(2, 2)  # each unit has four inputs
+        expected["pool.bias"] += h.sum((1, 2))[:, None, None] / 3
+        expected["pool.coefficient"] += (up * x1**2).sum((1, 2))[:, None, None] / 3
         h = slope(a1) ** 2 * up * net.pool.coefficient**2
         h_w, h_b, _ = conv_loops(net.conv, image, h)
-        wanted["conv.weight"] += h_w / 3
-        wanted["conv.bias"] += h_b / 3
+        expected["conv.weight"] += h_w / 3
+        expected["conv.bias"] += h_b / 3
     with torch.enable_grad():
         found = gauss_newton_diagonal(net, images)
-    assert len(found) == len(wanted)
+    assert len(found) == len(expected)
     for name, weight in net.named_parameters():
-        torch.testing.assert_close(found[weight], wanted[name])
+        torch.testing.assert_close(found[weight], expected[name])
 
 
-def test_leaves_the_net_as_it_was():
+def test_the_estimate_does_not_change_the_net():
     net, x = Small(), torch.randn(2, 2, 6, 6)
     before = net.features(x)
     before.sum().backward()
@@ -121,12 +121,12 @@ def test_leaves_the_net_as_it_was():
 
 
 @pytest.mark.fact(
-    "In the first pass rates span about 7e-5 to 0.016, and none exceeds 0.0005 / 0.02",
+    "In the first pass rates are about 7e-5 to 0.016, and at most 0.0005 / 0.02",
     source="LeCun 1998, section III.B",
     code="optim/levenberg_marquardt.py:StochasticDiagonalLM",
 )
-def test_rates_of_lenet5_lie_where_the_paper_has_them(caplog):
-    """Section III.B: from 7e-5 to 0.016 in the first pass; none may exceed eta / mu = 0.025."""
+def test_the_rates_of_lenet5_are_in_the_papers_range(caplog):
+    """Section III.B: 7e-5 to 0.016 in the first pass, and at most eta / mu = 0.025."""
     torch.manual_seed(0)
     net = LeNet5()
     optimizer = StochasticDiagonalLM(net.parameters(), lr=0.0005, mu=0.02)
@@ -142,12 +142,11 @@ def test_rates_of_lenet5_lie_where_the_paper_has_them(caplog):
 
 
 @pytest.mark.fact(
-    "A weight moves by eta / (mu + h) times its gradient; h is of 500 samples",
+    "A weight changes by eta / (mu + h) times its gradient; h is estimated on 500 samples",
     source="LeCun 1998, eq. 18 and 21",
     code="optim/levenberg_marquardt.py:StochasticDiagonalLM",
 )
 def test_a_step_divides_eta_by_the_damped_curvature():
-    """Eq. 18 and 21."""
     torch.manual_seed(2)
     net, x = OneLayer(), torch.randn(600, 5)
     optimizer = StochasticDiagonalLM(net.parameters(), lr=0.0005, mu=0.02)
@@ -157,8 +156,8 @@ def test_a_step_divides_eta_by_the_damped_curvature():
     net.features(x[:1]).square().sum().backward()
     optimizer.step()
     for name, p in net.named_parameters():
-        wanted = before[name] - 0.0005 / (0.02 + h[p]) * p.grad
-        torch.testing.assert_close(p.detach(), wanted, rtol=1e-6, atol=0)
+        expected = before[name] - 0.0005 / (0.02 + h[p]) * p.grad
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.fact(
@@ -167,7 +166,7 @@ def test_a_step_divides_eta_by_the_damped_curvature():
     source="LeCun 1998, section III.B",
     code="conf/optim/lenet5_1998.yaml:cuts",
 )
-def test_the_recipe_is_the_papers():
+def test_the_recipe_equals_the_papers():
     recipe = compose("experiment=lenet5_1998").optim
     assert (recipe.batch_size, recipe.epochs) == (1, 20)
     net, x = OneLayer(), torch.randn(500, 5)
@@ -176,15 +175,15 @@ def test_the_recipe_is_the_papers():
     optimizer.estimate(net, [(x, None)])
     net.features(x).sum().backward()
     etas = []
-    for _ in range(recipe.epochs):  # one step stands for a pass
+    for _ in range(recipe.epochs):  # one step per pass
         etas.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    papers = [0.0005] * 2 + [0.0002] * 3 + [0.0001] * 3 + [0.00005] * 4 + [0.00001] * 8
-    assert etas == pytest.approx(papers)
+    expected_etas = [0.0005] * 2 + [0.0002] * 3 + [0.0001] * 3 + [0.00005] * 4 + [0.00001] * 8
+    assert etas == pytest.approx(expected_etas)
 
 
-def test_goes_on_from_a_state_of_plain_types(tmp_path):
+def test_the_optimizer_continues_from_its_saved_state(tmp_path):
     net, x = OneLayer(), torch.randn(500, 5)
     optimizer = StochasticDiagonalLM(net.parameters(), lr=0.0005, mu=0.02)
     optimizer.estimate(net, [(x, None)])

@@ -1,4 +1,4 @@
-"""The momentum rule of 2012 against its printed form and against torch's."""
+"""The momentum rule of 2012 compared with its formula and with torch's."""
 
 import copy
 
@@ -22,7 +22,7 @@ def weights(dtype: torch.dtype = torch.float64) -> list[torch.nn.Parameter]:
 def descend(
     optimizer: torch.optim.Optimizer, rates: list[float], first: int = 0
 ) -> list[torch.Tensor]:
-    """Take one step per rate, with gradients that depend on the number of the step alone."""
+    """Take one step per rate, with gradients that depend only on the step number."""
     parameters = optimizer.param_groups[0]["params"]
     for number, rate in enumerate(rates, first):
         generator = torch.Generator().manual_seed(100 + number)
@@ -34,7 +34,7 @@ def descend(
 
 
 def by_the_formula(rates: list[float]) -> list[torch.Tensor]:
-    """Krizhevsky 2012, section 5, one weight tensor after the other."""
+    """Krizhevsky 2012, section 5, for each weight tensor."""
     w = [p.detach().clone() for p in weights()]
     v = [torch.zeros_like(p) for p in w]
     for number, eps in enumerate(rates):
@@ -58,23 +58,23 @@ def test_follows_the_formula_through_changes_of_the_rate() -> None:
 
 
 @pytest.mark.fact(
-    "The rule is torch's SGD while the rate stays",
+    "The rule equals torch's SGD while the rate is constant",
     source="Krizhevsky 2012, section 5",
     code="optim/momentum_2012.py:Momentum2012",
 )
-def test_equals_torch_while_the_rate_stays() -> None:
+def test_equals_torch_while_the_rate_is_constant() -> None:
     ours = descend(Momentum2012(weights(), **PAPER), [0.01] * 20)
     theirs = descend(torch.optim.SGD(weights(), **PAPER), [0.01] * 20)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.fact(
-    "After a drop the old velocity keeps its rate, which torch scales too",
+    "After the rate is cut, the old velocity is unchanged; torch scales it",
     source="Krizhevsky 2012, section 5",
     code="optim/momentum_2012.py:Momentum2012",
 )
-def test_differs_from_torch_after_a_drop_as_stated() -> None:
-    """Torch shrinks the old velocity with the rate: they part by (1 - ratio) * momentum * v."""
+def test_the_difference_to_torch_after_a_cut_of_the_rate() -> None:
+    """Torch scales the old velocity too; the difference is (1 - ratio) * momentum * velocity."""
     ours, theirs = Momentum2012(weights(), **PAPER), torch.optim.SGD(weights(), **PAPER)
     rates = [0.01] * 5
     descend(ours, rates), descend(theirs, rates)
@@ -84,7 +84,7 @@ def test_differs_from_torch_after_a_drop_as_stated() -> None:
         torch.testing.assert_close(w - w_torch, (1 - 0.1) * 0.9 * v, rtol=1e-10, atol=1e-13)
 
 
-def test_the_bias_decays_too() -> None:
+def test_biases_decay_too() -> None:
     bias = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
     bias.grad = torch.zeros_like(bias)
     Momentum2012([bias], **PAPER).step()
@@ -92,18 +92,18 @@ def test_the_bias_decays_too() -> None:
 
 
 @pytest.mark.fact(
-    "Batches of 128, momentum 0.9, decay 0.0005, a rate of 0.01 for all layers, 90 cycles",
+    "Batches of 128, momentum 0.9, decay 0.0005, a rate of 0.01 in all layers, 90 cycles",
     source="Krizhevsky 2012, section 5",
     code="conf/optim/momentum_2012.yaml:lr",
 )
-def test_the_recipe_is_that_of_section_5() -> None:
+def test_the_recipe_equals_section_5() -> None:
     recipe = compose("model=alexnet", "data=cifar10", "model.input.fit=resize").optim
     assert (recipe.batch_size, recipe.epochs) == (128, 90)
     optimizer = instantiate(recipe.optimizer)(weights())
     assert isinstance(optimizer, Momentum2012) and optimizer.defaults == PAPER
 
 
-def test_resumes_exactly_from_a_state_of_plain_types() -> None:
+def test_the_optimizer_continues_from_its_saved_state() -> None:
     rates = [0.01] * 4 + [0.001] * 4
     straight = descend(Momentum2012(weights(), **PAPER), rates)
     first = Momentum2012(weights(), **PAPER)
@@ -120,22 +120,22 @@ def test_resumes_exactly_from_a_state_of_plain_types() -> None:
     )
 
 
-def test_obeys_a_scheduler_and_groups_of_their_own_rate() -> None:
-    a, b, idle = weights()
-    groups = [{"params": [a, idle]}, {"params": [b], "lr": 1.0, "weight_decay": 0.0}]
+def test_groups_with_their_own_rate_and_a_scheduler() -> None:
+    a, b, unused = weights()
+    groups = [{"params": [a, unused]}, {"params": [b], "lr": 1.0, "weight_decay": 0.0}]
     optimizer = Momentum2012(groups, **PAPER)
     scheduler = StepLR(optimizer, step_size=1, gamma=0.1)
-    before, untouched = b.detach().clone(), idle.detach().clone()
+    before, untouched = b.detach().clone(), unused.detach().clone()
     a.grad, b.grad = torch.ones_like(a), torch.ones_like(b)
     optimizer.step()
     torch.testing.assert_close(b.detach(), before - 1.0)
     scheduler.step()
     optimizer.step()
     torch.testing.assert_close(b.detach(), before - 1.0 - (0.9 + 0.1))
-    assert torch.equal(idle, untouched) and idle not in optimizer.state
+    assert torch.equal(unused, untouched) and unused not in optimizer.state
 
 
-def test_closure_and_layouts() -> None:
+def test_a_closure_and_gradients_in_another_memory_format() -> None:
     w = torch.nn.Parameter(weights()[2].detach().contiguous(memory_format=torch.channels_last))
     before, optimizer = w.detach().clone(), Momentum2012([w], **PAPER | {"weight_decay": 0.0})
 

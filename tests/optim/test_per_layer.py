@@ -1,4 +1,4 @@
-"""Rates and decay for each layer against cuda-convnet's rule and files."""
+"""Rates and weight decay per layer compared with cuda-convnet's rule and files."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def small_net() -> nn.Sequential:
 
 
 @pytest.mark.fact(
-    "Biases learn at epsB, twice epsW, and never decay",
+    "Biases have the rate epsB, twice epsW, and no weight decay",
     source="cuda-convnet, layer-params",
     code="optim/momentum_2012.py:per_layer",
 )
@@ -64,12 +64,12 @@ def test_schedules_scale_all_groups() -> None:
 
 
 @pytest.mark.fact(
-    "Each layer has the weight decay wc of its file, 0.001 for epsW and 0.002 for epsB",
+    "Each layer has the weight decay wc of its file; epsW is 0.001 and epsB 0.002",
     source="cuda-convnet, layer-params",
     code="optim/momentum_2012.py:per_layer",
 )
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_recipe_fits_its_net(variant: str) -> None:
+def test_every_recipe_has_a_value_for_each_layer_of_its_net(variant: str) -> None:
     config = composed(f"model={variant}")
     config.data.channels = 3
     net = instantiate(config.model.net)
@@ -93,25 +93,25 @@ def test_every_recipe_fits_its_net(variant: str) -> None:
 
 
 @pytest.mark.fact(
-    "Rates drop to a tenth for the last 20 epochs and to a hundredth for the last 10; in "
-    "80sec after 8",
+    "Rates are a tenth in the last 20 epochs and a hundredth in the last 10; in 80sec a tenth "
+    "after 8",
     source="cuda-convnet, Methodology and layer-params",
     code="optim/cuts.py:cuts",
 )
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_rates_drop_to_a_tenth_after_the_epochs_of_the_files(variant: str) -> None:
+def test_rates_are_cut_after_the_epochs_of_the_files(variant: str) -> None:
     recipe = composed(f"model={variant}").optim
     optimizer = make(small_net(), {"conv1": 0.5, "fc10": 0.25})
     scheduler = instantiate(recipe.scheduler)(optimizer, total_steps=recipe.epochs)
-    shares = []
-    for _ in range(recipe.epochs):  # one step stands for an epoch
-        shares.append(optimizer.param_groups[0]["lr"] / 0.1)
+    ratios = []
+    for _ in range(recipe.epochs):  # one step per epoch
+        ratios.append(optimizer.param_groups[0]["lr"] / 0.1)
         optimizer.step()
         scheduler.step()
-    drops = [1.0] * 8 + [0.1] * 2  # 80sec
+    expected = [1.0] * 8 + [0.1] * 2  # 80sec
     if variant != "convnet_cifar10":
-        drops = [1.0] * (recipe.epochs - 20) + [0.1] * 10 + [0.01] * 10
-    assert shares == pytest.approx(drops)
+        expected = [1.0] * (recipe.epochs - 20) + [0.1] * 10 + [0.01] * 10
+    assert ratios == pytest.approx(expected)
 
 
 @pytest.mark.fact(
@@ -120,13 +120,13 @@ def test_rates_drop_to_a_tenth_after_the_epochs_of_the_files(variant: str) -> No
     code="conf/experiment/convnet_cifar10_13pct.yaml:data",
 )
 @pytest.mark.parametrize(("variant", "patches"), [("13pct", "nine"), ("11pct", "ten")])
-def test_an_experiment_is_tested_with_the_patches_of_its_day(variant: str, patches: str) -> None:
+def test_the_experiments_are_tested_with_the_original_patches(variant: str, patches: str) -> None:
     data = composed(f"experiment=convnet_cifar10_{variant}").data
     assert (data.augment, data.test_patches) == ("crop_flip", patches)
 
 
 @pytest.mark.parametrize("weight_decay", [{"conv1": 0.5}, {"conv1": 0, "fc10": 0, "fc11": 0}])
-def test_a_layer_too_few_or_too_many(weight_decay: dict[str, float]) -> None:
+def test_a_missing_or_unknown_layer_is_refused(weight_decay: dict[str, float]) -> None:
     with pytest.raises(
         ValueError, match="^optim.weight_decay: fc1.*one value for each of conv1, fc10$"
     ):

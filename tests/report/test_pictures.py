@@ -1,4 +1,4 @@
-"""Pictures of runs: what stands where in them, and in which colours."""
+"""Pictures of runs: the positions and colours of their parts."""
 
 import torch
 from torch.nn import functional as F
@@ -6,9 +6,9 @@ from torch.nn import functional as F
 from classic_cnns.report import pictures
 
 
-def test_the_towers_stand_side_by_side_in_their_colours():
+def test_the_kernels_of_two_towers_are_side_by_side():
     kernels = torch.zeros(12, 3, 2, 2)
-    kernels[:6, 0] = kernels[6:, 2] = 1  # red ones in the first tower, blue ones in the second
+    kernels[:6, 0] = kernels[6:, 2] = 1  # red in the first tower, blue in the second
     image = pictures.kernels(kernels, towers=2)
     assert image.shape == (3, 8 + 8, 2 * (6 * 12 + 4))  # 8 pixels a kernel, 4 around it
     left, right = image.chunk(2, dim=2)
@@ -16,7 +16,7 @@ def test_the_towers_stand_side_by_side_in_their_colours():
     assert left[:, 0, 0].tolist() == [1, 1, 1]
 
 
-def test_each_kernel_has_its_own_contrast_and_other_channels_are_grey():
+def test_each_kernel_has_its_own_contrast_and_one_channel_is_grey():
     kernels = torch.tensor([-1.0, 0.0, 1.0, 0.5]).view(1, 1, 2, 2).repeat(2, 1, 1, 1)
     kernels[1] *= 100
     image = pictures.kernels(kernels, towers=1)
@@ -26,7 +26,7 @@ def test_each_kernel_has_its_own_contrast_and_other_channels_are_grey():
         assert torch.allclose(image[:, 8, corner : corner + 8 : 4], torch.tensor([1.0, 0.75]))
 
 
-def test_mistakes_stand_in_rows_of_twelve_with_class_and_answer_below():
+def test_mistakes_are_in_rows_of_twelve_with_class_and_answer_below():
     images = torch.rand(14, 1, 8, 8)
     made = [(image, 4, 9 if number == 13 else 6) for number, image in enumerate(images)]
     picture = pictures.mistakes(made, [*"0123456789"])
@@ -36,20 +36,21 @@ def test_mistakes_stand_in_rows_of_twelve_with_class_and_answer_below():
         span = images[number, 0] - images[number].min()
         expected = F.interpolate((span / span.max())[None, None], (64, 64))[0, 0]
         torch.testing.assert_close(shown, expected, atol=0.005, rtol=0)
-    texts = [picture[:, top : top + 28, 28:92] for top in (92, 184)]  # of the first and the 13th
+    # The texts below the first and the 13th image.
+    texts = [picture[:, top : top + 28, 28:92] for top in (92, 184)]
     assert texts[0].min() < 128 and texts[0].equal(texts[1])
-    assert not picture[:, 184:, 120:184].equal(texts[0])  # the 14th was taken for a 9
-    assert picture[:, 120:, 212:].min() == 255  # nothing follows
+    assert not picture[:, 184:, 120:184].equal(texts[0])  # the 14th was classified as a 9
+    assert picture[:, 120:, 212:].min() == 255  # empty
     named = pictures.mistakes(made, ["cat"] * 10)
     assert not named[:, 92:120, 28:92].equal(texts[0])
 
 
-def test_a_single_mistake_has_its_words_too():
+def test_a_single_mistake_has_its_text_too():
     picture = pictures.mistakes([(torch.rand(1, 8, 8), 4, 6)], [*"0123456789"])
     assert picture.shape == (3, 28 + 92, 28 + 12 * 92) and picture[:, 92:, 28:92].min() < 128
 
 
-def test_the_table_of_answers_has_a_row_for_each_class():
+def test_the_confusion_matrix_has_a_row_for_each_class():
     table = pictures.confusion(torch.tensor([[5, 1], [0, 12]]), ["cat", "dog"]).splitlines()
     assert table == [
         "| class | -> cat | -> dog |",

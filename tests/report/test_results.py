@@ -1,4 +1,4 @@
-"""The table and the picture, from directories of runs written by hand."""
+"""The table and the curves, made from run directories that the tests have written."""
 
 import csv
 import json
@@ -34,16 +34,16 @@ def run(directory: Path, words: list[str], status: str, error: float = 0.0) -> P
 
 @pytest.fixture
 def runs(tmp_path):
-    """Four finished runs, three of them alike but for their seed, and one that failed."""
+    """Four finished runs, three of which differ only in the seed, and one failed run."""
     words = {key: [f"optim.lr={key[0]}", f"seed={key[1]}"] for key in ERRORS}
-    done = [
+    finished = [
         run(tmp_path / f"{lr}-{seed}", words[lr, seed], "finished", error)
         for (lr, seed), error in ERRORS.items()
     ]
-    return [*done, run(tmp_path / "bad", ["optim.lr=0.2", "seed=1"], "failed")]
+    return [*finished, run(tmp_path / "bad", ["optim.lr=0.2", "seed=1"], "failed")]
 
 
-def test_the_table_has_each_run_exactly(runs, tmp_path):
+def test_the_table_has_the_exact_values_of_each_run(runs, tmp_path):
     read(runs).write(tmp_path)
     with open(tmp_path / "results.csv") as file:
         rows = list(csv.DictReader(file))
@@ -52,33 +52,33 @@ def test_the_table_has_each_run_exactly(runs, tmp_path):
         assert float(row["error/val"]) == error
         assert float(row["last error/val"]) == error + 0.001
         assert float(row["error/test"]) == error + 0.002
-    assert list(rows[0])[1:3] == ["optim.lr", "seed"]  # and not the name, which is always the same
+    assert list(rows[0])[1:3] == ["optim.lr", "seed"]  # without the name, equal in all runs
     assert rows[4]["error"] == "the | last" and rows[4]["state"] == "failed"
 
 
-def test_over_seeds_there_are_mean_deviation_and_n(runs):
+def test_seeds_are_summarized_by_mean_deviation_and_number(runs):
     text = read(runs).markdown()
     values = [100 * error for (lr, _), error in ERRORS.items() if lr == "0.1"]
-    spread = f"{np.mean(values):.2f}% ± {np.std(values, ddof=1):.2f}%"
-    assert re.search(rf"\| 0.1 +\| 3 +\| {re.escape(spread)} +\|", text), text
+    mean_and_deviation = f"{np.mean(values):.2f}% ± {np.std(values, ddof=1):.2f}%"
+    assert re.search(rf"\| 0.1 +\| 3 +\| {re.escape(mean_and_deviation)} +\|", text), text
     assert re.search(r"\| 0.2 +\| 1 +\| 2.00% +\|", text), text
 
 
-def test_the_best_run_is_named_with_the_command_that_repeats_it(runs):
+def test_the_best_run_is_named_with_the_command_to_repeat_it(runs):
     text = read(runs).markdown()
     assert f"Best: job 0.2-0, error/val 2.00%, {runs[3]}/checkpoints/best.ckpt\n" in text
     assert "\n    python src/train.py optim.lr=0.2 seed=0\n" in text
     assert "Job bad failed: the | last" in text
 
 
-def test_the_best_come_first_and_failures_last(runs):
+def test_the_table_is_sorted_and_failed_runs_are_last(runs):
     lines = read(runs).markdown().split("\n\n")[0].splitlines()[2:]
     ranked = sorted(ERRORS, key=ERRORS.__getitem__)
     expected = [*(f"{lr}-{seed}" for lr, seed in ranked), "bad"]
     assert [line.split("|")[1].strip() for line in lines] == expected
 
 
-def test_any_metric_in_either_direction_orders_the_table(runs):
+def test_the_table_can_be_sorted_by_any_metric_in_either_direction(runs):
     table = Table(read(runs).rows, "accuracy/val", "maximize")
     assert "Best: job 0.2-0, accuracy/val 98.00%" in table.markdown()
     table = Table(table.rows, "accuracy/val", "minimize")
@@ -87,18 +87,18 @@ def test_any_metric_in_either_direction_orders_the_table(runs):
 
 
 def test_results_of_an_old_version_give_the_same_table(runs):
-    now = read(runs)
+    expected = read(runs)
     for directory, error in zip(runs, ERRORS.values(), strict=False):
         result = json.loads((directory / "result.json").read_text())
         val = {"error": error, "last_error": error + 0.001, "accuracy": 1 - error}
         result |= {"metrics": {"val": val, "test": {"error": error + 0.002}}}
         del result["last"]
         (directory / "result.json").write_text(json.dumps(result))
-    then = read(runs)
-    assert then.rows == now.rows and then.markdown() == now.markdown()
+    found = read(runs)
+    assert found.rows == expected.rows and found.markdown() == expected.markdown()
 
 
-def test_runs_that_differ_in_a_group_or_leave_a_key_out_have_a_row_too(tmp_path):
+def test_runs_with_different_overrides_have_empty_cells(tmp_path):
     rows = read([run(tmp_path / "a", ["model=simple_cnn"], "finished"),
                  run(tmp_path / "b", ["optim.lr=1"], "finished")]).rows  # fmt: skip
     assert [row.parameters for row in rows] == [
@@ -107,7 +107,7 @@ def test_runs_that_differ_in_a_group_or_leave_a_key_out_have_a_row_too(tmp_path)
     ]
 
 
-def test_a_folder_stands_for_all_runs_and_sweeps_below_it(runs, tmp_path):
+def test_a_folder_means_all_runs_and_sweeps_in_it(runs, tmp_path):
     rates = tmp_path / "sweep" / "rates"
     jobs = [["seed=3", "optim.lr=0.3"], ["seed=3", "optim.lr=0.4"], ["seed=3", "optim.lr=0.5"]]
     for number, words in enumerate(jobs[:2]):
@@ -126,23 +126,23 @@ def test_a_folder_stands_for_all_runs_and_sweeps_below_it(runs, tmp_path):
     assert [row.parameters for row in alone.rows] == [
         {"optim.lr": x} for x in ("0.3", "0.4", "0.5")
     ]
-    assert read([tmp_path, rates, runs[0]]).rows == table.rows  # each only once
+    assert read([tmp_path, rates, runs[0]]).rows == table.rows  # each run only once
 
 
-def test_no_run_and_no_sweep_is_one_line(tmp_path):
+def test_a_folder_without_runs_is_reported_in_one_line(tmp_path):
     with pytest.raises(UserError, match="contains no run and no sweep"):
         read([tmp_path])
 
 
-def test_epochs_are_whole_and_the_axes_have_plain_numbers(runs, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+def test_the_axes_of_the_curves_have_whole_epochs_and_plain_numbers(runs, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     for epochs, metric, direction in ((3, "error/val", "minimize"), (90, "loss/val", "maximize")):
         for directory in runs:
             write_metrics(directory, metric, [0.1 / epoch for epoch in range(1, epochs + 1)])
         curves.write(tmp_path / "curves.png", Table(read(runs).rows, metric, direction))
-        axes = drawn[-1].axes[0]
-        drawn[-1].draw_without_rendering()
+        axes = figures[-1].axes[0]
+        figures[-1].draw_without_rendering()
         shown = [text.get_text() for text in axes.get_xticklabels()]
         assert len(shown) > 2 and all(re.fullmatch(r"−?\d+", text) for text in shown)
         shown = [text.get_text() for text in axes.get_yticklabels() if text.get_text()]
@@ -175,14 +175,15 @@ def test_the_command_prints_the_table_and_draws_the_curves(server_without_torch,
     code, out, err = results(*runs, "--to", tmp_path / "out")
     assert code == 0 and read(runs).markdown() in out, err
     pixels = np.asarray(Image.open(tmp_path / "out" / "curves.png").convert("RGB"))
-    line, band = np.array([31, 119, 180]), np.array([210, 228, 240])  # a fifth of it, on white
+    # The band has the line's colour with an opacity of 20 %.
+    line, band = np.array([31, 119, 180]), np.array([210, 228, 240])
     for colour, at_least in ((line, 500), (band, 5000)):
         assert (abs(pixels - colour.astype(int)).max(-1) <= 2).sum() > at_least
 
     assert curves.curve(runs[1], "error/val") == [0.1 / epoch + 0.01 for epoch in range(1, 6)]
 
     (tmp_path / "latest").write_text(f"{runs[0].name}\n")
-    code, out, err = results(tmp_path / "latest", *runs[:1], "--to", tmp_path)  # found twice
+    code, out, err = results(tmp_path / "latest", *runs[:1], "--to", tmp_path)  # the same run twice
     assert code == 0 and read(runs[:1]).markdown() in out, err
 
     code, _, err = results("no")

@@ -1,4 +1,4 @@
-"""A trained net, used: what it answers, against counting by hand and the run's own result."""
+"""Use of a trained net, compared with counting by hand and with the result of its run."""
 
 import json
 import re
@@ -29,7 +29,7 @@ README = (ROOT / "README.md").read_text()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Holds tiny data sets, and two runs that were trained on them."""
+    """A folder with tiny data sets and two runs trained on them."""
     folder = tmp_path_factory.mktemp("use")
     golden.make_data(folder)
     crop = "model.input={size: 24, fit: crop, low: 0, high: 255, subtract_mean: true}"
@@ -37,9 +37,9 @@ def folder(tmp_path_factory) -> Path:
         "lenet5": golden.words("lenet5", folder),
         "nine": [*golden.words("convnet_cifar10", folder), crop, "data.test_patches=nine"],
     }
-    for name, own in words.items():
-        own += [f"run_dir={folder / name}", "logger=null", "trainer.precision=32-true"]
-        train(compose(*own, config_dirs=[str(folder / "conf")]))
+    for name, overrides in words.items():
+        overrides += [f"run_dir={folder / name}", "logger=null", "trainer.precision=32-true"]
+        train(compose(*overrides, config_dirs=[str(folder / "conf")]))
     return folder
 
 
@@ -49,10 +49,10 @@ def result(run: Path) -> dict[str, float]:
 
 def arrays(folder: Path, run: str) -> tuple[np.ndarray, np.ndarray]:
     """Test images (N, H, W) or (N, H, W, C) and labels, from the files that `make_data` wrote."""
-    place = folder / {"lenet5": "mnist", "nine": "cifar10"}[run]
-    images = np.load(place / "test_images.npy")
+    cache = folder / {"lenet5": "mnist", "nine": "cifar10"}[run]
+    images = np.load(cache / "test_images.npy")
     return images.transpose(0, 2, 3, 1) if images.ndim == 4 else images, np.load(
-        place / "test_labels.npy"
+        cache / "test_labels.npy"
     )
 
 
@@ -60,7 +60,7 @@ def arrays(folder: Path, run: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", ["lenet5", "nine"])
-def test_a_checkpoint_alone_answers_as_its_run_did(folder, name, tmp_path):
+def test_a_checkpoint_file_alone_gives_the_answers_of_its_run(folder, name, tmp_path):
     shutil.copy(folder / name / "checkpoints" / "best.ckpt", tmp_path / "mine.ckpt")
     images, labels = arrays(folder, name)
     for net in (
@@ -76,13 +76,13 @@ def test_a_checkpoint_alone_answers_as_its_run_did(folder, name, tmp_path):
     assert net.hparams.optim["lr"] == json.loads(json.dumps(net.hparams.optim))["lr"]
 
 
-def test_the_mean_image_in_a_checkpoint_is_that_of_the_training_images(folder):
+def test_a_checkpoint_has_the_mean_of_the_training_images(folder):
     stored = torch.load(folder / "nine" / "checkpoints" / "last.ckpt", weights_only=True)
     indices = np.random.RandomState(1998).permutation(golden.TRAIN + golden.VAL)[golden.VAL :]
     images = np.load(folder / "cifar10" / "train_images.npy")[indices]
-    wanted = images.mean(0)[:, 4:28, 4:28]
+    expected = images.mean(0)[:, 4:28, 4:28]
     mean = stored["preprocessing"].pop("mean")
-    np.testing.assert_allclose(mean.numpy(), wanted, atol=1e-3)
+    np.testing.assert_allclose(mean.numpy(), expected, atol=1e-3)
     names = OmegaConf.load(ROOT / "conf" / "data" / "cifar10.yaml").class_names
     assert stored["preprocessing"] == {
         "low": 0, "high": 255, "size": 24, "fit": "crop", "channels": 3, "image_size": 32,
@@ -90,14 +90,14 @@ def test_the_mean_image_in_a_checkpoint_is_that_of_the_training_images(folder):
     }  # fmt: skip
 
 
-def test_latest_stands_for_the_newest_run_in_every_path(folder, tmp_path):
+def test_latest_means_the_newest_run_in_every_path(folder, tmp_path):
     (tmp_path / "latest.txt").write_text("lenet5\n")
     shutil.copytree(folder / "lenet5", tmp_path / "lenet5")
     state = classic_cnns.load(folder / "lenet5").state_dict()
     for name in ("latest", "latest/checkpoints/best.ckpt"):
         found = classic_cnns.load(tmp_path / name).state_dict()
         assert all(torch.equal(found[key], x) for key, x in state.items())
-    (tmp_path / "latest.txt").rename(tmp_path / "latest")  # as version 0.1 wrote it
+    (tmp_path / "latest.txt").rename(tmp_path / "latest")  # as in version 0.1
     assert classic_cnns.load(tmp_path / "latest").classes == [str(n) for n in range(10)]
     (tmp_path / "latest").write_text("../lenet5")
     with pytest.raises(UserError, match="does not name a run next to it"):
@@ -111,8 +111,8 @@ def test_a_run_of_version_0_1_is_loaded_too(folder, tmp_path):
     net = classic_cnns.load(tmp_path / "run")
     images = np.load(folder / "cifar10" / "train_images.npy")
     indices = np.random.RandomState(1998).permutation(golden.TRAIN + golden.VAL)[golden.VAL :]
-    wanted = images[indices].mean(0) * 4 / 255 - 2
-    np.testing.assert_allclose(net.prepared.mean.numpy(), wanted, atol=1e-3)
+    expected = images[indices].mean(0) * 4 / 255 - 2
+    np.testing.assert_allclose(net.prepared.mean.numpy(), expected, atol=1e-3)
     assert net.predict(torch.from_numpy(images[0]))[0] in net.classes
 
 
@@ -120,7 +120,7 @@ def test_a_run_of_version_0_1_is_loaded_too(folder, tmp_path):
 
 
 def digit(size: tuple[int, int] = (28, 28)) -> Image.Image:
-    """A bright seven on a dark ground."""
+    """A bright seven on a dark background."""
     image = Image.new("L", size)
     x, y = (side / 28 for side in size)
     line = [(8 * x, 7 * y), (19 * x, 7 * y), (12 * x, 22 * y)]
@@ -128,22 +128,22 @@ def digit(size: tuple[int, int] = (28, 28)) -> Image.Image:
     return image
 
 
-def turned(image: Image.Image, path: Path) -> Path:
-    """As a camera held on its side writes it."""
+def rotated(image: Image.Image, path: Path) -> Path:
+    """Save an image as a rotated camera does, with its orientation in EXIF."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
     return path
 
 
-def clear(image: Image.Image) -> Image.Image:
-    """Black ink on a transparent ground."""
+def transparent(image: Image.Image) -> Image.Image:
+    """Black ink on a transparent background."""
     picture = Image.new("RGBA", image.size, (0, 0, 0, 0))
     picture.putalpha(image)
     return picture
 
 
-SAME = {
+KINDS = {
     "path": lambda i, place: (i.save(place / "a.png"), place / "a.png")[1],
     "text": lambda i, place: (i.save(place / "a.bmp"), str(place / "a.bmp"))[1],
     "array": lambda i, place: np.asarray(i),
@@ -154,36 +154,36 @@ SAME = {
     "32 bits": lambda i, place: Image.fromarray(np.asarray(i).astype(np.int32) * 257),
     "float": lambda i, place: Image.fromarray(np.asarray(i).astype(np.float32) / 255),
     "cmyk": lambda i, place: i.convert("RGB").convert("CMYK"),
-    "turned": lambda i, place: turned(i, place / "turned.png"),
+    "turned": lambda i, place: rotated(i, place / "turned.png"),
     "dark on light": lambda i, place: Image.eval(i, lambda value: 255 - value),
-    "ink on nothing": lambda i, place: clear(i),
+    "transparent": lambda i, place: transparent(i),
 }
 
 
-@pytest.mark.parametrize("kind", SAME)
-def test_a_picture_of_any_kind_is_the_same_picture(folder, kind, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_in_any_format_gives_the_same_input(folder, kind, tmp_path):
     net = classic_cnns.load(folder / "lenet5")
-    wanted = np.full((1, 1, 32, 32), -0.1, np.float32)
-    wanted[0, 0, 2:30, 2:30] = np.asarray(digit()) / 255 * 1.275 - 0.1
-    found = net.preprocess(SAME[kind](digit(), tmp_path)).numpy()
-    np.testing.assert_allclose(found, wanted, atol=0.006)  # a step of 255
+    expected = np.full((1, 1, 32, 32), -0.1, np.float32)
+    expected[0, 0, 2:30, 2:30] = np.asarray(digit()) / 255 * 1.275 - 0.1
+    found = net.preprocess(KINDS[kind](digit(), tmp_path)).numpy()
+    np.testing.assert_allclose(found, expected, atol=0.006)  # one of 255 steps
 
 
-def test_a_large_or_wide_picture_is_shrunk_and_not_stretched(folder):
+def test_a_large_or_wide_image_is_scaled_without_distortion(folder):
     net = classic_cnns.load(folder / "lenet5")
-    net.preprocessing.classes[0] = "coat"  # no digits
+    net.preprocessing.classes[0] = "coat"  # not a data set of digits
     (small,) = net.preprocess(digit())[:, 0].numpy()
     (large,) = net.preprocess(digit((280, 280)))[:, 0].numpy()
     assert np.abs(small - large).mean() < 0.05
     wide = Image.new("L", (560, 280))
     wide.paste(digit((280, 280)), (140, 0))
     rows, columns = np.nonzero(net.preprocess(wide)[0, 0].numpy() > 0.5)
-    assert 6 <= np.ptp(rows) <= 9 and 4 <= np.ptp(columns) <= 7  # half of 15 and 11
+    assert 6 <= np.ptp(rows) <= 9 and 4 <= np.ptp(columns) <= 7  # half of 15 and of 11
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
-def test_a_digit_on_a_page_is_fitted_and_centred_as_mnists_authors_did(folder, kind, tmp_path):
-    """Ink in 20 x 20 pixels, and its centre of mass in the middle of 28 x 28."""
+def test_a_digit_on_a_page_is_fitted_and_centred_as_in_mnist(folder, kind, tmp_path):
+    """The ink fits into 20 x 20 pixels, and its centre of mass is the centre of 28 x 28."""
     prepared = classic_cnns.load(folder / "lenet5").prepared
     for line, width in (([(310, 40), (390, 40), (330, 180)], 9), ([(20, 300), (350, 290)], 30)):
         page = Image.new("L", (500, 320), 235)
@@ -202,21 +202,21 @@ def test_a_digit_on_a_page_is_fitted_and_centred_as_mnists_authors_did(folder, k
                 total += found[row, column]
                 centre_row += row * float(found[row, column])
                 centre_column += column * float(found[row, column])
-        # One that is much longer to one side would leave the field.
+        # A very asymmetric drawing would extend over the edge.
         assert abs(centre_row / total - 14) <= 0.51 and abs(centre_column / total - 14) <= 0.51
 
 
-def test_a_page_without_ink_and_digits_of_the_right_size_stay_as_they_are(folder):
+def test_a_page_without_ink_and_images_of_the_right_size_are_not_changed(folder):
     prepared = classic_cnns.load(folder / "lenet5").prepared
     found, changes = prepared.read(Image.new("L", (100, 80), 200))
     assert changes == {"inverted": True, "centred": False} and np.ptp(found[0, 4:-4]) == 0
-    moved = np.roll(np.asarray(digit()), 5, axis=1)
-    found, changes = prepared.read(moved)
-    assert changes == {"inverted": False, "centred": False} and np.array_equal(found[0], moved)
+    shifted = np.roll(np.asarray(digit()), 5, axis=1)
+    found, changes = prepared.read(shifted)
+    assert changes == {"inverted": False, "centred": False} and np.array_equal(found[0], shifted)
 
 
 @pytest.mark.slow
-def test_lenet5_learns_real_mnist_in_one_epoch_also_for_digits_somewhere_on_a_page(fork, tmp_path):
+def test_lenet5_learns_mnist_in_one_epoch_and_recognizes_digits_on_pages(fork, tmp_path):
     words = ["model=lenet5", "data=mnist", "trainer.max_epochs=1"]
     process = fork(TRAIN, *words, cwd=tmp_path)
     printed, errors = process.communicate()
@@ -245,15 +245,15 @@ def test_lenet5_learns_real_mnist_in_one_epoch_also_for_digits_somewhere_on_a_pa
     assert errors([on_a_page(image) for image in images]) <= errors(list(images)) + 0.01
 
 
-def test_colour_pictures_are_cut_as_torchvision_does(folder):
+def test_colour_images_are_resized_and_cropped_as_by_torchvision(folder):
     from torchvision.transforms import functional as vision
 
     net = classic_cnns.load(folder / "nine")
     pixels = np.random.RandomState(1).randint(256, size=(40, 70, 3)).astype(np.uint8)
     image = Image.fromarray(pixels)
-    wanted = np.asarray(vision.center_crop(vision.resize(image, 32), [32, 32])).astype(float)
+    expected = np.asarray(vision.center_crop(vision.resize(image, 32), [32, 32])).astype(float)
     found = net.preprocess(image)  # (1, 9, 3, 24, 24)
-    centre = wanted[4:28, 4:28].transpose(2, 0, 1) - net.prepared.mean.numpy()
+    centre = expected[4:28, 4:28].transpose(2, 0, 1) - net.prepared.mean.numpy()
     np.testing.assert_allclose(found[0, 4].numpy(), centre, atol=1e-3)
 
 
@@ -261,15 +261,16 @@ def test_colour_pictures_are_cut_as_torchvision_does(folder):
 
 
 @pytest.mark.parametrize("name", ["lenet5", "nine"])
-def test_it_measures_to_the_last_bit_what_the_run_measured(folder, name):
+def test_evaluate_gives_exactly_the_metrics_of_the_run(folder, name):
     for split in ("test", "val"):
         found = evaluate(*Composer().load_run(folder / name), split)
-        wanted = {k: x for k, x in result(folder / name).items() if f"/{split}" in k}
-        both = split == "test" and name == "nine"  # the vote, and the middle patch alone
-        assert found.metrics == wanted and len(wanted) == 3 * (1 + both)
+        expected = {k: x for k, x in result(folder / name).items() if f"/{split}" in k}
+        # Then there are metrics of the mean over patches, and of the central patch alone.
+        both = split == "test" and name == "nine"
+        assert found.metrics == expected and len(expected) == 3 * (1 + both)
 
 
-def test_it_counts_precision_and_recall_of_each_class(folder):
+def test_precision_and_recall_of_each_class(folder):
     net, (images, labels) = classic_cnns.load(folder / "lenet5"), arrays(folder, "lenet5")
     answers = np.array([int(answer) for answer in net.predict(list(images))])
     found = evaluate(*Composer().load_run(folder / "lenet5"), "test")
@@ -284,7 +285,7 @@ def test_it_counts_precision_and_recall_of_each_class(folder):
     assert json.loads(found.json())["metrics"] == found.metrics
 
 
-def test_other_patches_are_measured_as_a_run_with_them_would(folder):
+def test_evaluate_with_other_patches(folder):
     found = evaluate(*Composer().load_run(folder / "nine", ["data.test_patches=centre"]), "test")
     net, (images, labels) = classic_cnns.load(folder / "nine"), arrays(folder, "nine")
     net.preprocessing.test_patches = "centre"
@@ -292,12 +293,12 @@ def test_other_patches_are_measured_as_a_run_with_them_would(folder):
     wrong = sum(a != net.classes[label] for a, label in zip(answers, labels, strict=True))
     assert found.metrics["error/test"] == wrong / len(labels)
     of_run = json.loads((folder / "nine" / "result.json").read_text())["metrics"]
-    for name, value in found.metrics.items():  # the run tells the middle patch beside the vote
+    for name, value in found.metrics.items():  # the run also has the metrics of the central patch
         assert of_run[f"{name}_centre"] == value
 
 
-def test_other_data_get_the_mean_image_of_the_training(folder, tmp_path):
-    """The same test set, as part of another data set whose training images are black."""
+def test_other_data_are_prepared_with_the_mean_of_the_training_images(folder, tmp_path):
+    """The same test set in another data set, whose training images are black."""
     shutil.copytree(folder / "cifar10", tmp_path / "cifar10")
     images = np.load(tmp_path / "cifar10" / "train_images.npy") * 0
     np.save(tmp_path / "cifar10" / "train_images.npy", images)
@@ -310,12 +311,12 @@ def test_other_data_get_the_mean_image_of_the_training(folder, tmp_path):
     words = ["data=dark", f"data_dir={tmp_path}", "data.test_patches=nine"]
     words += ["data.eval_batch_size=16"]
     found = evaluate(*composer.load_run(folder / "nine", words), "test")
-    wanted = result(folder / "nine")
-    assert found.metrics == {name: wanted[name] for name in found.metrics}
+    expected = result(folder / "nine")
+    assert found.metrics == {name: expected[name] for name in found.metrics}
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_does(fork, folder):
+def test_two_processes_give_the_metrics_of_one(fork, folder):
     words = [folder / "lenet5", "--json", "trainer=ddp", "trainer.accelerator=cpu"]
     process = fork(SRC / "evaluate.py", *words, cwd=folder)
     out, err = process.communicate()
@@ -336,10 +337,8 @@ def pictures(folder) -> Path:
     return place
 
 
-def test_pictures_get_the_answers_of_the_test_also_by_several_processes(
-    folder, pictures, capsys, monkeypatch
-):
-    monkeypatch.setattr("classic_cnns.run.predict.AT_ONCE", 15)  # the last batch has ten
+def test_predict_gives_the_answers_of_the_test(folder, pictures, capsys, monkeypatch):
+    monkeypatch.setattr("classic_cnns.run.predict.AT_ONCE", 15)  # the last batch has ten images
     paths = sorted(map(str, pictures.glob("*.png")))
     assert predict(*Composer().load_run(folder / "lenet5"), paths, as_json=True) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -358,7 +357,7 @@ def test_pictures_get_the_answers_of_the_test_also_by_several_processes(
     assert wrong / len(lines) == result(folder / "lenet5")["error/test"]
 
 
-def test_files_that_cannot_be_read_are_named_at_the_end(folder, pictures, tmp_path, capsys):
+def test_unreadable_files_are_reported_at_the_end(folder, pictures, tmp_path, capsys):
     (tmp_path / "cut.png").write_bytes((pictures / "00.png").read_bytes()[:60])
     Image.eval(digit(), lambda value: 255 - value).save(tmp_path / "dark.png")
     digit((90, 70)).save(tmp_path / "page.png")
@@ -374,7 +373,7 @@ def test_files_that_cannot_be_read_are_named_at_the_end(folder, pictures, tmp_pa
     assert len(lines) == 2
 
 
-def test_explain_draws_one_figure_for_each_picture_that_can_be_read(folder, tmp_path, capsys):
+def test_explain_draws_a_figure_for_each_readable_image(folder, tmp_path, capsys):
     for place in ("one", "two"):
         (tmp_path / place).mkdir()
         digit().save(tmp_path / place / "a.png")
@@ -398,7 +397,7 @@ def test_explain_draws_one_figure_for_each_picture_that_can_be_read(folder, tmp_
 
 
 def example(suffix: str) -> str:
-    """The README's lines that load such a file."""
+    """The README's code that loads a file with this suffix."""
     (code,) = [c for c in re.findall(r"```python\n(.*?)```", README, re.S) if f".{suffix}" in c]
     return code
 
@@ -411,12 +410,14 @@ def example(suffix: str) -> str:
         "safetensors",
     ],
 )
-def test_a_file_is_loaded_without_this_project_and_answers_alike(folder, suffix, tmp_path):
+def test_an_exported_file_works_without_this_project_and_gives_the_same_answers(
+    folder, suffix, tmp_path
+):
     for package in {"onnx": ["onnxscript", "onnxruntime"], "pt2": []}.get(suffix, [suffix]):
         pytest.importorskip(package)
     from classic_cnns.run.export import export
 
-    told = export(*Composer().load_run(folder / "nine"), tmp_path / f"net.{suffix}")
+    line = export(*Composer().load_run(folder / "nine"), tmp_path / f"net.{suffix}")
     images, _ = arrays(folder, "nine")
     net = classic_cnns.load(folder / "nine")
     np.save(tmp_path / "pictures.npy", images.transpose(0, 3, 1, 2))
@@ -434,10 +435,10 @@ def test_a_file_is_loaded_without_this_project_and_answers_alike(folder, suffix,
         assert np.array_equal(found, net.net.conv1.weight.detach().numpy())
     else:
         np.testing.assert_allclose(found, net.probabilities(list(images)).numpy(), atol=1e-4)
-        assert told.startswith(f"{tmp_path}/net.{suffix}: 40 of 40 test images get torch's answer")
+        assert line.startswith(f"{tmp_path}/net.{suffix}: 40 of 40 test images get torch's answer")
 
 
-def test_a_file_that_answers_otherwise_is_not_kept(folder, tmp_path, monkeypatch):
+def test_an_exported_file_with_other_answers_is_deleted(folder, tmp_path, monkeypatch):
     from classic_cnns.run import export
 
     def write(module, pictures, path):

@@ -1,4 +1,4 @@
-"""Sweeps of stand-ins for runs, in processes of their own."""
+"""Fixtures for sweeps of fake runs, in separate processes."""
 
 import csv
 import json
@@ -10,10 +10,10 @@ import pytest
 
 from tests.forks import Process
 
-STAND_IN = Path(__file__).parent / "stand_in.py"
+FAKE_TRAIN = Path(__file__).parent / "fake_train.py"
 
 
-class Done(NamedTuple):
+class Outcome(NamedTuple):
     code: int
     out: str
     err: str
@@ -21,30 +21,30 @@ class Done(NamedTuple):
 
 @pytest.fixture
 def sweep(server_without_torch, tmp_path):
-    """A function that calls `train.py -m` with stand-ins for runs, in a folder of its own."""
+    """A function that runs `fake_train.py -m` in a separate folder."""
     folder = tmp_path / "work"
     folder.mkdir()
 
     def start(*words: str, **env: str) -> Process:
         epochs = [] if any("max_epochs=" in word for word in words) else ["trainer.max_epochs=3"]
-        return server_without_torch.start(STAND_IN, "-m", *epochs, *words, cwd=folder, env=env)
+        return server_without_torch.start(FAKE_TRAIN, "-m", *epochs, *words, cwd=folder, env=env)
 
-    def sweep(*words: str, **env: str) -> Done:
+    def sweep(*words: str, **env: str) -> Outcome:
         process = start(*words, **env)
         out, err = process.communicate(timeout=100)
-        return Done(process.returncode, out, err)
+        return Outcome(process.returncode, out, err)
 
     sweep.start, sweep.folder = start, folder
     yield sweep
     server_without_torch.end()
 
 
-def sheet(directory: Path) -> list[dict[str, str]]:
+def read_table(directory: Path) -> list[dict[str, str]]:
     with open(directory / "results.csv") as file:
         return list(csv.DictReader(file))
 
 
-def starts(directory: Path) -> list[dict]:
+def read_starts(directory: Path) -> list[dict]:
     return [json.loads(line) for line in (directory / "starts").read_text().splitlines()]
 
 

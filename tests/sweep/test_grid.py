@@ -1,4 +1,4 @@
-"""Which jobs a command line asks for, in which order, and what is refused of it."""
+"""The jobs of a grid in their order, and grids that are refused."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from classic_cnns.sweep.grid import Grid
 GROUPS = {"model": ["alexnet", "lenet5", "lenet5_relu"], "data": ["mnist"]}
 
 
-def test_the_last_key_varies_fastest_and_single_values_stand_in_each_job():
+def test_the_last_key_varies_fastest_and_single_values_are_in_each_job():
     grid = Grid(["model=lenet5,alexnet", "data=mnist", "seed=range(2)", "sweep.parallel=2"], GROUPS)
     assert grid.settings == ["sweep.parallel=2"]
     assert grid.jobs(9) == [
@@ -33,18 +33,18 @@ def test_the_last_key_varies_fastest_and_single_values_stand_in_each_job():
         ("optim.clip_norm=null,1e-3", ["null", "0.001"]),
     ],
 )
-def test_each_way_to_write_several_values(word, values):
+def test_all_ways_to_write_several_values(word, values):
     key = word.split("=")[0]
     assert Grid([word], GROUPS).jobs(9) == [[f"{key}={value}"] for value in values]
 
 
-def test_a_shuffled_sweep_goes_on_in_its_order():
+def test_a_shuffled_sweep_always_has_the_same_order():
     orders = [Grid(["seed=shuffle(range(20))"], {}).jobs(99) for _ in range(2)]
     assert orders[0] == orders[1] != sorted(orders[0])
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["optim.lr=interval(0,1)"], ["optim.lr=interval(0,1)", "search", "optim.lr=a,b"]),
         (["seed=range(1000000000)"], ["more than 99 jobs", "sweep.max_jobs"]),
@@ -55,9 +55,9 @@ def test_a_shuffled_sweep_goes_on_in_its_order():
         (["seed=0,1", "resume=x"], ["resume=x", "sweep.dir="]),
     ],
 )
-def test_what_cannot_be_meant_is_refused(words, told):
+def test_invalid_grids_are_refused(words, expected):
     with pytest.raises(UserError) as error:
         grid = Grid(words, GROUPS)
         grid.first()
         grid.jobs(99)
-    assert not [text for text in told if text not in str(error.value)], error.value
+    assert not [text for text in expected if text not in str(error.value)], error.value

@@ -1,4 +1,4 @@
-"""How far a job has come, as its metrics tell; and how its command is written."""
+"""The progress of a job, read from its metrics, and its command."""
 
 import json
 import time
@@ -20,7 +20,7 @@ def job(folder: Path, parameters: dict[str, str]) -> Job:
     return Job(3, words, parameters, folder, ["python", "src/train.py"], state="running")
 
 
-def test_progress_follows_from_the_last_whole_line_of_the_metrics(tmp_path, monkeypatch):
+def test_progress_is_read_from_the_last_complete_line(tmp_path, monkeypatch):
     path, clock, running = tmp_path / "metrics.jsonl", [100.0], job(tmp_path, {})
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     assert running.read_progress() == [] and running.progress("error/val") == ""
@@ -36,7 +36,7 @@ def test_progress_follows_from_the_last_whole_line_of_the_metrics(tmp_path, monk
     assert [found["epoch"] for found in running.read_progress()] == [5]
 
 
-def test_metrics_that_a_resumed_run_has_cut_are_read_again(tmp_path):
+def test_metrics_cut_by_a_resumed_run_are_read_again(tmp_path):
     path, running = tmp_path / "metrics.jsonl", job(tmp_path, {})
     path.write_text(line(1, 1.0) + line(2, 2.0))
     running.read_progress()
@@ -46,13 +46,13 @@ def test_metrics_that_a_resumed_run_has_cut_are_read_again(tmp_path):
     assert [found["seconds"] for found in running.read_progress()] == [2.5]
 
 
-def test_a_line_that_a_kill_has_cut_spoils_no_other(tmp_path):
+def test_an_incomplete_line_is_skipped(tmp_path):
     path, running = tmp_path / "metrics.jsonl", job(tmp_path, {})
     path.write_text(line(1, 1.0) + line(2, 2.0)[:30] + line(2, 2.0) + line(3, 3.0))
     assert [found["epoch"] for found in running.read_progress()] == [1, 3]
 
 
-def test_a_command_says_any_value_and_folder_so_that_hydra_reads_the_same(tmp_path):
+def test_values_and_folders_in_a_command_are_quoted_for_hydra(tmp_path):
     folder = tmp_path / "it's, a = b"
     words = job(folder, {"name": "'a b'", "optim.lr": "0.1"}).command[2:]
     parsed = OverridesParser.create().parse_overrides(words)

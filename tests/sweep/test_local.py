@@ -1,4 +1,4 @@
-"""How this machine is shared: threads, GPUs, and jobs at a time."""
+"""The number of parallel jobs on this machine, and their threads and GPUs."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from classic_cnns.sweep import local
 from classic_cnns.sweep.job import Job
 from classic_cnns.sweep.local import Local
 
-SAY = """
+PROGRAM = """
 import os, time
 print(os.environ["OMP_NUM_THREADS"], os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 time.sleep(60)
@@ -17,7 +17,7 @@ time.sleep(60)
 
 
 def jobs(folder: Path, ranks: list[int], on_gpu: bool = False) -> list[Job]:
-    program = [sys.executable, "-c", SAY]
+    program = [sys.executable, "-c", PROGRAM]
     return [
         Job(i, [], {}, folder / str(i), program, ranks=n, on_gpu=on_gpu)
         for i, n in enumerate(ranks)
@@ -61,7 +61,7 @@ def machine(monkeypatch):
         (2, 4, [1] * 8, (4, 1)),
     ],
 )
-def test_all_threads_of_all_jobs_together_are_no_more_than_the_cores(
+def test_the_threads_of_all_jobs_together_do_not_exceed_the_cores(
     machine, tmp_path, cores, parallel, ranks, expected
 ):
     machine(cores)
@@ -69,12 +69,12 @@ def test_all_threads_of_all_jobs_together_are_no_more_than_the_cores(
     assert (executor.parallel, executor.threads) == expected
 
 
-def test_memory_bounds_the_jobs_at_a_time(machine, tmp_path):
+def test_memory_limits_the_parallel_jobs(machine, tmp_path):
     machine(64, memory=7 * 2**30)
     assert local_for(jobs(tmp_path, [1] * 64)).parallel == 3
 
 
-def test_the_users_own_number_of_threads_is_not_exceeded(machine, tmp_path, monkeypatch):
+def test_the_users_number_of_threads_is_not_exceeded(machine, tmp_path, monkeypatch):
     machine(8)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert local_for(jobs(tmp_path, [1]), 1).threads == 2
@@ -89,34 +89,34 @@ def test_the_users_own_number_of_threads_is_not_exceeded(machine, tmp_path, monk
         ("0,1", 4, [1] * 5, ["0", "1", "0", "1"]),
     ],
 )
-def test_gpus_are_shared_out_evenly_and_by_their_own_names(
+def test_gpus_are_distributed_evenly_by_their_names(
     machine, tmp_path, gpus, parallel, ranks, expected
 ):
     machine(8, gpus=gpus)
-    wanted = jobs(tmp_path, ranks, on_gpu=True)
-    executor = local_for(wanted, parallel)
+    started = jobs(tmp_path, ranks, on_gpu=True)
+    executor = local_for(started, parallel)
     assert executor.parallel == len(expected)
-    for job in wanted[: executor.parallel]:
+    for job in started[: executor.parallel]:
         executor.start(job)
     assert [",".join(gpus) for gpus in executor.assigned.values()] == expected
-    end(executor, wanted[: executor.parallel])
+    end(executor, started[: executor.parallel])
 
 
-def said(job: Job) -> str:
+def output(job: Job) -> str:
     log = job.directory / "output.log"
     while not log.read_text():
         pass
     return log.read_text()
 
 
-def test_a_job_sees_its_own_gpu_and_threads_and_leaves_it_to_the_next(machine, tmp_path):
+def test_a_job_has_its_own_gpu_and_threads_and_the_next_one_gets_them(machine, tmp_path):
     machine(4, gpus="2,3")
     first, second, third = jobs(tmp_path, [1, 1, 1], on_gpu=True)
     executor = local_for([first, second, third])
     executor.start(first)
     executor.start(second)
-    assert said(second) == "2 3\n"
+    assert output(second) == "2 3\n"
     end(executor, [first])
     executor.start(third)
-    assert said(third) == "2 2\n"
+    assert output(third) == "2 2\n"
     end(executor, [second, third])

@@ -1,4 +1,4 @@
-"""Sweeps of real runs: real kills, real resumes, real ranks."""
+"""Sweeps of real runs, with kills, resuming and several ranks."""
 
 import random
 import signal
@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.forks import TRAIN, Process
-from tests.sweep.conftest import sheet, wait_for
+from tests.sweep.conftest import read_table, wait_for
 
 pytestmark = pytest.mark.slow
 METRICS = ("error/val", "last error/val", "error/test")
@@ -18,8 +18,8 @@ METRICS = ("error/val", "last error/val", "error/test")
 @pytest.fixture
 def start(fork, tiny_config_dir, tiny_mnist, tmp_path):
     def start(*words: str, trainer: str = "cpu") -> Process:
-        own = ["--config-dir", tiny_config_dir, "data=tiny", f"data_dir={tiny_mnist.folder}"]
-        return fork(TRAIN, "-m", *own, f"trainer={trainer}", *words, cwd=tmp_path)
+        data = ["--config-dir", tiny_config_dir, "data=tiny", f"data_dir={tiny_mnist.folder}"]
+        return fork(TRAIN, "-m", *data, f"trainer={trainer}", *words, cwd=tmp_path)
 
     return start
 
@@ -30,60 +30,61 @@ def end(process: Process) -> str:
     return out
 
 
-def test_a_sweep_killed_at_random_moments_ends_with_the_undisturbed_table(start, tmp_path):
+def test_a_sweep_stopped_at_random_times_is_resumed_with_an_equal_table(start, tmp_path):
     words = ["optim.lr=0.01,0.02", "trainer.max_epochs=8", "sweep.parallel=2"]
     process = start(*words, "sweep.dir=whole")
-    process.stdout.readline()  # the jobs are about to start
-    began = time.monotonic()
+    process.stdout.readline()  # the jobs start now
+    start_time = time.monotonic()
     whole = end(process)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start_time
     random.seed(5)
     for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, 143)):
         process = start(*words, "sweep.dir=stopped")
         process.stdout.readline()
         time.sleep(random.uniform(0.3, 0.7) * seconds)
         process.send_signal(number)
-        over = "Best: job" in process.communicate(timeout=100)[0]
-        assert process.returncode == code or (over and number != signal.SIGINT)  # it came first
+        finished = "Best: job" in process.communicate(timeout=100)[0]
+        # It may have finished before the signal.
+        assert process.returncode == code or (finished and number != signal.SIGINT)
     end(start(*words, "sweep.dir=stopped"))
-    pairs = zip(sheet(tmp_path / "whole"), sheet(tmp_path / "stopped"), strict=True)
-    for ours, theirs in pairs:
+    pairs = zip(read_table(tmp_path / "whole"), read_table(tmp_path / "stopped"), strict=True)
+    for one, other in pairs:
         for key in ("optim.lr", "state", *METRICS):
-            assert ours[key] == theirs[key] != ""
-        assert ours["state"] == "finished"
+            assert one[key] == other[key] != ""
+        assert one["state"] == "finished"
     assert "Best: job" in whole
 
 
-def test_any_number_of_devices_can_be_swept_over(start, tmp_path):
+def test_the_number_of_devices_can_be_swept(start, tmp_path):
     end(start("trainer.devices=1,2", "trainer.max_epochs=2", "sweep.dir=s"))
-    rows = sheet(tmp_path / "s")
+    rows = read_table(tmp_path / "s")
     devices = [(row["trainer.devices"], row["state"]) for row in rows]
     assert devices == [("1", "finished"), ("2", "finished")]
     folders = [path.name for path in Path(tmp_path / "s").iterdir() if path.is_dir()]
     assert sorted(folders) == ["0", "1"]
 
 
-def test_nets_whose_towers_are_on_two_devices_can_be_swept(start, tmp_path):
+def test_nets_with_towers_on_two_devices_can_be_swept(start, tmp_path):
     words = ["model=alexnet_small", "model.net.channels=[4,8,8,8,4]", "model.net.hidden=16"]
     words += ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=1"]
     end(start(*words, "optim.lr=0.01,0.02", "seed=1", "sweep.dir=s", trainer="two_gpu"))
-    rows = sheet(tmp_path / "s")
+    rows = read_table(tmp_path / "s")
     assert [row["state"] for row in rows] == ["finished"] * 2
     for row in rows:
         config = OmegaConf.load(tmp_path / "s" / row["job"] / "config.yaml")
         assert (config.optim.lr, config.seed) == (float(row["optim.lr"]), 1)
 
 
-def test_a_search_finds_the_better_rate_and_goes_on_where_it_was(start, tmp_path):
+def test_a_killed_search_is_resumed_and_finds_the_better_rate(start, tmp_path):
     pytest.importorskip("optuna", minversion="4")
     words = ["experiment=search_lenet5", "sweep.search.n_trials=4", "sweep.search.pruner=null"]
     words += ["optim.lr=choice(0.000001,0.02)", "trainer.max_epochs=3", "sweep.dir=s"]
     process = start(*words)
-    wait_for(tmp_path / "s" / "1" / "metrics.jsonl")  # the second of four, after an epoch
+    wait_for(tmp_path / "s" / "1" / "metrics.jsonl")  # the second of four trials, after an epoch
     process.kill()
     process.communicate()
     assert "optim.lr=0.02" in end(start(*words)).split("To repeat it:")[1]
-    rows = sheet(tmp_path / "s")
+    rows = read_table(tmp_path / "s")
     assert [row["state"] for row in rows] == ["finished"] * 4
     import optuna
 
@@ -94,7 +95,7 @@ def test_a_search_finds_the_better_rate_and_goes_on_where_it_was(start, tmp_path
 @pytest.mark.parametrize(
     ("executor", "package"), [("ray", "ray"), ("slurm sweep.executor.cluster=local", "submitit")]
 )
-def test_clusters_give_the_same_table_and_go_on(executor, package, start, tmp_path):
+def test_ray_and_slurm_give_the_same_table_after_resuming(executor, package, start, tmp_path):
     pytest.importorskip(package)
     words = ["seed=0,1", "trainer.max_epochs=6"]
     end(start(*words, "sweep.dir=here"))
@@ -104,5 +105,7 @@ def test_clusters_give_the_same_table_and_go_on(executor, package, start, tmp_pa
     out = process.communicate(timeout=100)[0]
     assert process.returncode in (143, 0), out
     end(start(*words, *f"sweep={executor}".split(), "sweep.dir=there", "sweep.parallel=2"))
-    for ours, theirs in zip(sheet(tmp_path / "here"), sheet(tmp_path / "there"), strict=True):
-        assert all(ours[key] == theirs[key] != "" for key in ("seed", "state", *METRICS))
+    for one, other in zip(
+        read_table(tmp_path / "here"), read_table(tmp_path / "there"), strict=True
+    ):
+        assert all(one[key] == other[key] != "" for key in ("seed", "state", *METRICS))

@@ -1,4 +1,4 @@
-"""One command: how it ends, what it leaves, and who ends with it."""
+"""A single job: its exit code, its result and its processes."""
 
 import os
 import signal
@@ -38,19 +38,19 @@ def outcome(job: Job) -> dict:
         ("import os; os.kill(os.getpid(), 9)", "killed", "memory runs out"),
     ],
 )
-def test_an_end_without_a_result_is_a_result(tmp_path, program, status, error):
+def test_a_command_that_ends_without_a_result_gets_one(tmp_path, program, status, error):
     result = outcome(make(tmp_path, program))
     assert result["status"] == status and error in result["error"]
 
 
-def test_a_command_that_ignores_the_request_to_end_is_ended(tmp_path, monkeypatch):
+def test_a_command_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE", 0.3)
-    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
-    result = outcome(make(tmp_path, deaf, time_limit=0.5))
+    program = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+    result = outcome(make(tmp_path, program, time_limit=0.5))
     assert result["status"] == "timeout" and "sweep.time_limit=0.5" in result["error"]
 
 
-def test_its_other_processes_end_with_it(tmp_path):
+def test_the_children_of_a_command_end_with_it(tmp_path):
     pid = tmp_path / "pid"
     outcome(
         make(
@@ -63,7 +63,7 @@ def test_its_other_processes_end_with_it(tmp_path):
     assert gone([int(pid.read_text())])
 
 
-def test_a_sweep_killed_without_warning_leaves_no_job_that_runs_on(spawn, tmp_path):
+def test_the_jobs_of_a_killed_sweep_end(spawn, tmp_path):
     pid = tmp_path / "pid"
     job = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     program = (
@@ -75,32 +75,32 @@ def test_a_sweep_killed_without_warning_leaves_no_job_that_runs_on(spawn, tmp_pa
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     sweep = spawn([sys.executable, "-c", program], env=env)
     wait_for(pid)
-    number = int(pid.read_text())
-    second = make(tmp_path, "open('second', 'w')")  # one at a time in a directory
-    waits = run_job(second, {})
+    job_pid = int(pid.read_text())
+    second = make(tmp_path, "open('second', 'w')")  # it waits for the first job of the directory
+    steps = run_job(second, {})
     for _ in range(5):
-        next(waits)
-        assert alive(number)
+        next(steps)
+        assert alive(job_pid)
     second.stop_requests.append(signal.SIGTERM)
-    assert next(waits, "given up") == "given up" and not (tmp_path / "result.json").exists()
+    assert next(steps, "given up") == "given up" and not (tmp_path / "result.json").exists()
     sweep.kill()
     sweep.wait()
-    assert gone([number])
+    assert gone([job_pid])
     assert outcome(make(tmp_path, "raise SystemExit"))["status"] == "failed"
 
 
-def test_the_environment_holds_nothing_of_other_ranks(monkeypatch):
-    foreign = ["LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"]
-    foreign += ["PL_GLOBAL_SEED", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "GROUP_RANK"]
-    foreign += ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"]
-    kept = ["CLASSIC_CNNS_DATA", "OMPI_MCA_plm_rsh_agent"]  # MPI itself may need its settings
-    for name in [*foreign, *kept]:
+def test_variables_of_other_ranks_are_removed_from_the_environment(monkeypatch):
+    removed = ["LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"]
+    removed += ["PL_GLOBAL_SEED", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "GROUP_RANK"]
+    removed += ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"]
+    kept = ["CLASSIC_CNNS_DATA", "OMPI_MCA_plm_rsh_agent"]  # MPI may need its settings
+    for name in [*removed, *kept]:
         monkeypatch.setenv(name, "1")
     clean = clean_environment()
-    assert not set(foreign) & set(clean) and set(kept) <= set(clean)
+    assert not set(removed) & set(clean) and set(kept) <= set(clean)
 
 
-def test_being_asked_to_end_is_no_failure(tmp_path):
+def test_a_job_stopped_on_request_is_interrupted_and_not_failed(tmp_path):
     job = make(tmp_path, "import time; time.sleep(60)")
     job.stop_requests.append(signal.SIGTERM)
     assert outcome(job)["status"] == "interrupted"

@@ -1,4 +1,4 @@
-"""Searches of stand-ins for runs: what they try, give up, survive and refuse."""
+"""Searches of fake runs: trials, pruning, failures, resuming and mistakes."""
 
 import json
 from math import log
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.sweep.conftest import sheet, starts, wait_for
-from tests.sweep.stand_in import error
+from tests.sweep.conftest import read_starts, read_table, wait_for
+from tests.sweep.fake_train import error
 
 pytestmark = pytest.mark.slow  # whole runs and processes
 
@@ -19,20 +19,20 @@ LR = "optim.lr=tag(log,interval(0.01,0.4))"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def imported(server_without_torch):
+def import_optuna(server_without_torch):
     for module in ("optuna", "sqlalchemy", "alembic"):
         server_without_torch.ask(module=module)
 
 
 @pytest.fixture
 def experiment(tmp_path):
-    """A function that writes experiment/own.yaml with a search; returns the words that take it."""
+    """A function that writes experiment/own.yaml with a search, and returns its overrides."""
 
     def experiment(n_trials: Any = 6, sampler: dict = RANDOM, **search: Any) -> list[str]:
-        own = {"n_trials": n_trials, "sampler": sampler, **search}
+        settings = {"n_trials": n_trials, "sampler": sampler, **search}
         folder = tmp_path / "conf" / "experiment"
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"sweep": {"search": own}})  # which is YAML too
+        text = json.dumps({"sweep": {"search": settings}})  # JSON is YAML too
         (folder / "own.yaml").write_text(f"# @package _global_\n{text}\n")
         return ["--config-dir", str(tmp_path / "conf"), "experiment=own"]
 
@@ -43,12 +43,12 @@ def study(folder: Path):
     return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder}/s/study.db")
 
 
-def test_each_trial_is_a_row_and_the_study_knows_its_value(sweep, experiment):
+def test_each_trial_is_a_row_of_the_table_and_a_trial_of_the_study(sweep, experiment):
     done = sweep(
         *experiment(), LR, "sweep.dir=s", "seed=choice(0,1)", "data.batch_size=range(8,33,8)"
     )
     assert done.code == 0, done.err
-    rows = sheet(sweep.folder / "s")
+    rows = read_table(sweep.folder / "s")
     trials = study(sweep.folder).trials
     assert len(rows) == len(trials) == 6
     for row, trial in zip(rows, trials, strict=True):
@@ -63,18 +63,18 @@ def test_each_trial_is_a_row_and_the_study_knows_its_value(sweep, experiment):
     assert f"Best: job {best['job']}, error/val" in done.out
 
 
-def test_the_pruner_ends_trials_early_and_the_table_says_so(sweep, experiment):
+def test_pruned_trials_end_early_and_are_marked_in_the_table(sweep, experiment):
     pruner = {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 2}
     params = {"optim.lr": {"low": 0.01, "high": 0.4, "log": True}}
     words = [*experiment(pruner=pruner, params=params), "sweep.dir=s", "sweep.parallel=1"]
     words += ["trainer.max_epochs=6"]
     done = sweep(*words, EPOCH_SECONDS="0.15")
-    assert done.code == 0, done.err  # nothing has failed
-    rows = sheet(sweep.folder / "s")
+    assert done.code == 0, done.err  # no trial has failed
+    rows = read_table(sweep.folder / "s")
     finished: list[list[float]] = []  # values of each epoch, in the order of the trials
     for row in rows:
         curve = [error(float(row["optim.lr"]), 0, epoch) for epoch in range(1, 7)]
-        # The errors grow: a trial's best is its first, and that decides at its first epoch.
+        # The errors increase, so the first epoch of a trial decides.
         bad = len(finished) >= 2 and curve[0] > median(values[0] for values in finished)
         assert row["state"] == ("pruned" if bad else "finished"), row
         if bad:
@@ -91,14 +91,14 @@ def test_the_pruner_ends_trials_early_and_the_table_says_so(sweep, experiment):
         assert len((directory / "metrics.jsonl").read_text().splitlines()) < 6
 
     assert sweep(*words).code == 0
-    assert sheet(sweep.folder / "s") == rows  # what was pruned stays so
-    assert all(len(starts(sweep.folder / "s" / str(number))) == 1 for number in range(6))
+    assert read_table(sweep.folder / "s") == rows  # pruned trials are not started again
+    assert all(len(read_starts(sweep.folder / "s" / str(number))) == 1 for number in range(6))
 
 
-def test_failures_are_failed_trials_and_the_others_go_on(sweep, experiment):
+def test_failed_runs_are_failed_trials_and_others_continue(sweep, experiment):
     words = [*experiment(), "optim.lr=choice(0.5,0.6,0.8,0.1)", "sweep.dir=s", "sweep.parallel=3"]
     assert sweep(*words).code == 1
-    rows, trials = sheet(sweep.folder / "s"), study(sweep.folder).trials
+    rows, trials = read_table(sweep.folder / "s"), study(sweep.folder).trials
     assert len(rows) == 6
     states = {"0.5": "failed", "0.6": "killed", "0.8": "diverged", "0.1": "finished"}
     assert [row["state"] for row in rows] == [states[row["optim.lr"]] for row in rows]
@@ -106,13 +106,13 @@ def test_failures_are_failed_trials_and_the_others_go_on(sweep, experiment):
         assert trial.state.name == ("COMPLETE" if row["state"] == "finished" else "FAIL")
 
 
-def test_values_that_only_together_are_not_allowed_are_a_failed_trial(sweep, experiment):
+def test_a_forbidden_combination_of_values_is_a_failed_trial(sweep, experiment):
     space = {"trainer.devices": ["1", "2"], "data.batch_size": ["1", "2"]}
     sampler = {"_target_": "optuna.samplers.GridSampler", "seed": 0, "search_space": space}
     words = ["trainer.devices=1,2", "data.batch_size=2,1", "trainer=cpu", "sweep.dir=s"]
     done = sweep(*experiment(4, sampler), *words)
     assert done.code == 1, done.err
-    rows = {(r["trainer.devices"], r["data.batch_size"]): r for r in sheet(sweep.folder / "s")}
+    rows = {(r["trainer.devices"], r["data.batch_size"]): r for r in read_table(sweep.folder / "s")}
     assert len(rows) == 4
     for pair, row in rows.items():
         assert row["state"] == ("failed" if pair == ("2", "1") else "finished")
@@ -120,42 +120,42 @@ def test_values_that_only_together_are_not_allowed_are_a_failed_trial(sweep, exp
 
 
 @pytest.mark.parametrize("metric", ["accuracy/val", "loss/train"])
-def test_any_metric_can_be_followed_upwards(sweep, experiment, metric):
+def test_any_metric_can_be_maximized(sweep, experiment, metric):
     sampler = {"_target_": "optuna.samplers.TPESampler", "seed": 0, "n_startup_trials": 2}
     words = [*experiment(6, sampler), LR, "sweep.dir=s"]
     done = sweep(*words, f"sweep.metric={metric}", "sweep.direction=maximize")
     assert done.code == 0, done.err
-    if metric == "loss/train":  # which no result of a stand-in has
+    if metric == "loss/train":  # fake results do not have it
         assert "No run has the metric loss/train" in done.out
         assert {trial.state.name for trial in study(sweep.folder).trials} == {"FAIL"}
         return
-    rows = sheet(sweep.folder / "s")
+    rows = read_table(sweep.folder / "s")
     best = max(rows, key=lambda row: float(row[metric]))
     assert study(sweep.folder).best_trial.number == int(best["job"])
     assert f"Best: job {best['job']}, {metric} " in done.out
     assert float(best[metric]) == 1 - error(float(best["optim.lr"]), 0, 3)
 
 
-def test_a_search_killed_and_started_again_ends_with_the_undisturbed_table(sweep, experiment):
+def test_a_killed_search_is_resumed_with_an_equal_table(sweep, experiment):
     words = [*experiment(), LR, "sweep.parallel=1"]
     assert sweep(*words, "sweep.dir=whole", EPOCH_SECONDS="0.2").code == 0
     for number, trial in ((9, 0), (15, 1), (2, 3), (9, 4)):
         process = sweep.start(*words, "sweep.dir=s", EPOCH_SECONDS="0.2")
-        wait_for(sweep.folder / "s" / f"{trial}" / "last.ckpt")  # its first epoch of three
+        wait_for(sweep.folder / "s" / f"{trial}" / "last.ckpt")  # after its first epoch of three
         process.send_signal(number)
         process.communicate(timeout=100)
     assert sweep(*words, "sweep.dir=s").code == 0
-    whole, rows = sheet(sweep.folder / "whole"), sheet(sweep.folder / "s")
+    whole, rows = read_table(sweep.folder / "whole"), read_table(sweep.folder / "s")
     assert [{**row, "directory": ""} for row in rows] == [{**row, "directory": ""} for row in whole]
     assert [trial.number for trial in study(sweep.folder).trials] == list(range(6))
-    begun = [starts(sweep.folder / "s" / str(number)) for number in range(6)]
-    assert max(map(len, begun)) > 1
-    for runs in begun:
+    starts = [read_starts(sweep.folder / "s" / str(number)) for number in range(6)]
+    assert max(map(len, starts)) > 1
+    for runs in starts:
         epochs = [start["epoch"] for start in runs]
-        assert epochs == sorted(epochs)  # never starts over
+        assert epochs == sorted(epochs)  # never starts again from epoch 0
 
 
-def test_a_killed_search_goes_on_with_its_running_trials(sweep, experiment):
+def test_a_killed_search_resumes_its_running_trials(sweep, experiment):
     words = [*experiment(), LR, "sweep.dir=s", "sweep.parallel=2"]
     process = sweep.start(*words, EPOCH_SECONDS="0.3")
     wait_for(sweep.folder / "s" / "1" / "last.ckpt")
@@ -168,7 +168,7 @@ def test_a_killed_search_goes_on_with_its_running_trials(sweep, experiment):
     trials = study(sweep.folder).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 6
     assert {n: trials[n].params for n in before} == before
-    assert [start["epoch"] for start in starts(sweep.folder / "s" / "1")][0:2] == [0, 1]
+    assert [start["epoch"] for start in read_starts(sweep.folder / "s" / "1")][0:2] == [0, 1]
 
 
 REFUSED = {
@@ -188,21 +188,21 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_search_that_cannot_be_meant_is_one_line(sweep, experiment, name):
-    search, told = REFUSED[name]
+def test_an_invalid_search_is_reported_in_one_line(sweep, experiment, name):
+    search, expected = REFUSED[name]
     words = [*experiment(**search), *([] if name == "nothing" else ["seed=0,1"])]
     done = sweep(*words, HIDDEN="optuna" if name == "optuna" else "")
     assert (done.code, done.err.count("\n"), done.out) == (2, 1, ""), done.err
-    assert not [text for text in told if text not in done.err], done.err
+    assert not [text for text in expected if text not in done.err], done.err
     assert list(sweep.folder.iterdir()) == []
 
 
-def test_the_draws_of_a_log_interval_are_spread_over_its_decades(sweep, experiment):
+def test_values_of_a_log_interval_are_those_of_optunas_sampler(sweep, experiment):
     assert sweep(*experiment(), LR, "sweep.dir=s").code == 0
-    logs = [log(float(row["optim.lr"])) for row in sheet(sweep.folder / "s")]
-    seeds = range(3, 9)  # each trial has a seed of its own, drawn from independently here
-    want = []
+    found = [log(float(row["optim.lr"])) for row in read_table(sweep.folder / "s")]
+    seeds = range(3, 9)  # each trial has its own seed
+    expected = []
     for seed in seeds:
-        alone = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-        want.append(log(alone.ask().suggest_float("x", 0.01, 0.4, log=True)))
-    assert logs == pytest.approx(want)
+        study_of_one = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        expected.append(log(study_of_one.ask().suggest_float("x", 0.01, 0.4, log=True)))
+    assert found == pytest.approx(expected)

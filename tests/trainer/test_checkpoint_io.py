@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged are told, and never read as if they were whole."""
+"""Damaged checkpoints are reported and never read as if they were intact."""
 
 import random
 from pathlib import Path
@@ -22,7 +22,7 @@ def same(one, other) -> bool:
 
 @pytest.fixture
 def checkpoint(tmp_path) -> dict:
-    """Of about 3,000 bytes, written to last.ckpt and best.ckpt in `tmp_path`."""
+    """A checkpoint of about 3,000 bytes, saved as last.ckpt and best.ckpt in `tmp_path`."""
     torch.manual_seed(0)
     weights = {"net.a": torch.randn(5, 20), "net.b": torch.arange(40)}
     checkpoint = {"state_dict": weights, "epoch": 3, "lowest": 0.25}
@@ -31,8 +31,8 @@ def checkpoint(tmp_path) -> dict:
     return checkpoint
 
 
-def test_one_wrong_bit_anywhere_is_told_or_changes_nothing(checkpoint, tmp_path):
-    path, told = tmp_path / "last.ckpt", 0
+def test_every_wrong_bit_is_reported_or_harmless(checkpoint, tmp_path):
+    path, reported = tmp_path / "last.ckpt", 0
     whole = path.read_bytes()
     bits = random.Random(0).sample(range(8 * len(whole)), 600)
     for bit in bits:
@@ -42,12 +42,12 @@ def test_one_wrong_bit_anywhere_is_told_or_changes_nothing(checkpoint, tmp_path)
         try:
             assert same(read_checkpoint(path), checkpoint), bit
         except UserError as error:
-            told += 1
+            reported += 1
             assert str(error).startswith(f"{path}: is cut off, damaged or no checkpoint")
-    assert told > 200  # the others are padding, or words of the format that say nothing
+    assert reported > 200  # the other bits are padding or unused fields of the format
 
 
-def test_a_cut_off_checkpoint_is_told(checkpoint, tmp_path):
+def test_a_cut_off_checkpoint_is_reported(checkpoint, tmp_path):
     path = tmp_path / "last.ckpt"
     whole = path.read_bytes()
     for length in [0, 1, *random.Random(1).sample(range(len(whole)), 50), len(whole) - 1]:
@@ -56,7 +56,9 @@ def test_a_cut_off_checkpoint_is_told(checkpoint, tmp_path):
             read_checkpoint(path)
 
 
-def test_the_first_whole_one_is_taken_and_the_damaged_one_named(checkpoint, tmp_path, caplog):
+def test_the_first_intact_checkpoint_is_used_and_a_damaged_one_reported(
+    checkpoint, tmp_path, caplog
+):
     last, best, none = (tmp_path / f"{name}.ckpt" for name in ("last", "best", "none"))
     assert first_intact([none, last, best]) == last and not caplog.messages
     last.write_bytes(last.read_bytes()[:-9])
@@ -73,7 +75,7 @@ def test_checkpoints_of_earlier_versions_are_checked_too(tmp_path):
     earlier = FIXTURES / "run_0_1" / "checkpoints" / "best.ckpt"
     assert read_checkpoint(earlier)["state_dict"]
     damaged = bytearray(earlier.read_bytes())
-    damaged[len(damaged) // 2] ^= 1  # of a weight
+    damaged[len(damaged) // 2] ^= 1  # in a weight
     (tmp_path / "best.ckpt").write_bytes(damaged)
     with pytest.raises(UserError, match="is cut off, damaged"):
         read_checkpoint(tmp_path / "best.ckpt")

@@ -1,4 +1,4 @@
-"""The process that watches over the ranks: what it says, leaves and ends with, without torch."""
+"""The process that starts the ranks and watches them: output, result file and exit code."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from tests.forks import SRC, alive, gone
 
-# Two ranks that carry out the code in argv[1].
+# Starts two ranks that run the code in argv[1].
 DRIVER = """
 import os, signal, sys, time
 from classic_cnns import UserError
@@ -50,37 +50,36 @@ def run(start):
     return run
 
 
-def test_rank_0_alone_speaks(run):
+def test_only_rank_0_writes_to_stdout(run):
     assert run("print('rank', rank)") == (0, "rank 0\n", "")
 
 
-def test_what_the_other_ranks_write_to_stderr_arrives_with_their_number(run):
+def test_the_stderr_of_other_ranks_is_prefixed_with_their_number(run):
     code, out, err = run("print('watch out', file=sys.stderr)")
     assert code == 0 and sorted(err.splitlines()) == ["rank 1: watch out", "watch out"]
 
 
-def test_each_rank_knows_its_place_and_all_meet_at_one_port(run):
+def test_the_ranks_get_their_numbers_and_one_port(run):
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
     code = f"print([os.environ[n] for n in {names}], file=sys.stderr)"
     lines = run(code, OMP_NUM_THREADS="3")[2].replace("rank 1: ", "").splitlines()
     first, second = sorted(json.loads(line.replace("'", '"')) for line in lines)
     assert first[:4] == ["0", "0", "2", "127.0.0.1"] and second[:3] == ["1", "1", "2"]
     assert first[4] == second[4] and int(first[4]) > 0
-    assert first[5] == second[5] == "3"  # the user's word counts
+    assert first[5] == second[5] == "3"  # the user's value is kept
 
 
-def test_what_goes_wrong_at_the_interpreters_end_does_not_fail_a_finished_run(run):
+def test_a_crash_at_interpreter_exit_does_not_fail_a_finished_run(run):
     code = "sys.late = type('Late', (), {'__del__': lambda self, abort=os.abort: abort()})()"
     assert run(code) == (0, "", "")
 
 
-CASUALTY = (
-    "time.sleep(0.4 - 0.4 * rank); rank == 0 and 1 / 0"  # what rank 0 makes of the loss of rank 1
-)
+# Rank 0 fails 0.4 s after rank 1.
+SECOND_FAILURE = "time.sleep(0.4 - 0.4 * rank); rank == 0 and 1 / 0"
 
 
 @pytest.mark.parametrize(
-    ("fate", "words"),
+    ("failure", "words"),
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", "rank 1 was killed by SIGKILL, as happens when"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "rank 1 was killed by SIGSEGV"),
@@ -88,31 +87,30 @@ CASUALTY = (
         ("raise RuntimeError('out of\\n  luck')", "rank 1: RuntimeError: out of luck"),
     ],
 )
-def test_the_line_names_the_rank_that_failed_first_and_not_one_that_failed_of_it(
-    run, fate, words, tmp_path
-):
+def test_the_error_names_the_rank_that_failed_first(run, failure, words, tmp_path):
     report = f"rank or launch.report(directory={str(tmp_path)!r})\n"
-    code, out, err = run(f"{report}if rank == 1: {fate}\n{CASUALTY}")
+    code, out, err = run(f"{report}if rank == 1: {failure}\n{SECOND_FAILURE}")
     assert code == 1 and out == ""
     last = err.splitlines()[-1]
     assert last.startswith(f"error: {words}")
     assert last.endswith(f"; continue with: python src/train.py resume={tmp_path}")
     assert "ZeroDivisionError" not in err
-    assert ("Traceback" in err) == ("RuntimeError" in words)  # traces are for bugs
+    # Only errors in Python have a traceback.
+    assert ("Traceback" in err) == ("RuntimeError" in words)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["status"] == "failed" and words in result["error"]
 
 
-def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(run):
+def test_a_user_error_is_one_line_and_exit_code_2(run):
     code, out, err = run("raise UserError('data=x: is not there; try data=mnist')")
     assert (code, out, err) == (2, "", "error: data=x: is not there; try data=mnist\n")
 
 
-def test_ranks_that_end_as_they_mean_to_have_the_word(run):
+def test_the_output_of_ranks_that_exit_normally_is_kept(run):
     assert run("rank or print('diverged'); sys.exit(1)") == (1, "diverged\n", "")
 
 
-def test_a_rank_that_waits_in_vain_is_ended(run):
+def test_a_rank_that_waits_for_a_failed_one_is_ended(run):
     began = time.monotonic()
     code, _, err = run("os._exit(3) if rank else time.sleep(60)")
     assert code == 1 and "rank 1 ended with exit code 3" in err
@@ -120,7 +118,7 @@ def test_a_rank_that_waits_in_vain_is_ended(run):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_all_ranks_once_and_the_exit_code_is_the_shells(start, number):
+def test_a_signal_reaches_all_ranks_once_and_sets_the_exit_code(start, number):
     code = (
         "got = []; signal.signal(signal.SIGTERM, lambda *_: got.append(1))\n"
         "sys.stderr.write('up\\n')\n"
@@ -147,7 +145,7 @@ def test_a_second_signal_ends_ranks_that_do_not_stop(start):
     assert process.returncode == 143
 
 
-def test_no_rank_outlives_the_process_that_the_user_started(start):
+def test_ranks_end_if_the_main_process_is_killed(start):
     process = start("print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)")
     pids = [int(process.stderr.readline().replace("rank 1: ", "")) for _ in range(2)]
     assert all(map(alive, pids))

@@ -1,4 +1,4 @@
-"""What we change in Lightning is still there to be changed, and still worth it."""
+"""Lightning still has the code that we replace, and it is still worth replacing."""
 
 import inspect
 
@@ -20,7 +20,7 @@ def test_lightning_still_sends_its_flag_before_each_batch():
     assert ".broadcast(" in inspect.getsource(getattr(_TrainingEpochLoop, name)), GONE.format(name)
 
 
-def test_a_trainer_of_ours_sends_none():
+def test_our_trainer_does_not_send_it():
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     disable_sigterm_exchange(trainer)
     loop = trainer.fit_loop.epoch_loop

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, counted in page faults of the kernel."""
+"""Freed memory stays with the process, measured by page faults."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ print(faults() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-def test_freed_memory_is_used_again_without_the_kernel():
+def test_freed_memory_is_reused_without_page_faults():
     def count(way: str) -> int:
         command = [sys.executable, "-c", PROGRAM, way, str(SRC)]
         return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)

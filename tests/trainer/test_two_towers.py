@@ -1,4 +1,4 @@
-"""One tower in each of two processes, beside the whole net in one: the same numbers, half of each.
+"""Two processes with one tower each compared with one process with the whole net.
 
 `tests/test_several_devices.py` has whole runs.
 """
@@ -11,7 +11,7 @@ from classic_cnns.trainer.devices import free_port
 
 pytestmark = pytest.mark.slow  # whole runs and processes
 
-# Both processes train the whole net, and one tower of a second one that is born the same.
+# Each process trains the whole net, and one tower of a second net with the same initial weights.
 RANK = """
 import json
 import torch, torch.distributed as dist
@@ -62,35 +62,35 @@ def compare(dtype, **options):
     rows = split_towers(two, mesh)
     inputs = {}
     for name in one.crossings:
-        def note(_, x, __, name=name):
+        def record(_, x, __, name=name):
             inputs[name] = x[0][0].numel()
 
-        getattr(one, name).register_forward_hook(note)
+        getattr(one, name).register_forward_hook(record)
 
     def step(net, optimizer, number):
         random = torch.Generator().manual_seed(number)
         images = torch.randn(BATCH, 3, 32, 32, generator=random, dtype=torch.float64).to(dtype)
         labels = torch.randint(two.fc8.out_features, (BATCH,), generator=random)
-        torch.manual_seed(number)  # of dropout
+        torch.manual_seed(number)  # for dropout
         optimizer.zero_grad()
         loss = cross_entropy(net(images), labels)
         loss.backward()
         optimizer.step()
         return loss.item()
 
-    def apart(whole, half):
+    def error(whole, half):
         return (whole.tensor_split(2)[tower] - half).abs().max().item()
 
-    born = {name: p.detach().clone() for name, p in one.named_parameters()}
+    start = {name: p.detach().clone() for name, p in one.named_parameters()}
     facts = {"losses": 0.0, "gradients": 0.0}
     for number in range(STEPS):
         with Received() as received:
             ours = step(two, two_optimizer, number)
         facts["losses"] = max(facts["losses"], abs(step(one, one_optimizer, number) - ours))
         pairs = list(zip(one.parameters(), two.parameters()))
-        facts["gradients"] = max([facts["gradients"], *(apart(a.grad, b.grad) for a, b in pairs)])
-    facts["weights"] = max(apart(a, b) for a, b in pairs)
-    facts["moved"] = min((p - born[name]).abs().max().item() for name, p in one.named_parameters())
+        facts["gradients"] = max([facts["gradients"], *(error(a.grad, b.grad) for a, b in pairs)])
+    facts["weights"] = max(error(a, b) for a, b in pairs)
+    facts["moved"] = min((p - start[name]).abs().max().item() for name, p in one.named_parameters())
     facts["memory"] = stored(two, two_optimizer) / stored(one, one_optimizer)
     facts["bytes"], facts["calls"] = received.bytes, received.calls
     facts["inputs"], facts["itemsize"] = inputs, torch.empty(0).element_size()
@@ -114,8 +114,8 @@ dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def told(server, tmp_path_factory) -> list[list[dict]]:
-    """What each of the two processes tells of 20 steps, in single and in double precision."""
+def results(server, tmp_path_factory) -> list[list[dict]]:
+    """What each process has measured in 20 steps, first in single and then in double precision."""
     folder = tmp_path_factory.mktemp("pair")
     (folder / "rank.py").write_text(RANK)
     env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
@@ -129,18 +129,18 @@ def told(server, tmp_path_factory) -> list[list[dict]]:
 
 
 @pytest.fixture
-def single(told):
-    return [facts[0] for facts in told]
+def single(results):
+    return [facts[0] for facts in results]
 
 
-def test_losses_gradients_and_weights_are_those_of_one_process(single):
+def test_losses_gradients_and_weights_equal_those_of_one_process(single):
     for facts in single:
-        assert facts["moved"] > 1e-4  # each tensor, so that there is something to be equal
+        assert facts["moved"] > 1e-4  # each tensor has changed, so equality is meaningful
         for what in ("losses", "gradients", "weights", "gathered", "scores"):
             assert facts[what] < 1e-6, what
 
 
-def test_each_process_has_half_of_the_kernels_and_of_the_memory(single):
+def test_each_process_has_half_of_the_kernels_and_memory(single):
     for facts in single:
         halves = [4, 8, 12, 12, 8, 16, 16, 5]
         assert list(facts["rows"].values()) == halves
@@ -148,11 +148,11 @@ def test_each_process_has_half_of_the_kernels_and_of_the_memory(single):
 
 
 @pytest.mark.fact(
-    "The GPUs communicate in certain layers only",
+    "The GPUs communicate only in certain layers",
     source="Krizhevsky 2012, section 3.2",
     code="trainer/two_towers.py:TwoTowers",
 )
-def test_the_towers_exchange_what_crosses_between_them_and_no_more(single):
+def test_the_towers_exchange_only_the_inputs_of_crossings_and_the_scores(single):
     for facts in single:
         assert facts["inputs"] == {"conv3": 16 * 6 * 6, "fc6": 16 * 2 * 2, "fc7": 32, "fc8": 32}
         numbers = 6 * (2 * sum(facts["inputs"].values()) // 2 + 10 // 2)
@@ -161,8 +161,8 @@ def test_the_towers_exchange_what_crosses_between_them_and_no_more(single):
         assert facts["calls"] == 5 * ["all_gather_into_tensor"] + 4 * ["reduce_scatter_tensor"]
 
 
-def test_rounding_is_the_only_difference_also_where_rows_are_odd(told):
-    facts = [facts[1] for facts in told]
+def test_odd_numbers_of_rows_give_equal_results_in_double_precision(results):
+    facts = [facts[1] for facts in results]
     assert [list(each["rows"].values())[-3:] for each in facts] == [[16, 16, 3], [15, 15, 2]]
     for each in facts:
         for what in ("losses", "gradients", "weights", "gathered", "scores"):

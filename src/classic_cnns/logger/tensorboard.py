@@ -26,7 +26,7 @@ CHARTS = {
 class TensorBoard(TensorBoardLogger):
     """Writes scalars, texts, images and the HPARAMS row of one start of a run to one event file.
 
-    The file lies in `save_dir`, whose path is the run's name in TensorBoard. Values that an
+    The file is in `save_dir`, whose path is the run's name in TensorBoard. Values that an
     interrupted start wrote for steps from `purge_step` on are hidden. `metrics` are the columns of
     the HPARAMS tab.
     """

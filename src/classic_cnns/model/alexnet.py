@@ -1,15 +1,15 @@
-"""AlexNet, the net of 2012 in its two towers.
+"""AlexNet, the net of 2012 with two towers.
 
 Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks,
-NIPS 2012; "section" and "Fig." below are this paper's. The kernels of conv1 ... conv5 and the
-neurons of fc6 and fc7 stand in two towers, which the authors put on two GPUs. conv1 sees the image;
-conv2, conv4 and conv5 see the maps of their own tower only; conv3 and the fully-connected layers
-see both (section 3.2). So a tower is one half of the rows (dimension 0) of a weight, and "own tower
-only" is a grouped convolution: conv2.weight is (256, 48, 5, 5). On which device a tower is computed
-is no business of this file.
+NIPS 2012; "section" and "Fig." below refer to it. The kernels of conv1 ... conv5 and the neurons of
+fc6 and fc7 are divided into two towers, which the authors computed on two GPUs. The input of conv1
+is the image, that of conv2, conv4 and conv5 the maps of their own tower, and that of conv3 and the
+fully-connected layers the outputs of both towers (section 3.2). A tower is one half of the rows
+(dimension 0) of each weight, so conv2, conv4 and conv5 are grouped convolutions: conv2.weight is
+(256, 48, 5, 5). This module does not choose the devices of the towers.
 
-Images come centred: the authors subtract the mean of each pixel and keep the scale of 0 ... 255
-(section 2), which their initial weights, N(0, 0.01) in every layer, suit.
+Images are pixels of 0 ... 255 less the mean image (section 2); the initial weights, N(0, 0.01) in
+every layer, are made for this scale.
 """
 
 from collections.abc import Sequence
@@ -29,12 +29,12 @@ WINDOWS = {"overlapping": 3, "non_overlapping": 2}  # z of section 3.4; s is 2 i
 class AlexNet(nn.Module):
     """Five convolutional and three fully-connected layers (Fig. 2).
 
-    `conf/model/alexnet.yaml` says what each key is and where the paper has it. `channels` counts
-    the kernels of conv1 ... conv5, `hidden` the neurons of fc6 and of fc7, both towers together;
-    with one tower every kernel sees every map.
+    `conf/model/alexnet.yaml` describes the keys. `channels` are the numbers of kernels of conv1 ...
+    conv5 and `hidden` is the number of neurons of fc6 and of fc7, in both towers together. With one
+    tower each kernel has all maps as inputs.
     """
 
-    # Where the towers meet: the layers whose neurons see the outputs of both.
+    # The layers whose inputs are the outputs of both towers.
     crossings = ("conv3", "fc6", "fc7", "fc8")
 
     def __init__(
@@ -105,11 +105,11 @@ class AlexNet(nn.Module):
                 nn.init.constant_(parameter, float(one))
 
     def _overhang(self, size: int) -> int:
-        """Return how far conv1's last window hangs over the edge: 3 pixels at 224, 0 at 227.
+        """How far conv1's last window extends over the edge: 3 pixels at 224, 0 at 227.
 
-        Windows of 11 pixels at a stride of 4 do not tile 224 pixels, yet give 55 x 55 maps in the
-        paper: the authors' program, cuda-convnet, rounds their number up, and reads zeros beyond
-        the right and bottom edges.
+        Windows of 11 pixels with a stride of 4 do not fit exactly into 224 pixels, but the paper
+        has maps of 55 x 55: the authors' program, cuda-convnet, rounds the number of windows up and
+        reads zeros beyond the right and bottom edges.
         """
         (kernel, _), (stride, _) = self.conv1.kernel_size, self.conv1.stride
         return (kernel - size) % stride
@@ -122,8 +122,8 @@ class AlexNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images, float (B, in_channels, image_size, image_size), to scores (B, num_classes).
 
-        The paper's net takes 224 x 224 pixels, or the 227 x 227 of later versions: maps are equal
-        in size. The sizes in the comments are the paper's.
+        The paper's images have 224 x 224 pixels; 227 x 227, as in later versions, give maps of the
+        same sizes. The sizes in the comments are the paper's.
         """
         height, width = images.shape[-2:]
         act = self.normed

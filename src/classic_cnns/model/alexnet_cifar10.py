@@ -1,16 +1,16 @@
-"""The tutorial's "AlexNet" for CIFAR-10: torchvision's variant, narrowed at the end.
+"""The tutorial's "AlexNet" for CIFAR-10: torchvision's variant with a smaller fc7.
 
 This is not the net of Krizhevsky, Sutskever and Hinton, NIPS 2012 (that one is `alexnet.py`). It is
 `torchvision.models.alexnet`, after Krizhevsky, "One weird trick for parallelizing convolutional
-neural networks" (arXiv:1404.5997), with a second hidden layer of 1024. What departs from 2012:
+neural networks" (arXiv:1404.5997), with a second hidden layer of 1024. Differences from 2012:
 
 - one tower with 64-192-384-256-256 kernels; 2012 has two with 96-256-384-384-256 together;
 - no local response normalisation;
 - dropout before fc6 and fc7; 2012 drops the outputs of fc6 and fc7;
 - fc7 has 1024 units, not 4096;
 - images of 96x96, whose last maps are 2x2: the adaptive pooling to 6x6 repeats each value nine
-  times, so that fc6's 9216 inputs hold 1024 different numbers;
-- torch's initial weights, for which 2012 has N(0, 0.01) and biases of 1 in five layers.
+  times, so fc6's 9216 inputs are only 1024 different numbers;
+- torch's initial weights; 2012 has N(0, 0.01), and biases of 1 in five layers.
 """
 
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class AlexNetCifar10(nn.Module):
     """(B, in_channels, 96, 96) -> (B, num_classes); 44,428,106 parameters at 3 and 10.
 
     `dropout` is the probability that an input of fc6 and of fc7 is dropped.
-    `norm` stands before every ReLU.
+    `norm` precedes every ReLU.
     """
 
     def __init__(self, *, num_classes: int, in_channels: int, dropout: float, norm: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class BatchNorm(nn.Module):
     """Batch normalisation of (B, C) features or (B, C, H, W) maps, channel by channel.
 
-    `momentum` weighs the new value, as in torch (the d2l tutorial's 0.9 weighs the old one).
+    `momentum` is the weight of the new value, as in torch (the d2l tutorial's 0.9: of the old one).
     """
 
     running_mean: Tensor
@@ -32,8 +32,8 @@ class BatchNorm(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() not in (2, 4):
             raise ValueError(f"expected 2D or 4D input (got {images.dim()}D input)")
-        x = images.to(self.weight.dtype)  # under autocast: bfloat16 comes in and goes out
-        # The mode decides, not whether gradients are on: eval() alone must not learn statistics.
+        x = images.to(self.weight.dtype)  # under autocast input and output are bfloat16
+        # The mode decides, not whether gradients are enabled: eval() does not change statistics.
         mean, var = self._measure(x) if self.training else (self.running_mean, self.running_var)
         scale = self.weight * (var + self.eps).rsqrt()
         shape = (-1, 1, 1) if x.dim() == 4 else (-1,)  # (C, 1, 1) broadcasts over (B, C, H, W)
@@ -41,10 +41,10 @@ class BatchNorm(nn.Module):
         return y.to(images.dtype)
 
     def _measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance (C,) of this batch; the running ones move towards them."""
+        """Mean and biased variance (C,) of this batch; also updates the running statistics."""
         samples = x.numel() // x.size(1)
         if samples == 1:
-            # One value less its mean is 0: the output would be beta, whatever comes in.
+            # One value minus its mean is 0: the output would be beta for any input.
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {x.shape}"
             )
@@ -53,8 +53,8 @@ class BatchNorm(nn.Module):
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
-            # Alg. 2, step 10: the batch is normalised by the biased variance, but the one that is
-            # remembered estimates the variance of all images, hence m / (m - 1).
+            # Alg. 2, step 10: the batch is normalised by the biased variance, but the running
+            # variance is the unbiased estimate for all images, hence m / (m - 1).
             self.running_var.lerp_(var * samples / (samples - 1), self.momentum)
         return mean, var
 

@@ -3,7 +3,7 @@
 Krizhevsky's example-layers/*.cfg of 2011 and 2012, the nets behind section 3.3 of "ImageNet
 Classification with Deep Convolutional Neural Networks" (NIPS 2012): 13 % without, 11 % with local
 response normalisation. As there, the layers are listed in the configuration, one per line and from
-the image to the scores: `conf/model/convnet_cifar10*.yaml`. This file holds what a line can name.
+the image to the scores: `conf/model/convnet_cifar10*.yaml`. The layers are below.
 
 The initial weights are made for pixels of 0..255 less the per-pixel mean of the training set; the
 learning rates and the weight decay per layer are in `conf/optim/convnet_cifar10*.yaml`.
@@ -24,8 +24,8 @@ from classic_cnns.model.local_response_norm import LocalResponseNorm
 class LocallyConnected2d(nn.Module):
     """A convolution without weight sharing: separate filters and biases at every position.
 
-    Stride 1. (B, C, H, W) -> (B, O, H', W'); `weight[y, x, i, j, c, o]` is what output map o at (y,
-    x) takes from input map c at (y + i, x + j) of the padded image.
+    Stride 1. (B, C, H, W) -> (B, O, H', W'); `weight[y, x, i, j, c, o]` is the weight of the input
+    map c at (y + i, x + j) of the padded image for the output map o at (y, x).
     """
 
     def __init__(self, shape: torch.Size, filters: int, kernel_size: int, padding: int) -> None:
@@ -43,8 +43,8 @@ class LocallyConnected2d(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         batch, pad = images.size(0), self.padding
-        # Positions first: one matrix product (B, kkC) x (kkC, O) for each of them. Gathering the
-        # windows from shifted copies is three times as fast as F.unfold, forward and backward.
+        # One matrix product (B, kkC) x (kkC, O) for each position. Gathering the windows from
+        # shifted copies is three times as fast as F.unfold, forward and backward.
         x = F.pad(images.permute(2, 3, 0, 1), (0, 0, 0, 0, pad, pad, pad, pad))  # (H, W, B, C)
         kernel = [(i, j) for i in range(self.kernel_size) for j in range(self.kernel_size)]
         shifted = [x[i : i + self.height, j : j + self.width] for i, j in kernel]
@@ -57,7 +57,7 @@ class LocallyConnected2d(nn.Module):
 class SameMapNorm(nn.Module):
     """`rnorm`: x / (1 + scale * mean of x^2 over size x size neighbours in the same map)^power.
 
-    The mean is over all size^2 places; those outside the map count as zeros.
+    The mean is over all size^2 positions; those outside the map are zeros.
     """
 
     def __init__(self, size: int, scale: float, power: float) -> None:
@@ -76,7 +76,7 @@ class FullyConnected(nn.Linear):
         return super().forward(x.flatten(1))
 
 
-# What the `type` of a line can name, less those that depend on the net. Each gets the shape of its
+# The types of layers, except those that depend on the net. Each is called with the shape of its
 # input, (C, H, W) or (features,), and the other values of the line.
 LAYERS: dict[str, Callable[..., nn.Module]] = {
     "conv": lambda shape, *, filters, kernel_size, padding: nn.Conv2d(
@@ -84,8 +84,8 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
     ),
     "local": LocallyConnected2d,
     "fc": lambda shape, *, outputs: FullyConnected(shape.numel(), outputs),
-    # cuda-convnet's last window may hang over the edge: 32 -> 16 -> 8 -> 4, not 15, 7, 3. Its
-    # average is that of the part that lies inside, as torch's.
+    # cuda-convnet's last window may extend over the edge: 32 -> 16 -> 8 -> 4, not 15, 7, 3. Its
+    # average is that of the part inside the map, as in torch.
     "max_pool": lambda _, *, size, stride: nn.MaxPool2d(size, stride, ceil_mode=True),
     "avg_pool": lambda _, *, size, stride: nn.AvgPool2d(size, stride, ceil_mode=True),
     "rnorm": lambda _, **values: SameMapNorm(**values),
@@ -97,11 +97,11 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
 
 
 class ConvNetCifar10(nn.Sequential):
-    """(B, in_channels, image_size, image_size) -> (B, num_classes), through the lines of `layers`.
+    """(B, in_channels, image_size, image_size) -> (B, num_classes), with the layers in `layers`.
 
     A line is `{name, type, ...}`; the type `scores` is the `fc` whose outputs are the classes, and
-    `neuron` is the net's `activation`. `norm` follows every weighted layer but the scores, before
-    anything else.
+    `neuron` is the net's `activation`. `norm` directly follows each layer with weights except the
+    scores.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from classic_cnns.model.lenet5 import (
     uniform_,
 )
 
-# The first maps that each of the twelve second ones sees: LeCun et al., "Handwritten digit
+# The S2 maps that each of the twelve C3 maps uses: LeCun et al., "Handwritten digit
 # recognition with a back-propagation network", NIPS 1989, table 1.
 LENET1_TABLE = tuple(
     tuple(i + first for i in maps)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from classic_cnns.model.batch_norm import norm_layer
 
-# Table I: the S2 maps that each of the sixteen C3 maps sees.
+# Table I: the S2 maps that each of the sixteen C3 maps uses.
 C3_TABLE = (
     (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5),  # neighbouring triples
     (0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5),
@@ -67,7 +67,7 @@ class ScaledTanh(nn.Module):
 class Subsampling(nn.Module):
     """S2 and S4: the sum of 2x2 neighbours times a coefficient, plus a bias, both one per map.
 
-    Section II.A speaks of the average, II.B of the sum: the same functions, and we take II.B.
+    Section II.A has the average, II.B the sum; the functions are the same, and this is II.B's.
     (B, C, H, W) to (B, C, H // 2, W // 2).
     """
 
@@ -94,7 +94,7 @@ SUBSAMPLINGS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class FittedConv2d(nn.Conv2d):
-    """A convolution, as one matrix product where the image is just as large as the kernel."""
+    """A convolution, computed as a matrix product if the image has the size of the kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] != self.weight.shape[2:]:
@@ -103,10 +103,10 @@ class FittedConv2d(nn.Conv2d):
 
 
 class TableConv2d(nn.Module):
-    """C3: a convolution in which output map i sees only the input maps `table[i]`.
+    """C3: a convolution in which output map i uses only the input maps `table[i]`.
 
-    Only connected kernels are parameters: `weight` holds them in the order of the table, shape
-    (pairs, k, k). A map whose fan-in is F starts uniform in +-`bound(F)`. (B, C, H, W) to
+    Only connected kernels are parameters: `weight` has them in the order of the table, shape
+    (pairs, k, k). Those of a map with fan-in F start uniform in +-`bound(F)`. (B, C, H, W) to
     (B, len(table), H-k+1, W-k+1).
     """
 
@@ -126,9 +126,9 @@ class TableConv2d(nn.Module):
         pairs = [i * in_channels + j for i, row in enumerate(table) for j in row]
         self.register_buffer("pairs", torch.tensor(pairs), persistent=False)
         start = 0
-        for i, row in enumerate(table):  # a map that sees more maps starts with smaller weights
-            own = [self.weight[start : start + len(row)], self.bias[i]]
-            uniform_(own, bound(len(row) * kernel_size**2))
+        for i, row in enumerate(table):  # a map with more inputs has smaller initial weights
+            parameters = [self.weight[start : start + len(row)], self.bias[i]]
+            uniform_(parameters, bound(len(row) * kernel_size**2))
             start += len(row)
 
     def dense_weight(self) -> Tensor:
@@ -164,14 +164,14 @@ class EuclideanRBF(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """Digits, (B, 1, 32, 32) float32 in -0.1 to 1.175, to scores (B, 10), the highest wins.
+    """Digits, (B, 1, 32, 32) float32 in -0.1 to 1.175, to scores (B, 10).
 
     A score is the negative RBF penalty of eq. 7. Larger images give larger C5 maps, and then
     scores for each position (section VII): (B, 10, H', W').
 
-    `c3` is "table", or "full": every map sees all six. `subsampling` is the paper's "trainable", or
-    "average" or "max", which have no weights; `rbf` is "fixed" or "learned"; `norm` stands before
-    the squashing of C1, C3, C5 and F6. (Runs of before have no such keys in their configs.)
+    `c3` is "table", or "full": every map uses all six. `subsampling` is the paper's "trainable", or
+    "average" or "max", which have no weights; `rbf` is "fixed" or "learned"; `norm` precedes
+    the squashing of C1, C3, C5 and F6. Configs of earlier versions do not have these keys.
     """
 
     def __init__(
@@ -210,14 +210,14 @@ class LeNet5(nn.Module):
 
 
 class MLELoss(nn.Module):
-    """Eq. 8: the mean penalty of the right class. Scores (B, 10), labels (B,) to a scalar."""
+    """Eq. 8: the mean penalty of the correct class. Scores (B, 10), labels (B,) to a scalar."""
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
         return -scores.gather(1, labels[:, None]).mean()
 
 
 class MAPLoss(nn.Module):
-    """Eq. 9: eq. 8, and wrong classes are pushed away unless they are farther than j.
+    """Eq. 9: eq. 8, plus a term that increases penalties of wrong classes that are not above j.
 
     E = mean[ y_D + log(exp(-j) + sum_i exp(-y_i)) ] >= 0, where exp(-j) is a "rubbish" class. The
     paper gives no value for j > 0. Scores (B, 10), labels (B,) to a scalar.
@@ -232,12 +232,12 @@ class MAPLoss(nn.Module):
 
 
 def penalty_loss(j: float | None) -> nn.Module:
-    """The loss of eq. 9, and without j that of eq. 8: the paper does not say which it took."""
+    """The loss of eq. 9, or without j that of eq. 8: the paper does not say which one it used."""
     return MLELoss() if j is None else MAPLoss(j)
 
 
 def paper_bound(fan_in: int) -> float:
-    """Appendix A: the weights and biases of a unit with so many inputs start in +- this."""
+    """Appendix A: the weights and biases of a unit with `fan_in` inputs start in +- this."""
     return 2.4 / fan_in
 
 

@@ -1,9 +1,9 @@
-"""LeNet-5 as it is taught today: the maps of 1998, ReLU, plain pooling, a linear output.
+"""LeNet-5 as in today's tutorials: the maps of 1998, ReLU, plain pooling, a linear output.
 
 LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition",
-Proc. IEEE 1998, section II.B, gives the layers and the table of C3. What departs from it: ReLU
-for the scaled tanh, pooling without coefficients, a linear layer for the RBF units, torch's initial
-weights. `lenet5.py` is the net of the paper.
+Proc. IEEE 1998, section II.B, gives the layers and the table of C3. Differences: ReLU instead of
+the scaled tanh, pooling without coefficients, a linear layer instead of the RBF units, torch's
+initial weights. `lenet5.py` is the net of the paper.
 """
 
 from torch import Tensor, nn
@@ -25,9 +25,9 @@ class SquaredErrorOneHot(nn.Module):
 class LeNet5ReLU(nn.Module):
     """(B, in_channels, 32, 32) -> (B, num_classes).
 
-    At 1 channel and 10 classes 60,806 parameters with `c3=table`, sixteen filters that see the
-    3, 4 or 6 maps of the paper's table, and 61,706 with `c3=full`, where each sees all six.
-    `norm` stands before every `activation`.
+    With 1 channel and 10 classes it has 60,806 parameters if `c3` is "table": sixteen filters with
+    3, 4 or 6 input maps as in the paper's table; and 61,706 if it is "full": each filter has all
+    six. `norm` precedes every `activation`.
     """
 
     def __init__(

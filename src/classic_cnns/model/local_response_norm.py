@@ -1,14 +1,14 @@
 """Local response normalisation across kernel maps.
 
 Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks,
-NIPS 2012, section 3.3. The activity `a_i` of kernel `i` at one position is divided by a power of
-what its neighbours, the kernels `i - n//2 ... i + n//2`, do at the same position:
+NIPS 2012, section 3.3. The activity `a_i` of kernel `i` at a position is divided by a power of the
+sum of squares of its neighbours, the kernels `i - n//2 ... i + n//2`, at the same position:
 
     b_i = a_i / s_i^beta        s_i = k + alpha * sum_{|j - i| <= n//2} a_j^2
 
-Torch has this layer too, but lets autograd differentiate it operation by operation, each one a
-walk through the memory of the whole batch. Here forward and backward are closed formulas, worked
-out on pieces that fit a processor's cache, and on a GPU by one kernel for each.
+Torch's layer consists of several operations, each of which reads and writes the whole batch, also
+in the backward pass. Here forward and backward are closed formulas, computed on pieces that fit
+into a processor's cache, and on a GPU by one kernel each.
 """
 
 from importlib.util import find_spec
@@ -26,8 +26,9 @@ HAS_TRITON = find_spec("triton") is not None
 class LocalResponseNorm(nn.Module):
     """The formula with n = `size`, which is odd, in each of `groups` equal groups of channels.
 
-    So no window reaches across the border of two towers. With `divide_by_size` alpha weighs the
-    sum / n, as in cuda-convnet and `torch.nn.LocalResponseNorm`, and not the sum as printed.
+    No window crosses the border of two groups, which are the towers. With `divide_by_size` alpha
+    multiplies sum / n, as in cuda-convnet and `torch.nn.LocalResponseNorm`, else the sum, as in the
+    paper.
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class _Normalise(torch.autograd.Function):
 
         dE/da_j = g_j s_j^-beta - 2 alpha beta a_j sum_{|i - j| <= n//2} g_i b_i / s_i
 
-    Only the input is kept for the backward pass: s is computed again in cache as fast as it would
-    come from memory.
+    Only the input is saved for the backward pass: computing s again in cache is as fast as reading
+    it from memory.
     """
 
     @staticmethod
@@ -98,7 +99,7 @@ def _fits_gpu_kernel(x: Tensor) -> bool:
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """Channels-last for a tensor that is stored so, else contiguous."""
+    """Channels last if the tensor is stored in this format, else contiguous."""
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
@@ -107,7 +108,7 @@ def _pieces(groups: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
     """Cut (B, C, H, W) tensors of one layout, without copying, into (rows, C / groups, inner).
 
     A row is one tower of one image (inner = H * W), or with channels last one tower of one pixel
-    (inner = 1): the neighbours of a kernel are along dimension 1, and no tower sees the other.
+    (inner = 1). So the neighbours of a kernel, all in its tower, are along dimension 1.
     """
     batch, channels, height, width = tensors[0].shape
     if tensors[0].is_contiguous():
@@ -139,7 +140,7 @@ def _scale(a: Tensor, size: int, alpha: float, k: float) -> Tensor:
 
 def _power(s: Tensor, beta: float) -> Tensor:
     """Compute s^-beta."""
-    if beta == 0.75 and not s.is_cuda:  # the paper's; two roots take a CPU less than one power
+    if beta == 0.75 and not s.is_cuda:  # as in the paper; on CPUs two roots are faster than a power
         root = s.rsqrt()
         return root.sqrt().mul_(root)
     return s.pow(-beta)

@@ -1,9 +1,9 @@
-"""Local response normalisation in one walk through a GPU's memory for each direction.
+"""Local response normalisation on GPUs, with one kernel for the value and one for the gradient.
 
-Written in Triton, which comes with torch's builds for GPUs. The formulas stand in
-`local_response_norm`. A tensor is read in the order of its memory, in which the neighbours of a
-kernel are `inner` elements apart; what several elements read comes from the GPU's caches. The
-constants are part of the compiled program, since Triton would pass them on in float32.
+They are written in Triton, which comes with torch's builds for GPUs. The formulas are in
+`local_response_norm`. Elements are processed in memory order, in which the neighbours of a kernel
+are `inner` elements apart; repeated reads are served by the GPU's caches. The constants are
+compiled in, because Triton passes arguments as float32.
 """
 
 import torch
@@ -16,7 +16,7 @@ BLOCK = 1024  # elements for each program
 
 @triton.jit
 def neighbour(x, at, channel, step, channels: tl.constexpr, inner: tl.constexpr):
-    """The elements `step` channels on, in float32 or float64; zeros beyond the ends."""
+    """The elements `step` channels further, in float32 or float64; zeros beyond the ends."""
     there = (channel + step >= 0) & (channel + step < channels)
     value = tl.load(x + at + step * inner, mask=there, other=0.0)
     return value if x.dtype.element_ty == tl.float64 else value.to(tl.float32)
@@ -27,7 +27,7 @@ def scale(
     x, at, channel, step, alpha: tl.constexpr, k: tl.constexpr,
     half: tl.constexpr, channels: tl.constexpr, inner: tl.constexpr,
 ):  # fmt: skip
-    """s of the elements `step` channels on."""
+    """s of the elements `step` channels further."""
     a = neighbour(x, at, channel, step, channels, inner)
     total = a * a
     for i in tl.static_range(1, half + 1):
@@ -75,7 +75,7 @@ def gradient_kernel(
 def response_norm(
     x: Tensor, grad: Tensor | None, size: int, alpha: float, beta: float, k: float, groups: int
 ) -> Tensor:
-    """b of x (B, C, H, W), or with `grad`, dE/db, dE/dx; both dense and in the layout of x."""
+    """b for x (B, C, H, W), or dE/dx if `grad` is dE/db; both dense and in the layout of x."""
     out = torch.empty_like(x)
     channels, inner = x.shape[1] // groups, x.stride(1)
     grid = (triton.cdiv(x.numel(), BLOCK),)

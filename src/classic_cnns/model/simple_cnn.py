@@ -15,9 +15,9 @@ def conv_relu(in_channels: int, out_channels: int, norm: str, kernel: int = 5) -
 class SimpleCNN(nn.Module):
     """(B, in_channels, 28, 28) -> (B, num_classes); 121,514 parameters at 1 channel, 10 classes.
 
-    `extra_convs` is for the tutorial's question of what one more convolution brings: it adds that
-    many convolutions 64 -> 64 before the linear layer, each with 102,464 parameters, or 36,928 with
-    an `extra_kernel` of 3 pixels. `norm` comes between every convolution and its ReLU.
+    `extra_convs` convolutions 64 -> 64 are added before the linear layer, since the tutorial asks
+    for the effect of one more. Each has 102,464 parameters, or 36,928 with an `extra_kernel` of 3
+    pixels. `norm` is between every convolution and its ReLU.
     """
 
     def __init__(

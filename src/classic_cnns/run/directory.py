@@ -21,8 +21,8 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "
 def create(config: DictConfig) -> Path:
     """Create a run directory with `config.yaml`: `run_dir`, or outputs/<name>/<date>_<time>.
 
-    In outputs/<name>/, `latest.txt` contains the name of the newest run, which `latest` stands for
-    on command lines.
+    In outputs/<name>/, `latest.txt` contains the name of the newest run; on command lines `latest`
+    means this run.
     """
     if config.run_dir:
         directory = Path(str(config.run_dir))  # Hydra parses run_dir=5 as a number

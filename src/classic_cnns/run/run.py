@@ -123,9 +123,8 @@ def is_finished(result: dict, config: DictConfig) -> bool:
 def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -> tuple[Path, bool]:
     """The run directory, and whether it is a new one to keep; temporary without `keep`."""
     if earlier:
-        for rest in (earlier / "checkpoints").glob(
-            ".*.ckpt.*"
-        ):  # left if the run was killed while writing
+        # Incomplete files, left if the run was killed while writing a checkpoint.
+        for rest in (earlier / "checkpoints").glob(".*.ckpt.*"):
             rest.unlink()
         directories.write_config(earlier, config)  # trainer.max_epochs may have changed
         return earlier, False

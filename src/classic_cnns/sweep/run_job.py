@@ -37,9 +37,8 @@ def run_job(job: Job, environment: dict[str, str]) -> Iterator[None]:
         yield
     path, timed_out = job.directory / "result.json", False
     earlier = read_json(path)
-    if (
-        earlier and earlier["status"] != "finished"
-    ):  # unless an earlier start has finished it meanwhile
+    # Another process may have finished the job while this one waited.
+    if earlier and earlier["status"] != "finished":
         path.unlink()
     log = job.directory / "output.log"
     with open(log, "ab") as output:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from classic_cnns import UserError
 
-SPIN_COUNT = 1700  # nearly as fast as long spinning alone, and as none beside others
+# Nearly as fast as long spinning if alone, and as no spinning if the cores are shared.
+SPIN_COUNT = 1700
 
 
 def visible_gpus() -> list[str]:

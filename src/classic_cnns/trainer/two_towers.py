@@ -1,19 +1,20 @@
 """A net of two towers on pairs of devices, one tower on each, as AlexNet was trained in 2012.
 
 Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks,
-NIPS 2012, section 3.2. A device holds one half of the rows (dimension 0) of each weight, bias,
-gradient and optimizer state, and computes one half of each layer's kernels. A device gets the other
-half only of the inputs of `net.crossings`, and of the scores. So in a step on B images it receives,
-and sends, where n_l is the number of inputs of layer l,
+NIPS 2012, section 3.2. A device stores one half of the rows (dimension 0) of each weight, bias,
+gradient and optimizer state, and computes one half of each layer's kernels. It receives the other
+half of the inputs of the layers in `net.crossings`, and of the scores. In a step on B images it
+receives, and sends,
 
-    B * (2 * sum over the crossings l of n_l / 2  +  classes / 2)    numbers:
+    B * (2 * sum over the crossings l of n_l / 2  +  classes / 2)    numbers,
 
-at each crossing half the inputs forward and half of their gradients, to be summed, backward. Of
-AlexNet these are 61,172 numbers an image at 1000 classes. An odd number of rows gives the first
-device one more.
+where n_l is the number of inputs of layer l: at each crossing half of the inputs in the forward
+pass, and half of their gradients, which are summed, in the backward pass. For AlexNet with 1000
+classes these are 61,172 numbers per image. If the number of rows is odd, the first device has one
+more.
 
-Lightning's ModelParallelStrategy is not used: it writes checkpoints past our CheckpointIO, leaves
-averaging over pairs to FSDP, and would have DTensors for weights, which conv2d cannot take.
+Lightning's ModelParallelStrategy is not used: it bypasses our CheckpointIO, averages over pairs
+only with FSDP, and makes weights DTensors, which conv2d does not accept.
 """
 
 from collections.abc import Callable, Mapping
@@ -83,8 +84,8 @@ class TwoTowers(DDP):
     Checkpoints have the format of one process: whole tensors under the same names.
     """
 
-    rows: Mapping[nn.Parameter, int] = {}  # of the whole weights, set when the net is cut
-    restore_checkpoint_after_setup = True  # since setup cuts the net
+    rows: Mapping[nn.Parameter, int] = {}  # of the whole weights, set when the net is split
+    restore_checkpoint_after_setup = True  # since setup splits the net
     pair: DeviceMesh | None = None
 
     def setup_environment(self) -> None:

@@ -1,4 +1,4 @@
-"""Torchvision's data with transforms of single images, in ordinary DataLoaders."""
+"""A data module with torchvision's data and transforms, and ordinary DataLoaders."""
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader

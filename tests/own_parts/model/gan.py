@@ -1,4 +1,4 @@
-"""The GAN of Lightning's examples in short: two optimizers, stepped by hand."""
+"""A short version of Lightning's example of a GAN: two optimizers with manual optimization."""
 
 import lightning.pytorch as pl
 import torch

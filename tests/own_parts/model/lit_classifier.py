@@ -1,4 +1,4 @@
-"""A classifier as in Lightning's introduction, which logs in every place."""
+"""A classifier as in Lightning's introduction, which logs in all hooks."""
 
 import lightning.pytorch as pl
 import torch

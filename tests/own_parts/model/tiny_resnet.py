@@ -1,4 +1,4 @@
-"""A net of somebody's own, in the three steps of the README."""
+"""A user's net, added in the three steps of the README."""
 
 from torch import Tensor, nn
 

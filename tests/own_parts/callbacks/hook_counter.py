@@ -1,4 +1,4 @@
-"""Notes which hooks of a callback are called, and how often."""
+"""Counts the calls of all hooks of a callback."""
 
 from collections import Counter
 from typing import Any
@@ -9,17 +9,17 @@ from lightning.pytorch.callbacks import Callback
 HOOKS = [name for name in dir(Callback) if name.startswith(("on_", "setup", "teardown"))]
 
 
-class Witness(Callback):
+class HookCounter(Callback):
     last: Any = None
 
     def __init__(self) -> None:
-        Witness.last = self
+        HookCounter.last = self
         self.calls: Counter[str] = Counter()
         self.inference = self.anomaly = False
         for name in HOOKS:
-            setattr(self, name, self.noting(name))
+            setattr(self, name, self.counting(name))
 
-    def noting(self, name: str):
+    def counting(self, name: str):
         def hook(trainer, *args, **kwargs):
             self.calls[name] += 1
             self.trainer = trainer

@@ -1,7 +1,7 @@
-"""train.py with a stand-in for its runs: it counts without torch, and keeps what a run keeps.
+"""A fake train.py: its runs count epochs without torch and write the files of a run.
 
-Its error follows from lr and seed alone, it can be told to fail, and it goes on from its
-checkpoint, as a run does. $HIDDEN names a package that is as if it were not installed.
+Their error depends only on lr and seed. Some learning rates make them fail, and they resume from
+their checkpoint. The package $HIDDEN appears not to be installed.
 """
 
 import json
@@ -12,11 +12,11 @@ import time
 from importlib import metadata, util
 from pathlib import Path
 
-FATES = {0.5: "raise", 0.6: "kill", 0.7: "hang", 0.8: "diverge"}  # of a learning rate
+FAILURES = {0.5: "raise", 0.6: "kill", 0.7: "hang", 0.8: "diverge"}  # by learning rate
 
 
 def error(lr: float, seed: int, epoch: int) -> float:
-    """After so many epochs."""
+    """The error after `epoch` epochs."""
     return sum(lr / (1 + seed + past) for past in range(1, epoch + 1))
 
 
@@ -27,15 +27,15 @@ def run(words: list[str]) -> None:
         given = json.loads((directory / "config.yaml").read_text())
     else:
         directory = Path(given.pop("run_dir").strip("'"))
-        (directory / "config.yaml").write_text(json.dumps(given))  # which is YAML too
+        (directory / "config.yaml").write_text(json.dumps(given))  # JSON is YAML too
     lr, seed = float(given.get("optim.lr", 0.02)), int(given.get("seed", 0))
     epochs, last = int(given["trainer.max_epochs"]), directory / "last.ckpt"
     result = {"status": "interrupted", "error": "stopped", "directory": str(directory)}
 
     def write_result(**facts) -> None:
-        beside = directory / ".result.json"
-        beside.write_text(json.dumps(result | facts))
-        beside.replace(directory / "result.json")
+        temporary = directory / ".result.json"
+        temporary.write_text(json.dumps(result | facts))
+        temporary.replace(directory / "result.json")
 
     def stop(*_) -> None:
         write_result()
@@ -56,13 +56,13 @@ def run(words: list[str]) -> None:
         with open(directory / "metrics.jsonl", "a") as file:
             print(json.dumps(line), file=file)
         last.write_text(str(epoch))
-        if (fate := FATES.get(lr)) == "raise":
+        if (failure := FAILURES.get(lr)) == "raise":
             raise RuntimeError("first line\nno memory is left")
-        if fate == "kill":
+        if failure == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if fate == "hang":
+        if failure == "hang":
             time.sleep(600)
-        if fate == "diverge":
+        if failure == "diverge":
             write_result(status="diverged", error="nan")
             sys.exit(1)
     value = error(lr, seed, epochs)
