@@ -403,7 +403,8 @@ def test_memory_files_and_threads_do_not_grow_over_300_epochs(train):
     early, late = (
         np.median(ResourceUse.records[part], 0) for part in (slice(50, 100), slice(250, 300))
     )
-    assert late[0] - early[0] < 5 and np.array_equal(late[1:], early[1:])
+    # Files of earlier tests in this process may be closed meanwhile.
+    assert late[0] - early[0] < 5 and (late[1:] <= early[1:]).all()
 
 
 # --- Estimates -----------------------------------------------------------------------------------
