@@ -284,6 +284,13 @@ def test_a_nan_loss_stops_the_run_with_one_line(train, caplog, monkeypatch):
     assert "the loss became nan in epoch 2" in line and "smaller optim.lr" in line
     assert result(Path("a"))["status"] == "diverged"
     assert all(value.isfinite().all() for value in weights(Path("a")).values())  # of epoch 1
+    assert "The run so far: a" in line
+
+    caplog.clear()
+    with pytest.raises(SystemExit):
+        train("b", "keep=false")
+    (line,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert line.endswith("try a smaller optim.lr")  # no directory, since it is removed
 
 
 REFUSED = {

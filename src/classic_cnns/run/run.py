@@ -105,7 +105,8 @@ def run(config: DictConfig) -> dict[str, Any]:
                 return train_and_test(config, directory, trainer, module, data, last)
             except Diverged:
                 sys.exit(1)  # rank 0 reports it
-        with train_log(directory / "train.log"), recorded_result(directory) as result:
+        kept = fresh or earlier is not None
+        with train_log(directory / "train.log"), recorded_result(directory, kept) as result:
             result |= train_and_test(config, directory, trainer, module, data, last)
             log.info(final_table(result))
         if config.keep is False:
@@ -309,9 +310,12 @@ def lightning_errors() -> Iterator[None]:
 
 
 @contextmanager
-def recorded_result(directory: Path) -> Iterator[dict]:
-    """Yields the dictionary that is written to `result.json`, however the run ends."""
-    resume = f"continue with: {program()} resume={directory}"
+def recorded_result(directory: Path, kept: bool) -> Iterator[dict]:
+    """Yields the dictionary that is written to `result.json`, however the run ends.
+
+    `kept` is whether the directory remains after the run.
+    """
+    resume = f"; continue with: {program()} resume={directory}" if kept else ""
     result: dict = {"status": "failed", "directory": str(directory)}
     try:
         try:
@@ -319,11 +323,12 @@ def recorded_result(directory: Path) -> Iterator[dict]:
             result["status"] = "finished"
         except Diverged as error:
             result |= {"status": "diverged", "error": str(error)}
-            log.error("error: %s; try a smaller optim.lr. The run so far: %s", error, directory)
+            so_far = f". The run so far: {directory}" if kept else ""
+            log.error("error: %s; try a smaller optim.lr%s", error, so_far)
             sys.exit(1)
         except Stopped as stop:
             result |= {"status": "interrupted", "error": signal.Signals(stop.code - 128).name}
-            log.warning("interrupted; %s", resume)
+            log.warning("interrupted%s", resume)
             raise
         except BaseException as error:
             result["error"] = f"{type(error).__name__}: {error}"
@@ -333,7 +338,7 @@ def recorded_result(directory: Path) -> Iterator[dict]:
                 write_json(directory / "result.json", result)
     except OSError as error:
         if is_disk_error(error):
-            raise UserError(f"{directory}: {error.strerror}; make room, then {resume}") from error
+            raise UserError(f"{directory}: {error.strerror}; make room{resume}") from error
         raise
 
 
