@@ -69,6 +69,7 @@ def export(checkpoint: Path, config: DictConfig, path: Path) -> str:
             told = f"{len(net.net.state_dict())} tensors, the same bits as in {checkpoint}"
         else:
             module = Exported(net).eval().requires_grad_(False)
+            module.to(memory_format=torch.contiguous_format)  # after training with channels last
             pictures, whose = test_pictures(config, net)
             write = write_onnx if path.suffix == ".onnx" else write_pt2
             told = compare(module, write(module, pictures[:2], beside), pictures, whose, path)
