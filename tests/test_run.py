@@ -24,7 +24,7 @@ from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import compose
 from classic_cnns.config.stored import find_run
 from classic_cnns.data.batches import Batches
-from classic_cnns.logger.tensorboard import TensorBoard
+from classic_cnns.logger.tensorboard import TensorBoard, charts
 from classic_cnns.model.lenet5 import LeNet5, MAPLoss, MLELoss
 from classic_cnns.run.run import run
 from tests.runs import events, metrics, result, same, weights
@@ -493,6 +493,19 @@ def test_tensorboard_has_the_confusion_matrix_and_the_mistakes(train, tiny_array
     assert wrong > 0
     (image,) = log.Images("mistakes/test")
     assert image.height == 28 + min(-(-wrong // 12), 10) * (64 + 28)
+
+
+@pytest.mark.parametrize(
+    "classes, top5, shown",
+    [(10, None, False), (10, True, True), (1000, None, True), (1000, False, False)],
+)
+def test_the_custom_scalars_tab_has_a_chart_of_the_top5_error_only_if_it_is_logged(
+    classes, top5, shown
+):
+    found = charts(OmegaConf.create({"top5_error": top5, "data": {"num_classes": classes}}))
+    expected = ["error", "loss", "accuracy", *(["top5_error"] if shown else [])]
+    assert list(found["metrics"]) == expected
+    assert found["metrics"]["error"][1] == ["^error/train$", "^error/val$", "^error/test$"]
 
 
 def test_the_hparams_tab_has_metrics_with_values_and_the_same_keys_in_every_run(train, whole):
