@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import Composer, compose
+from classic_cnns.data.batches import Batches
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.model.lenet5 import MLELoss
 from classic_cnns.run import pictures
@@ -26,6 +27,26 @@ def test_images_are_shifted_and_noise_is_added():
     )
     grey = torch.full((50, 1, 40, 40), 128, dtype=torch.uint8)
     assert noisy(grey, 16).float().std().item() == pytest.approx(16, rel=0.02)
+
+
+def test_images_of_all_classes_are_chosen_with_their_labels():
+    class SortedFiles(Batches):
+        def read(self, shares):  # as from class folders: every ninth file cannot be decoded
+            for share in shares:
+                rows = (share % 9 != 0).nonzero().flatten()
+                yield self.images[share[rows]], rows
+
+    pixels = torch.arange(5000).reshape(-1, 1, 1, 1)
+    labels = torch.arange(5000) // 100
+    data = SimpleNamespace(
+        batches=lambda split, size, to_input: SortedFiles(
+            pixels, labels, torch.arange(5000), size, to_input=to_input
+        )
+    )
+    images, found = TrainedNet.images(SimpleNamespace(data=data), "test", 2000)
+    assert torch.equal(found, images.flatten() // 100) and set(found.tolist()) == set(range(50))
+    assert len(images) == len(set(images.flatten().tolist())) and not (images % 9 == 0).any()
+    assert 1700 < len(images) < 1850
 
 
 def test_errors_are_counted_over_all_batches():

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from classic_cnns.callbacks.activations import activations
 from classic_cnns.classifier import Classifier
+from classic_cnns.data.batches import generator
 from classic_cnns.data.transforms import patches_of
 from classic_cnns.report import pictures
 from classic_cnns.run.explain import explain, top_classes
@@ -50,10 +51,18 @@ class TrainedNet:
         self.data = data_of(config, self.net)
 
     def images(self, split: str, count: int) -> tuple[Tensor, Tensor]:
+        """`count` images of the split, or all, and their labels; always the same ones.
+
+        They are chosen at random, since class folders are sorted by class.
+        """
         batches = self.data.batches(split, BATCH, to_input=lambda images: images)
-        read = batches.read(batches.indices[:count].split(BATCH))
-        parts = [images[rows] for images, rows in read]
-        return torch.cat(parts), batches.labels[batches.indices[:count]]
+        order = torch.randperm(len(batches.indices), generator=generator(0))
+        shares = batches.indices[order[:count]].split(BATCH)
+        images, labels = [], []
+        for share, (part, rows) in zip(shares, batches.read(shares), strict=True):
+            images.append(part)
+            labels.append(batches.labels[share[rows]])  # without files that cannot be decoded
+        return torch.cat(images), torch.cat(labels)
 
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
