@@ -1,6 +1,7 @@
 """Figures of a run: inputs, kernels, feature maps, answers, confusion matrix and mistakes."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,10 @@ def answers(
     most similar last hidden units. `shares` (N, classes) are probabilities; the true class is red.
     """
     count = len(images)
-    figure = new_figure(11, 1.2 * count)
-    grid = figure.subplots(count, 3, width_ratios=[1, 3, 6])
+    figure = new_figure(9, 1.1 * count)
+    grid = figure.subplots(count, 3, width_ratios=[1, 3, 5])
+    grid[0, 1].set_title("most probable classes", fontsize="small")
+    grid[0, 2].set_title("nearest training images in the last hidden layer", fontsize="small")
     best = shares.topk(min(5, shares.shape[1]), 1)
     for row in range(count):
         show(grid[row, 0], images[row][None], 1)
@@ -165,6 +168,7 @@ def answers(
         grid[row, 1].set_yticks(range(len(values)), [names[c] for c in classes], fontsize="small")
         grid[row, 1].invert_yaxis()
         grid[row, 1].set_xlim(0, 1)
+        grid[row, 1].tick_params("x", labelbottom=row == count - 1)
         show(grid[row, 2], nearest[row], 6)
     return figure
 
@@ -182,7 +186,7 @@ def robustness(curves: dict[str, dict[str, tuple[list[float], list[float]]]]) ->
             axes.plot(values, [100 * error for error in errors], marker=".", label=name)
         axes.set_xlabel(change)
         axes.set_ylabel("test error in %")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 105 * max(0.01, *chain(*(errors for _, errors in lines.values()))))
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     return figure
