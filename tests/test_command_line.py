@@ -4,6 +4,7 @@ import re
 import resource
 import runpy
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -266,3 +267,14 @@ def test_help_and_mistakes_take_at_most_1_5_seconds(server_without_torch, tmp_pa
     mistake = not argument.startswith("--")
     assert answer.returncode == (2 if mistake else 0)
     assert answer.stderr.count(b"\n") == mistake and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["train.py", "--help"], ["train.py", "--cfg=job"]])
+def test_a_command_ends_silently_if_nobody_reads_its_output(tmp_path, words):
+    command = [sys.executable, SRC / words[0], *words[1:]]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()  # as `head` does when it has read enough
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE

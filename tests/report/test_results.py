@@ -3,8 +3,11 @@
 import csv
 import json
 import re
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import numpy as np
 import pytest
@@ -159,6 +162,14 @@ def write_metrics(directory: Path, metric: str, values: Sequence[float]) -> None
         for epoch, value in enumerate(values, start=1)
     ]
     (directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_the_command_ends_silently_if_nobody_reads_its_output(runs, tmp_path):
+    command = [sys.executable, SRC / "results.py", *runs]
+    with Popen(command, cwd=tmp_path, stdout=PIPE, stderr=PIPE) as process:
+        process.stdout.close()  # as `head` does when it has read enough
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_the_command_prints_the_table_and_draws_the_curves(server_without_torch, runs, tmp_path):

@@ -4,6 +4,8 @@ Torch takes seconds to import and is not imported here, so that help and errors 
 """
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -115,11 +117,17 @@ class Command(argparse.ArgumentParser):
 def one_line_errors() -> Iterator[None]:
     """Print a UserError as one line and exit with 2; other exceptions keep their traceback."""
     try:
-        yield
-    except UserError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)  # as in shells
+        try:
+            yield
+        except UserError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)  # as in shells
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output has ended, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def fail(line: str) -> NoReturn:

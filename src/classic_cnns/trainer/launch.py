@@ -58,6 +58,8 @@ def run_in_rank(task: Callable[[], object]) -> None:
         facts: dict[str, Any] = {"code": stop.code}
     except UserError as error:
         facts = {"code": 2, "error": str(error)}
+    except BrokenPipeError:  # the reader of the output has ended, such as head
+        facts = {"code": 128 + signal.SIGPIPE}
     except BaseException as error:
         line = f"{type(error).__name__}: {one_line(error)}"
         trace = traceback.format_exc(limit=-8, chain=False)
@@ -80,8 +82,9 @@ class ExitCode:
 
     def leave(self) -> None:
         if self.code is not None:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(BrokenPipeError):
+                    stream.flush()
             os._exit(self.code)
 
 
