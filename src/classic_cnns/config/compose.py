@@ -266,15 +266,23 @@ def parse(words: Sequence[str]) -> list[Override]:
     """The overrides of a command line; UserError for a word that is not of the form key=value."""
     parsed = []
     for word in words:
-        try:
-            parsed.append(OverridesParser.create().parse_override(word))
-            if not parsed[-1].key_or_group:
-                raise HydraException("a key is missing")
-        except (OverrideParseException, HydraException) as error:
+        override = parse_word(word)
+        if not override:
+            key, _, value = word.partition("=")
+            quoted = f"{key}='{value}'"
+            hint = f': try "{quoted}"' if value and parse_word(quoted) else ""
             raise UserError(
-                f"{word}: not of the form key=value; quote values with special characters"
-            ) from error
+                f"{word}: not of the form key=value; quote values with special characters{hint}"
+            )
+        parsed.append(override)
     return parsed
+
+
+def parse_word(word: str) -> Override | None:
+    with suppress(OverrideParseException, HydraException):
+        override = OverridesParser.create().parse_override(word)
+        return override if override.key_or_group else None
+    return None
 
 
 def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> DictConfig:
