@@ -247,9 +247,11 @@ class Classifier(pl.LightningModule):
         """Inputs of the net for pictures: float32 (N, C, H, W), or patches (N, V, C, H, W).
 
         `pictures` is one or a list of paths, PIL images, uint8 arrays (H, W) or (H, W, C), or
-        tensors (C, H, W), of any size. Raises UserError for anything else.
+        tensors (C, H, W), of any size, or one such array or tensor with a dimension N before.
+        Raises UserError for anything else.
         """
-        several = pictures if isinstance(pictures, (list, tuple)) else [pictures]
+        many = isinstance(pictures, (list, tuple)) or getattr(pictures, "ndim", 0) == 4
+        several = pictures if many else [pictures]
         pixels = [self.prepared.read(picture)[0] for picture in several]
         return self.prepared(torch.from_numpy(np.stack(pixels)).to(self.device))
 

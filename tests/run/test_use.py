@@ -116,6 +116,15 @@ def test_a_run_of_version_0_1_is_loaded_too(folder, tmp_path):
     assert net.predict(torch.from_numpy(images[0]))[0] in net.classes
 
 
+@pytest.mark.parametrize("name", ["lenet5", "nine"])
+def test_a_batch_of_pictures_is_a_list_of_them(folder, name):
+    net, (images, _) = classic_cnns.load(folder / name), arrays(folder, name)
+    some = images[:5].reshape(5, *images.shape[1:3], -1)  # (N, H, W, C)
+    expected = net.probabilities(list(some))
+    assert torch.equal(net.probabilities(some), expected)
+    assert torch.equal(net.probabilities(torch.from_numpy(some).permute(0, 3, 1, 2)), expected)
+
+
 # --- Pictures -------------------------------------------------------------------------------------
 
 
