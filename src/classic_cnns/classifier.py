@@ -414,6 +414,10 @@ class Classifier(pl.LightningModule):
         self.measure(self.centre_metrics, views[CENTRAL_PATCH], labels)
         return self.measure(self.test_metrics, average_softmax(views), labels)
 
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Scores (B, classes) of the images of a batch."""
+        return self(batch[0])
+
     def evaluate(self, metrics: SplitMetrics, images: Tensor, labels: Tensor) -> Tensor:
         """Add a batch to the metrics of a split; returns the predicted classes (B,)."""
         return self.measure(metrics, self.net(images), labels) if len(labels) else labels

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
@@ -20,6 +22,7 @@ from classic_cnns.config.compose import Composer
 from classic_cnns.data.fetch import cache_directory
 from classic_cnns.run.evaluate import evaluate
 from classic_cnns.run.predict import predict
+from classic_cnns.run.trained import data_of
 from tests import golden
 from tests.forks import SRC, TRAIN
 
@@ -114,6 +117,19 @@ def test_a_run_of_version_0_1_is_loaded_too(folder, tmp_path):
     expected = images[indices].mean(0) * 4 / 255 - 2
     np.testing.assert_allclose(net.prepared.mean.numpy(), expected, atol=1e-3)
     assert net.predict(torch.from_numpy(images[0]))[0] in net.classes
+
+
+@pytest.mark.parametrize("name", ["lenet5", "nine"])
+def test_lightnings_trainer_predicts_the_scores_of_the_test_images(folder, name):
+    net = classic_cnns.load(folder / name)
+    data = data_of(Composer().load_run(folder / name)[1], net)
+    trainer = pl.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
+    scores, (_, labels) = torch.cat(trainer.predict(net, data)), arrays(folder, name)
+    of_run = json.loads((folder / name / "result.json").read_text())["metrics"]
+    assert (scores.argmax(1).numpy() != labels).mean() == of_run["error/test"]
+    loss = instantiate(Composer().load_run(folder / name)[1].model.loss)
+    expected = pytest.approx(of_run["loss/test"], rel=1e-5)
+    assert loss(scores, torch.from_numpy(labels).long()).item() == expected
 
 
 @pytest.mark.parametrize("name", ["lenet5", "nine"])

@@ -127,5 +127,8 @@ class ImageData(pl.LightningDataModule):
     def test_dataloader(self) -> Batches:
         return self.loader("test", self.eval_batch_size, to_input=self.preprocessing)
 
+    def predict_dataloader(self) -> Batches:
+        return self.test_dataloader()
+
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         return batch  # already on the device
