@@ -107,7 +107,11 @@ def write(folder: Path) -> None:
     ]
     alexnet = compose("model=alexnet", "data=cifar10", "model.input.fit=resize").model.net
     nets = {"wide": OmegaConf.to_container(alexnet, resolve=True) | {"channels": 5 * [10**5]},
-            "long": {"_target_": "torch.nn.Sequential", "_args_": layers}}  # fmt: skip
+            "long": {"_target_": "torch.nn.Sequential", "_args_": layers},
+            "deep": {"_target_": "classic_cnns.model.simple_cnn.SimpleCNN", "num_classes": 10,
+                     "in_channels": 1, "norm": "none", "extra_convs": 10**9},
+            "copies": {"_target_": "torch.nn.Transformer",
+                       "num_encoder_layers": 10**9}}  # fmt: skip
     for name, net in nets.items():  # with terabytes of weights
         shutil.copytree(run, folder / "huge" / name)
         changed = config.copy()
@@ -115,6 +119,10 @@ def write(folder: Path) -> None:
         OmegaConf.save(changed, folder / "huge" / name / "config.yaml")
         target = {"hyper_parameters": OmegaConf.to_container(changed)}
         torch.save(state | target, folder / f"{name}.ckpt")
+    shutil.copytree(run, folder / "huge" / "images")
+    changed = config.copy()
+    changed.model.input.size = 60_000
+    OmegaConf.save(changed, folder / "huge" / "images" / "config.yaml")
     with zipfile.ZipFile(folder / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("archive/data.pkl", bytes(10**8))
     (folder / "cut.ckpt").write_bytes(best.read_bytes()[:5000])

@@ -1,5 +1,6 @@
 """The LightningModule of this project's nets: net, loss, optimizer and metrics."""
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -13,6 +14,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
 from typing_extensions import Self
@@ -29,6 +31,7 @@ from classic_cnns.trainer.checkpoint_io import read_checkpoint
 EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
+MAX_PARAMETERS = 10_000  # tensors of a net in a config from elsewhere
 CENTRAL_PATCH = 4  # index of the central one of nine or ten test patches
 
 
@@ -49,10 +52,21 @@ def check_fits(config: Any, state: dict[str, Tensor], strict: bool = True) -> No
     Both are built on the meta device, without memory, since a config from elsewhere may describe a
     net of any size. Classes of packages that the user trusts may not support that device.
     """
+    count = itertools.count(1)
+
+    def limit(module: nn.Module, name: str, parameter: Any) -> None:
+        if next(count) > MAX_PARAMETERS:
+            raise RuntimeError(f"the net has more than {MAX_PARAMETERS:,} weights and biases")
+
     values = strings(OmegaConf.to_container(config.model))
     targets = (value for key, value in values if key.endswith("_target_"))
     with torch.device("meta" if all(map(is_trusted, targets)) else "cpu"):
-        parts = nn.ModuleDict({name: instantiate(config.model[name]) for name in ("net", "loss")})
+        hook = register_module_parameter_registration_hook(limit)
+        try:
+            made = {name: instantiate(config.model[name]) for name in ("net", "loss")}
+        finally:
+            hook.remove()
+    parts = nn.ModuleDict(made)
     parts.load_state_dict(state, strict, assign=True)
 
 

@@ -19,7 +19,7 @@ from classic_cnns.files import MAX_DEPTH
 ROOT = Path(__file__).parents[1]
 # Classes of torch and Lightning, recognised by the capital letter; no attributes of them.
 KNOWN_CLASSES = re.compile(
-    r"torch\.nn\.[A-Z]\w*"
+    r"torch\.nn\.(?!Transformer)[A-Z]\w*"  # they copy any number of layers at once
     r"|torch\.optim\.(lr_scheduler\.)?[A-Z]\w*"
     r"|lightning\.pytorch\.Trainer"
     r"|lightning\.pytorch\.(callbacks|loggers|strategies|plugins|profilers)\.[A-Z]\w*"
@@ -27,6 +27,7 @@ KNOWN_CLASSES = re.compile(
 # Packages that must not be trusted as a whole.
 NEVER_TRUSTED = {*sys.stdlib_module_names, "classic_cnns", "hydra", "lightning", "numpy", "torch"}
 MAX_VALUES = 20_000  # values in a config
+MAX_SIDE = 4096  # pixels of an image
 OUR_NAMES = re.compile(r"classic_cnns\.(model|optim|data|callbacks|logger|trainer)\.(\w+)\.(\w+)")
 
 
@@ -38,6 +39,13 @@ def check_stored(
     `trusted` are packages that the user trusts; modules in one of `folders` are trusted too.
     """
     check_size(config, place)
+    for group, inner in (("model.input", config["model"].get("input")), ("data", config["data"])):
+        side = inner.get("size") if type(inner) is dict else None
+        if type(side) is int and side > MAX_SIDE:
+            raise UserError(
+                f"{place}: {group}.size={side}: images of a stored config have at most {MAX_SIDE} "
+                "pixels a side; try another run"
+            )
     for key, value in strings(config):
         if "${" in value:
             raise UserError(
