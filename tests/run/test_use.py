@@ -295,6 +295,17 @@ def test_evaluate_gives_exactly_the_metrics_of_the_run(folder, name):
         assert found.metrics == expected and len(expected) == 3 * (1 + both)
 
 
+@pytest.mark.parametrize("split, other", [("test", "train"), ("val", "test")])
+def test_evaluate_reads_only_the_set_that_it_needs(folder, split, other):
+    expected = evaluate(*Composer().load_run(folder / "lenet5"), split)
+    images = folder / "mnist" / f"{other}_images.npy"
+    moved = images.rename(images.with_suffix(".moved"))
+    try:
+        assert evaluate(*Composer().load_run(folder / "lenet5"), split) == expected
+    finally:
+        moved.rename(images)
+
+
 def test_precision_and_recall_of_each_class(folder):
     net, (images, labels) = classic_cnns.load(folder / "lenet5"), arrays(folder, "lenet5")
     answers = np.array([int(answer) for answer in net.predict(list(images))])

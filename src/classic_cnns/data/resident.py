@@ -60,20 +60,23 @@ class ResidentData(ImageData):
         self.sums, self.data_dir = dict(sha256), data_dir
         held_out = min(train_size // 10, 5000) if val_size is None else val_size
         self.split = train_size, max(1, held_out), stratify
+        self.sets: Sequence[str] = ("train", "test")  # sets of the data set that are read
         self.arrays: fetch.Arrays = {}
         self.resident: dict[str, Tensor] = {}
 
     def prepare_data(self) -> None:
         if not self.arrays:
-            self.arrays = fetch.load(self.dataset, self.sums, self.data_dir)
-            labels = self.arrays["train_labels"].flatten()
-            self.train_indices, self.val_indices = split_indices(labels, *self.split)
+            sums = {name: x for name, x in self.sums.items() if name.startswith(tuple(self.sets))}
+            self.arrays = fetch.load(self.dataset, sums, self.data_dir)
+            if "train" in self.sets:
+                labels = self.arrays["train_labels"].flatten()
+                self.train_indices, self.val_indices = split_indices(labels, *self.split)
 
     def setup(self, stage: str) -> None:
         if self.resident:
             return
         self.prepare_data()  # Lightning calls it in only one process of a machine
-        for split in ("train", "test"):
+        for split in self.sets:
             images = torch.from_numpy(self.arrays[f"{split}_images"])
             # Checksums cover the bytes, the config has the shape.
             images = images.reshape(-1, self.channels, self.size, self.size).to(self.device)
@@ -82,10 +85,11 @@ class ResidentData(ImageData):
             self.resident[f"{split}_images"] = images
             labels = torch.from_numpy(self.arrays[f"{split}_labels"]).flatten()
             self.resident[f"{split}_labels"] = labels.long().to(self.device)
-        log.info(
-            "%s: %s images to train on, %s held out for validation",
-            self.dataset, f"{len(self.train_indices):,}", f"{len(self.val_indices):,}",
-        )  # fmt: skip
+        if "train" in self.sets:
+            log.info(
+                "%s: %s images to train on, %s held out for validation",
+                self.dataset, f"{len(self.train_indices):,}", f"{len(self.val_indices):,}",
+            )  # fmt: skip
         self.preprocessing.to(self.device)  # including the mean image of a checkpoint
         if not self.fitted:
             training = torch.from_numpy(self.train_indices).to(self.device)  # no validation images
@@ -106,8 +110,8 @@ class ResidentData(ImageData):
     def batches(self, split: str, batch_size: int, **options: Any) -> Batches:
         file = "test" if split == "test" else "train"
         images, labels = self.resident[f"{file}_images"], self.resident[f"{file}_labels"]
-        test = np.arange(len(labels))
-        indices = {"train": self.train_indices, "val": self.val_indices, "test": test}[split]
-        return Batches(
-            images, labels, torch.from_numpy(indices).to(images.device), batch_size, **options
-        )
+        if split == "test":
+            indices = torch.arange(len(labels))
+        else:
+            indices = torch.from_numpy(self.train_indices if split == "train" else self.val_indices)
+        return Batches(images, labels, indices.to(images.device), batch_size, **options)
