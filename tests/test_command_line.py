@@ -1,13 +1,13 @@
 """Mistakes on the command line: one line on stderr, exit code 2, no files, no import of torch."""
 
 import re
-import resource
 import runpy
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -252,21 +252,18 @@ def test_cfg_job_prints_every_key_without_torch(train):
         assert re.search(rf"^ *{re.escape(text)}$", answer.out, re.M), text
 
 
-def child_seconds() -> float:
-    """Seconds of the processor's time of all processes that this one has waited for."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
 @pytest.mark.parametrize("argument", ["--help", "--cfg=job", "optim.lr=-1", "lr=-1"])
 def test_help_and_mistakes_take_at_most_1_5_seconds(server_without_torch, tmp_path, argument):
-    before = child_seconds()  # the processor's time, since the machine may be busy
-    command, env = [sys.executable, TRAIN, argument], server_without_torch.environment
-    answer = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True)
-    assert child_seconds() - before < 1.5
-    mistake = not argument.startswith("--")
-    assert answer.returncode == (2 if mistake else 0)
-    assert answer.stderr.count(b"\n") == mistake and list(tmp_path.iterdir()) == []
+    def seconds() -> float:
+        start = time.perf_counter()
+        command, env = [sys.executable, TRAIN, argument], server_without_torch.environment
+        answer = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True)
+        mistake = not argument.startswith("--")
+        assert answer.returncode == (2 if mistake else 0)
+        assert answer.stderr.count(b"\n") == mistake and list(tmp_path.iterdir()) == []
+        return time.perf_counter() - start
+
+    assert seconds() < 1.5 or seconds() < 1.5  # a second try, since the machine may be busy
 
 
 @pytest.mark.parametrize("words", [["train.py", "--help"], ["train.py", "--cfg=job"]])

@@ -39,13 +39,7 @@ def check_stored(
     `trusted` are packages that the user trusts; modules in one of `folders` are trusted too.
     """
     check_size(config, place)
-    for group, inner in (("model.input", config["model"].get("input")), ("data", config["data"])):
-        side = inner.get("size") if type(inner) is dict else None
-        if type(side) is int and side > MAX_SIDE:
-            raise UserError(
-                f"{place}: {group}.size={side}: images of a stored config have at most {MAX_SIDE} "
-                "pixels a side; try another run"
-            )
+    check_images(config, place)
     for key, value in strings(config):
         if "${" in value:
             raise UserError(
@@ -78,6 +72,17 @@ def check_size(config: Any, place: Any) -> None:
             x.values() if isinstance(x, dict) else x if isinstance(x, list) else () for x in level
         )
         level = list(islice(chain.from_iterable(inner), MAX_VALUES + 1))
+
+
+def check_images(config: Any, place: Any) -> None:
+    """Raise UserError if the config's images are so large that they would fill the memory."""
+    for group, values in (("model.input", config["model"].get("input")), ("data", config["data"])):
+        side = values.get("size") if type(values) is dict else None
+        if type(side) is int and side > MAX_SIDE:
+            raise UserError(
+                f"{place}: {group}.size={side}: images of a stored config have at most {MAX_SIDE} "
+                "pixels a side; try another run"
+            )
 
 
 def strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

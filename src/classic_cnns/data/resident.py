@@ -60,7 +60,7 @@ class ResidentData(ImageData):
         self.sums, self.data_dir = dict(sha256), data_dir
         held_out = min(train_size // 10, 5000) if val_size is None else val_size
         self.split = train_size, max(1, held_out), stratify
-        self.sets: Sequence[str] = ("train", "test")  # sets of the data set that are read
+        self.sets: Sequence[str] = ("train", "test")  # which of the two sets are read
         self.arrays: fetch.Arrays = {}
         self.resident: dict[str, Tensor] = {}
 

@@ -103,16 +103,18 @@ class ColourNoise(Augmentation):
 
     def __init__(self, strength: float) -> None:
         self.strength = strength
-        self.count: Any = 0  # of pixels, then their sums: integers, so exact in any order
-        self.sum = self.products = self.count
+        # Number, sum and products of the pixels: integers, so exact in any order.
+        self.sums: tuple[Any, Any, Any] = 0, 0, 0
 
     def partial_fit(self, images: Tensor) -> None:
+        count, total, products = self.sums
         for part in images.cpu().split(max(1, 2**20 // images[0].numel())):
-            pixels = part.transpose(0, 1).flatten(1).double()  # (3, N H W)
-            self.count += pixels.shape[1]
-            self.sum, self.products = self.sum + pixels.sum(1), self.products + pixels @ pixels.T
-        mean = self.sum / self.count
-        variances, axes = torch.linalg.eigh(self.products / self.count - mean.outer(mean))
+            pixels = part.transpose(0, 1).flatten(1).double()  # (3, B H W)
+            count += pixels.shape[1]
+            total, products = total + pixels.sum(1), products + pixels @ pixels.T
+        self.sums = count, total, products
+        mean = total / count
+        variances, axes = torch.linalg.eigh(products / count - mean.outer(mean))
         self.axes = (axes * variances.clamp(min=0).sqrt()).float().to(images.device)
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:

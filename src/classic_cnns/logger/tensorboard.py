@@ -13,6 +13,18 @@ from torch.utils.tensorboard.summary import hparams
 METRICS = ("error/val", "error/test", "loss/val", "loss/test", "speed/images_per_second")
 # Hyperparameter columns, at most five; in a sweep the varied keys are shown instead.
 KEYS = ("data.augment", "optim.lr", "data.batch_size", "trainer.max_epochs", "seed")
+# The custom scalars tab: training, validation and test of a metric in one chart.
+CHARTS = {
+    "metrics": {
+        name: ["Multiline", [f"^{metric}/{split}$" for split in ("train", "val", "test")]]
+        for name, metric in {
+            "error": "(top5_)?error",
+            "loss": "loss",
+            "accuracy": "accuracy",
+        }.items()
+    },
+    "layers": {name: ["Multiline", [f"^{name}/"]] for name in ("saturated", "dead", "gradient")},
+}
 
 
 class TensorBoard(TensorBoardLogger):
@@ -47,7 +59,7 @@ class TensorBoard(TensorBoardLogger):
         if "model" not in config:
             return  # a user's module logs its own hyperparameters; the config contains them
         yaml = OmegaConf.to_yaml(config)
-        self.experiment.add_custom_scalars(charts(config))
+        self.experiment.add_custom_scalars(CHARTS)
         self.experiment.add_text("config", "\n".join(f"    {line}" for line in yaml.splitlines()))
         experiment, start, _ = hparams(hyperparameters(config), dict.fromkeys(self.metrics, 0.0))
         writer: Any = self.experiment.file_writer
@@ -69,19 +81,6 @@ class TensorBoard(TensorBoardLogger):
         _, _, end = hparams({}, {})
         self.experiment.file_writer.add_summary(end)
         self.experiment.close()
-
-
-def charts(config: Any) -> dict[str, dict[str, list]]:
-    """The custom scalars tab: training, validation and test of a metric in one chart."""
-    names = ["error", "loss", "accuracy"]
-    top5 = config.get("top5_error")
-    if top5 or (top5 is None and config.data.get("num_classes", 0) > 10):
-        names.append("top5_error")
-    splits = ("train", "val", "test")
-    return {
-        "metrics": {name: ["Multiline", [f"^{name}/{x}$" for x in splits]] for name in names},
-        "layers": {x: ["Multiline", [f"^{x}/"]] for x in ("saturated", "dead", "gradient")},
-    }
 
 
 def hyperparameters(config: Any) -> dict[str, str | float]:

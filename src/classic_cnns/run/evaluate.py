@@ -95,7 +95,8 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
     stored = found.get("preprocessing")
     if stored and hasattr(data, "preprocessing"):  # use the mean image of its own training set
         data.preprocessing.mean, data.fitted = stored["mean"], True
-        data.sets = ("test",) if split == "test" else ("train",)
+        if hasattr(data, "sets"):  # validation images are a part of the training set
+            data.sets = ("test",) if split == "test" else ("train",)
     classes = Classes()
     trainer: pl.Trainer = build_trainer(
         config,
