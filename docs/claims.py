@@ -115,10 +115,12 @@ def compared() -> dict[str, dict[str, Any]]:
     return {n: c for n, c in claims().items() if "rows" not in c and not n.startswith("record_")}
 
 
-def words(name: str, side: list[str]) -> list[str]:
-    """The overrides of a side; a side may choose other experiments itself."""
-    own = any(word.startswith("experiment=") for word in side)
-    return [*([] if own else [f"experiment={file_of(name).stem}"]), *side]
+def words(name: str, side: str) -> list[str]:
+    """The overrides of a side's runs; a side may choose other experiments itself."""
+    of, kind = origin(name, side)
+    given = claims()[of]["sides"][kind]
+    own = any(word.startswith("experiment=") for word in given)
+    return [*([] if own else [f"experiment={file_of(of).stem}"]), *given]
 
 
 # --- What is left --------------------------------------------------------------------------------
@@ -139,7 +141,7 @@ def results() -> dict[str, dict[str, Any]]:
 def runs_of_today(name: str, claim: dict[str, Any], side: str) -> int:
     """The number of stored runs of a side with its current overrides."""
     found = stored(name)["sides"].get(side, {"words": [], "runs": []})
-    own = claim["sides"][side] if "measure" in claim else words(name, claim["sides"][side])
+    own = claim["sides"][side] if "measure" in claim else words(name, side)
     return len(found["runs"]) if found["words"][: len(own)] == own else 0
 
 
@@ -160,11 +162,9 @@ def wanted(names: list[str]) -> list[tuple[str, str]]:
 
 def origin(name: str, side: str) -> tuple[str, str]:
     """The claim and side whose runs a side uses: usually its own."""
-    claim = claims()[name]
-    if "measure" not in claim:
-        return name, side
-    of, _, kind = claim["sides"][side][0].partition("/")
-    return of, kind
+    first = next(iter(claims()[name]["sides"][side]), "=")
+    of, _, kind = first.partition("/")
+    return (name, side) if "=" in first else (of, kind)
 
 
 def plan(sides: list[tuple[str, str]], more: list[str]) -> str:
@@ -255,9 +255,9 @@ def run_side(name: str, more: list[str], side: str) -> dict[str, Any]:
 def train_side(name: str, side: str, more: list[str]) -> tuple[list[str], list[Path]]:
     """The overrides of a side, with its chosen learning rate, and the directories of its runs."""
     claim = claims()[name]
-    folder, base = RUNS / name / side, words(name, claim["sides"][side])
+    folder, base = RUNS / name / side, words(name, side)
     if rates := rates_of(claim, side):
-        rate = best_rate(base, rates, folder / "rates", more)
+        rate = best_rate(base, rates, folder / "rates", more, claim.get("choose", "error/val"))
         base = [*base, f"optim.lr={rate}"]
     return base, seeds(base, claim["seeds"], folder, more)
 
@@ -299,13 +299,14 @@ def sweep(job: list[str], folder: Path, more: list[str]) -> list[Path]:
     return runs
 
 
-def best_rate(base: list[str], rates: list[float], folder: Path, more: list[str]) -> float:
-    """The learning rate with the lowest validation error; diverged runs have none."""
+def best_rate(
+    base: list[str], rates: list[float], folder: Path, more: list[str], choose: str
+) -> float:
+    """The learning rate with the lowest `choose`, and of equal ones with the lowest error."""
     values = ",".join(map(str, rates))
-    runs = sweep([*base, f"optim.lr={values}", f"seed={RATE_SEED}"], folder, more)
-    results = [json.loads((path / "result.json").read_text()) for path in runs]
-    errors = [result.get("metrics", {}).get("error/val", inf) for result in results]
-    return rates[errors.index(min(errors))]
+    runs = map(numbers, sweep([*base, f"optim.lr={values}", f"seed={RATE_SEED}"], folder, more))
+    ranks = [(value(run, choose), value(run, "error/train")) for run in runs]
+    return rates[ranks.index(min(ranks))]
 
 
 def numbers(directory: Path) -> dict[str, Any]:
@@ -431,7 +432,7 @@ def quick_run(name: str, side: str) -> Path:
 def quick_words(name: str, side: str) -> list[str]:
     claim = claims()[name]
     own = [*claim["quick"].get("words", []), *claim["quick"].get("sides", {}).get(side, [])]
-    job = [*words(name, claim["sides"][side]), *own, "seed=0"]
+    job = [*words(name, side), *own, "seed=0"]
     return list({word.partition("=")[0]: word for word in job}.values())  # the last of each key
 
 
@@ -517,7 +518,8 @@ def needed(name: str, claim: dict[str, Any]) -> str:
     if "measure" in claim:
         sources = dict.fromkeys(origin(name, side)[0] for side in claim["sides"])
         return f"it measures the nets of {' and '.join(sources)}"
-    each = {side: claim["seeds"] + len(rates_of(claim, side)) for side in claim["sides"]}
+    own = [side for side in claim["sides"] if origin(name, side) == (name, side)]
+    each = {side: claim["seeds"] + len(rates_of(claim, side)) for side in own}
     seconds = sum(count * estimate(claim, side) for side, count in each.items())
     return f"{sum(each.values())} runs, about {duration(seconds)} on one core"
 

@@ -27,13 +27,13 @@ def test_each_claim_is_complete_and_each_side_can_be_composed(name):
     for rule in [*claim["rule"], *claim.get("quick", {}).get("rule", [])]:
         assert rule["smaller"] in claim["sides"]
         assert rule["than"] in claim["sides"] or type(rule["than"]) in (int, float)
-    if "measure" in claim:  # on the runs of another claim
-        for side in claim["sides"]:
-            of, kind = claims.origin(name, side)
-            assert kind in CLAIMS[of]["sides"] and CLAIMS[of]["seeds"] >= claim["seeds"]
+    for side in claim["sides"]:  # which may use the runs of another claim
+        of, kind = claims.origin(name, side)
+        assert kind in CLAIMS[of]["sides"] and CLAIMS[of]["seeds"] >= claim["seeds"]
+    if "measure" in claim:
         return
     assert all(claims.estimate(claim, side) > 0 for side in claim["sides"])
-    configs = [COMPOSER.compose(claims.words(name, side)) for side in claim["sides"].values()]
+    configs = [COMPOSER.compose(claims.words(name, side)) for side in claim["sides"]]
     configs = [{**config, "claim": None} for config in configs]
     for side in claim["sides"] if "quick" in claim else []:
         COMPOSER.compose(claims.quick_words(name, side))
