@@ -30,6 +30,7 @@ def test_each_claim_is_complete_and_each_side_can_be_composed(name):
     for side in claim["sides"]:  # which may use the runs of another claim
         of, kind = claims.origin(name, side)
         assert kind in CLAIMS[of]["sides"] and CLAIMS[of]["seeds"] >= claim["seeds"]
+    assert COMPOSER.compose([f"experiment={claims.file_of(name).stem}"])
     if "measure" in claim:
         return
     assert all(claims.estimate(claim, side) > 0 for side in claim["sides"])

@@ -221,7 +221,8 @@ def test_a_config_that_has_changed_is_read_again(tiny_config_dir):
     ["", "++data_dir=a ++optim.lr=1",
      "run_dir=a/b seed=0 trainer=cpu data.augment=none optim.lr=1 trainer.deterministic=warn",
      "optim.clip_norm=null optim.scheduler=null optim.epochs=1 data.val_size=59999",
-     *(f"experiment={path.stem}" for path in sorted(CONF.glob("experiment/[!s]*.yaml")))],
+     *(f"experiment={path.stem}" for path in sorted(CONF.glob("experiment/*.yaml"))
+       if not path.stem.startswith(("claim_", "record_", "search_")))],
 )  # fmt: skip
 def test_valid_commands_are_not_refused(train, command):
     assert train(*shlex.split(command)).started

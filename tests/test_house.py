@@ -98,7 +98,7 @@ def test_every_choice_of_every_group_composes(group, tmp_path, monkeypatch):
     for folder in ("train/a", "train/b", "val"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # for trainer=gpu
-    # The other experiments are composed in test_command_line.py.
+    # The other experiments are composed in test_command_line.py and test_claims.py.
     for path in (CONF / group).glob("search*.yaml" if group == "experiment" else "*.yaml"):
         words = [f"{group}={path.stem}"]
         if group == "data":
