@@ -12,6 +12,7 @@ from classic_cnns.data.transforms import pad_to
 from classic_cnns.run.pictures import TrainedNet, transformed
 
 REST = 0.005  # errors among those that are not rejected, section III.C of 1998
+NEIGHBOURS = 3  # k of section III.C of 1998
 
 
 def measure(
@@ -24,14 +25,18 @@ def measure(
     """Metrics by name, 0 to 1; `words` are overrides of the run's data.
 
     "error" is the test error, "rejection" the share that must be rejected for an error of REST on
-    the others, "robustness" the error after each of the `changes`. At most `count` test images are
-    used.
+    the others, "robustness" the error after each of the `changes`, "neighbours" the error of a
+    classifier by nearest neighbours, for which only the run's data count. At most `count` test
+    images are used.
     """
     checkpoint, config = Composer().load_run(run, words)
     trained = TrainedNet(checkpoint, config)
     prepared = trained.net.prepared
     prepared.test_patches = config.data.test_patches
     images, labels = trained.images("test", count)
+    if what == "neighbours":
+        classes = nearest_classes(images, *trained.images("train", sys.maxsize))
+        return {"error/test": (classes != labels).double().mean().item()}
     scores = trained.scores(images)
     found = {"error/test": (scores.argmax(1) != labels).double().mean().item()}
     if what == "rejection":
@@ -57,6 +62,20 @@ def rejected(scores: Tensor, labels: Tensor, rest: float = REST) -> float:
     kept = torch.arange(len(wrong), 0, -1)
     enough = (left <= rest * kept).nonzero()
     return enough[0].item() / len(wrong) if len(enough) else 1.0
+
+
+def nearest_classes(images: Tensor, known: Tensor, labels: Tensor, k: int = NEIGHBOURS) -> Tensor:
+    """The most frequent class (N,) among the `k` images `known` (M, ...) nearest to each image.
+
+    The distance is the Euclidean one between pixels. Of equally frequent classes, the one of the
+    nearest image counts.
+    """
+    table, found = known.flatten(1).float(), []
+    for part in images.flatten(1).float().split(100):
+        near = labels[torch.cdist(part, table).topk(k, largest=False).indices]  # nearest first
+        votes = (near[:, :, None] == near[:, None]).sum(2)  # for the class of each neighbour
+        found.append(near.gather(1, votes.argmax(1, keepdim=True))[:, 0])
+    return torch.cat(found)
 
 
 def inverted(images: Tensor, share: float) -> Tensor:

@@ -141,7 +141,7 @@ def results() -> dict[str, dict[str, Any]]:
 def runs_of_today(name: str, claim: dict[str, Any], side: str) -> int:
     """The number of stored runs of a side with its current overrides."""
     found = stored(name)["sides"].get(side, {"words": [], "runs": []})
-    own = claim["sides"][side] if "measure" in claim else words(name, side)
+    own = claim["sides"][side] if measure_of(claim, side) else words(name, side)
     return len(found["runs"]) if found["words"][: len(own)] == own else 0
 
 
@@ -167,6 +167,17 @@ def origin(name: str, side: str) -> tuple[str, str]:
     return (name, side) if "=" in first else (of, kind)
 
 
+def own_sides(name: str) -> list[str]:
+    """The sides that do not use the runs of other sides."""
+    return [side for side in claims()[name]["sides"] if origin(name, side) == (name, side)]
+
+
+def measure_of(claim: dict[str, Any], side: str) -> str | None:
+    """What is measured with a side's runs, or None for the results of the runs themselves."""
+    what = claim.get("measure")
+    return what.get(side) if isinstance(what, dict) else what
+
+
 def plan(sides: list[tuple[str, str]], more: list[str]) -> str:
     """Text: finished claims, and those to run with their duration, estimated from earlier runs."""
     found = claims()
@@ -188,7 +199,7 @@ def plan(sides: list[tuple[str, str]], more: list[str]) -> str:
             seconds += left * (median(each) if each else estimate(claim, side))
         lines.append(f"  {name:24}{runs:4} runs  {duration(seconds / together):>12}")
         total += seconds / together
-    for name in dict.fromkeys(name for name, _ in sides if "measure" in found[name]):
+    for name in dict.fromkeys(name for name, _ in sides if not own_sides(name)):
         lines.append(f"  {name:24}{needed(name, found[name])}")
     lines += [
         "",
@@ -244,11 +255,11 @@ def keep(name: str, side: str, found: dict[str, Any]) -> None:
 def run_side(name: str, more: list[str], side: str) -> dict[str, Any]:
     claim = claims()[name]
     base, paths = train_side(*origin(name, side), more)
-    if "measure" not in claim:
+    if measure_of(claim, side) is None:
         runs = [numbers(path) for path in paths]
     else:
         base = claim["sides"][side]
-        runs = [measured(claim, base, path) for path in paths[: claim["seeds"]]]
+        runs = [measured(claim, side, path) for path in paths[: claim["seeds"]]]
     return {"words": base, "provenance": provenance(paths[0]), "runs": runs}
 
 
@@ -274,13 +285,14 @@ def seeds(base: list[str], count: int, folder: Path, more: list[str]) -> list[Pa
     return paths
 
 
-def measured(claim: dict[str, Any], side: list[str], directory: Path) -> dict[str, Any]:
+def measured(claim: dict[str, Any], side: str, directory: Path) -> dict[str, Any]:
     """Like `numbers`, for measurements of a run's checkpoint."""
     from claim_measures import measure  # here, since importing torch takes seconds
 
     start = time.perf_counter()
+    what, words = measure_of(claim, side), claim["sides"][side][1:]
     images = claim.get("images", sys.maxsize)
-    metrics = measure(claim["measure"], directory, side[1:], claim.get("changes", {}), images)
+    metrics = measure(what, directory, words, claim.get("changes", {}), images)
     seconds = round(time.perf_counter() - start, 1)
     return {"status": "finished", "metrics": metrics, "seconds": seconds, "epochs": {}}
 
@@ -407,12 +419,9 @@ def quick(names: list[str]) -> None:
         result: dict[str, dict[str, dict[str, Any]]] = {"sides": {}}
         for (of, side), source in sides.items():
             if of == name:
-                own, path = claim["sides"][side], runs[source]
-                one = (
-                    measured(claim | claim["quick"], own, path)
-                    if "measure" in claim
-                    else numbers(path)
-                )
+                few = claim | claim["quick"] | {"sides": claim["sides"]}
+                is_measured, path = measure_of(claim, side), runs[source]
+                one = measured(few, side, path) if is_measured else numbers(path)
                 result["sides"][side] = {"runs": [one]}
         for rule in claim["quick"]["rule"]:
             left, right = values_of(rule, result)
@@ -515,11 +524,10 @@ def hardware(result: dict[str, Any]) -> str:
 
 def needed(name: str, claim: dict[str, Any]) -> str:
     """The number and duration of a claim's runs."""
-    if "measure" in claim:
+    if not own_sides(name):
         sources = dict.fromkeys(origin(name, side)[0] for side in claim["sides"])
         return f"it measures the nets of {' and '.join(sources)}"
-    own = [side for side in claim["sides"] if origin(name, side) == (name, side)]
-    each = {side: claim["seeds"] + len(rates_of(claim, side)) for side in own}
+    each = {side: claim["seeds"] + len(rates_of(claim, side)) for side in own_sides(name)}
     seconds = sum(count * estimate(claim, side) for side, count in each.items())
     return f"{sum(each.values())} runs, about {duration(seconds)} on one core"
 
@@ -553,6 +561,8 @@ def headed(name: str, claim: dict[str, Any]) -> str:
 
 
 def spread(runs: list[dict[str, Any]], metric: str) -> str:
+    if metric == "error/train" and not any(metric in run["metrics"] for run in runs):
+        return ""  # of nearest neighbours
     found = [100 * value(run, metric) for run in runs]
     return f"{mean(found):.2f} ± {stdev(found):.2f} %" if len(found) > 1 else f"{found[0]:.2f} %"
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 CONF = Path(__file__).parents[1] / "conf"
-DIGITS = ("lenet1", "lenet5", "mlp", "simple_cnn")
+DIGITS = ("lenet1", "lenet4", "lenet5", "mlp", "simple_cnn")
 SEARCH = "search_lenet5"  # a sweep with the recipe of another experiment
 
 MODELS = sorted(path.stem for path in CONF.glob("model/*.yaml"))

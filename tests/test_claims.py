@@ -172,6 +172,19 @@ def test_the_images_with_the_closest_best_scores_are_rejected():
         assert claim_measures.rejected(scores, labels, rest) == pytest.approx(count / 400)
 
 
+def test_three_nearest_images_vote():
+    generator = torch.Generator().manual_seed(0)
+    known = torch.randint(256, (50, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(4, (50,), generator=generator)
+    images = torch.randint(256, (150, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    want = []
+    for image in images.double():
+        distances = [(image - other).square().sum().item() for other in known.double()]
+        first, second, third = labels[torch.tensor(distances).argsort()[:3]].tolist()
+        want.append(second if second == third else first)
+    assert claim_measures.nearest_classes(images, known, labels).tolist() == want
+
+
 def test_pixels_are_inverted_with_the_given_probability():
     images = torch.full((10, 1, 30, 30), 200, dtype=torch.uint8)
     found = claim_measures.inverted(images, 0.1)
@@ -192,6 +205,8 @@ def test_measures_without_changes_equal_the_test_error(
     found = claim_measures.measure("robustness", Path("a"), [], changes)
     assert found.pop("error/rotation 180") != pytest.approx(error)
     assert all(x == pytest.approx(error) for x in found.values()) and len(found) == 5
+    # Its digits are random, and so is the class of the nearest one.
+    assert claim_measures.measure("neighbours", Path("a"), [], {})["error/test"] > 0.5
 
 
 RUNS = {

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from classic_cnns.model.figure_9 import LENET1_TABLE, MLP, LeNet1
+from classic_cnns.model.figure_9 import LENET1_TABLE, LENET4_TABLE, MLP, LeNet1, LeNet4
 from classic_cnns.model.lenet5 import LeNet5
+from classic_cnns.report.summary import layers
 
 
 def count(net: nn.Module) -> int:
@@ -21,6 +22,44 @@ def test_lenet_1_has_the_papers_number_of_weights():
     assert count(LeNet1(num_classes=10)) == 2578
     assert sum(map(len, LENET1_TABLE)) == 20
     assert LeNet1(num_classes=7)(torch.zeros(3, 1, 28, 28)).shape == (3, 7)
+
+
+@pytest.mark.fact(
+    "LeNet-4 has about 260,000 connections: 262,306, but 50,698 parameters, not 17,000",
+    source="LeCun 1998, section III.C, Fig. 9",
+    code="model/figure_9.py:LeNet4",
+)
+def test_lenet_4_has_the_papers_connections():
+    net = LeNet4(num_classes=10)
+    rows = layers(net, torch.zeros(1, 1, 32, 32))
+    assert [(row.name, row.parameters, row.connections) for row in rows] == [
+        ("C1", 4 * 26, 4 * 26 * 28**2),
+        ("S2", 8 * 2, 8 * 5 * 14**2),
+        ("C3", 16 * (3 * 25 + 1), 16 * (3 * 25 + 1) * 10**2),
+        ("S4", 16 * 2, 16 * 5 * 5**2),
+        ("F5", 120 * 401, 120 * 401),
+        ("output", 10 * 121, 10 * 121),
+    ]
+    assert sum(row.connections for row in rows) == 262306 and count(net) == 50698
+
+
+def test_maps_of_lenet_4_are_connected_in_pairs_and_triples():
+    assert len(set(LENET4_TABLE)) == 16 and all(len(set(row)) == 3 for row in LENET4_TABLE)
+    assert all(sum(i in row for row in LENET4_TABLE) == 6 for i in range(8))  # used equally often
+    net, images = LeNet4(num_classes=10).double(), torch.randn(2, 1, 32, 32).double()
+
+    def squash(a):
+        return 1.7159 * torch.tanh(2 / 3 * a)
+
+    maps = squash(net.C1(images))
+    pairs = torch.stack([4 * nn.functional.avg_pool2d(maps, 2)[:, i // 2] for i in range(8)], 1)
+    halves = squash(net.S2.coefficient * pairs + net.S2.bias)
+    x = torch.cat([nn.functional.conv2d(halves[:, row], net.C3.dense_weight()[i : i + 1, row])
+                   for i, row in enumerate(map(list, LENET4_TABLE))], 1)  # fmt: skip
+    x = squash(x + net.C3.bias[:, None, None])
+    x = squash(net.S4.coefficient * 4 * nn.functional.avg_pool2d(x, 2) + net.S4.bias)
+    want = net.output(squash(net.F5(x.flatten(1))))
+    torch.testing.assert_close(net(images), want)
 
 
 @pytest.mark.fact(
