@@ -33,7 +33,8 @@ def test_each_claim_is_complete_and_each_side_can_be_composed(name):
     assert COMPOSER.compose([f"experiment={claims.file_of(name).stem}"])
     if "measure" in claim:
         return
-    assert all(claims.estimate(claim, side) > 0 for side in claim["sides"])
+    own = [side for side in claim["sides"] if claims.origin(name, side) == (name, side)]
+    assert all(claims.estimate(claim, side) > 0 for side in own)
     configs = [COMPOSER.compose(claims.words(name, side)) for side in claim["sides"]]
     configs = [{**config, "claim": None} for config in configs]
     for side in claim["sides"] if "quick" in claim else []:
