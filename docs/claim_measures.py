@@ -3,16 +3,19 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torch import Tensor
 
+from classic_cnns.callbacks.activations import activations, inactive_share
 from classic_cnns.config.compose import Composer
 from classic_cnns.data.transforms import pad_to
 from classic_cnns.run.pictures import TrainedNet, transformed
 
 REST = 0.005  # errors among those that are not rejected, section III.C of 1998
 NEIGHBOURS = 3  # k of section III.C of 1998
+SHOWN = 1000  # images for which a unit is dead or saturated
 
 
 def measure(
@@ -26,8 +29,8 @@ def measure(
 
     "error" is the test error, "rejection" the share that must be rejected for an error of REST on
     the others, "robustness" the error after each of the `changes`, "neighbours" the error of a
-    classifier by nearest neighbours, for which only the run's data count. At most `count` test
-    images are used.
+    classifier by nearest neighbours, for which only the run's data count, "units" the share of
+    saturated or dead units of each layer. At most `count` test images are used.
     """
     checkpoint, config = Composer().load_run(run, words)
     trained = TrainedNet(checkpoint, config)
@@ -39,6 +42,11 @@ def measure(
         return {"error/test": (classes != labels).double().mean().item()}
     scores = trained.scores(images)
     found = {"error/test": (scores.argmax(1) != labels).double().mean().item()}
+    if what == "units":
+        outputs = activations(trained.net.net, prepared.to_input(images[:SHOWN]))
+        shares = {layer: inactive_share(*output) for layer, output in outputs.items()}
+        found |= {f"inactive/{layer}": share for layer, share in shares.items()}
+        found["inactive"] = mean(shares.values())
     if what == "rejection":
         found["rejected"] = rejected(scores, labels)
     if what == "robustness":

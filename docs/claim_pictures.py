@@ -119,6 +119,19 @@ def robustness(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> Non
     figure.axes[0].legend()
 
 
+def layers(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
+    """A bar for each layer and side, and for their mean: the share of saturated or dead units."""
+    axes = figure.subplots()
+    names = [metric.partition("/")[2] or "mean" for metric in claim["columns"]]
+    for number, (side, found) in enumerate(runs.items()):
+        shares = [[100 * value(run, metric) for run in found] for metric in claim["columns"]]
+        places = [place + 0.4 * number for place in range(len(names))]
+        axes.bar(places, list(map(mean, shares)), 0.38, yerr=list(map(stdev, shares)), label=side)
+    axes.set_xticks([place + 0.2 * (len(runs) - 1) for place in range(len(names))], names)
+    axes.set_ylabel("saturated or dead units in %")
+    axes.legend()
+
+
 def curves(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
     """Errors against epochs, on a logarithmic scale."""
     axes = figure.subplots()
@@ -142,5 +155,6 @@ PICTURES = {
     "figure_1": figure_1,
     "figure_5": figure_5,
     "figure_6": figure_6,
+    "layers": layers,
     "robustness": robustness,
 }

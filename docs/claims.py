@@ -58,6 +58,7 @@ NAMES = {
     "error/first_epoch": "error after one epoch",
     "gap": "test error less training error",
     "rejected": "rejected digits",
+    "inactive": "saturated or dead units, mean of all layers",
 }
 ENDED = {"finished", "diverged"}
 HEAD = """\

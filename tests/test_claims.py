@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
@@ -206,6 +207,11 @@ def test_measures_without_changes_equal_the_test_error(
     found = claim_measures.measure("robustness", Path("a"), [], changes)
     assert found.pop("error/rotation 180") != pytest.approx(error)
     assert all(x == pytest.approx(error) for x in found.values()) and len(found) == 5
+    shares = claim_measures.measure("units", Path("a"), [], {})
+    assert shares.pop("inactive") == pytest.approx(
+        mean(share for name, share in shares.items() if name.startswith("inactive/"))
+    )
+    assert {name.partition("/")[2] for name in shares} == {"test", "C1", "C3", "C5", "F6"}
     # Its classes are far apart.
     assert claim_measures.measure("neighbours", Path("a"), [], {}) == {"error/test": 0}
 
