@@ -507,7 +507,7 @@ def section(name: str, claim: dict[str, Any], result: dict[str, Any]) -> list[st
             side.replace("_", " ") + (f" ({diverged} diverged)" if diverged else ""),
             *(spread(runs, metric) for metric in columns),
             str(len(runs)), f"{median(run['seconds'] for run in runs):.0f}",
-            f"`{rate[-1]}`" if "rates" in claim else "",
+            f"`{rate[-1]}`" if "rates" in claim and rate else "",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"- {told(rule, result)}" for rule in claim["rule"])]
