@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument(
         "--to", type=Path, help="output folder (default: pictures/ in the run directory)"
     )
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     with one_line_errors():
         limit_spinning()
         composer = Composer(given.config_dir, trusted=given.trust)

@@ -22,7 +22,7 @@ def main() -> None:
         "--explain", type=Path, metavar="FOLDER",
         help="write a figure for each file: input, maps of every layer, and answer",
     )  # fmt: skip
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     with one_line_errors():
         limit_spinning()
         checkpoint, config = Composer(given.config_dir, trusted=given.trust).load_run(given.run)

@@ -20,7 +20,7 @@ def main() -> None:
         "--to", type=Path, help="folder for results.csv, results.md and curves.png (default: the "
         "directory, if there is only one, else outputs/results)",
     )  # fmt: skip
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     with one_line_errors():
         from classic_cnns.config.stored import resolve_latest
         from classic_cnns.report.results import read
@@ -29,9 +29,9 @@ def main() -> None:
         alone = len(set(directories)) == 1
         folder = given.to or (directories[0] if alone else Path("outputs/results"))
         table = read(directories)
+        print(table.markdown())
         folder.mkdir(parents=True, exist_ok=True)
         table.write(folder)
-        print(table.markdown())
 
         from classic_cnns.report import curves  # here, since importing matplotlib takes a second
 

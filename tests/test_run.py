@@ -1,8 +1,10 @@
 """Whole runs on a tiny data set: files, repeatability, errors, resuming and TensorBoard."""
 
+import csv
 import errno
 import gc
 import json
+import math
 import os
 import re
 import signal
@@ -20,14 +22,17 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer import event_file_writer
 
-from classic_cnns import UserError
+import classic_cnns
+from classic_cnns import UserError, load
 from classic_cnns.classifier import Classifier
-from classic_cnns.config.compose import compose
+from classic_cnns.config.compose import Composer, compose
 from classic_cnns.config.stored import find_run
 from classic_cnns.data.batches import Batches
 from classic_cnns.logger.tensorboard import CHARTS, TensorBoard
 from classic_cnns.model.lenet5 import LeNet5, MAPLoss, MLELoss
+from classic_cnns.run.evaluate import evaluate
 from classic_cnns.run.run import run
+from classic_cnns.trainer.processes import try_lock
 from tests.runs import events, metrics, result, same, weights
 
 pytestmark = pytest.mark.slow  # whole runs and processes
@@ -348,6 +353,111 @@ def test_two_runs_of_one_second_get_two_directories_and_latest_is_the_second(tra
     assert Path("outputs/lenet5-tiny/latest.txt").read_text().strip() == second.name
     assert find_run("outputs/lenet5-tiny/latest") == second
     assert metrics(first) == metrics(second)
+
+
+def test_latest_is_the_run_before_if_a_new_one_is_removed(train):
+    words = ["null", "trainer.max_epochs=1"]
+    monitor = ["callbacks=[default,learning_rate_monitor]", "logger=null"]  # needs a logger
+    with pytest.raises(UserError, match="LearningRateMonitor"):
+        train(*words, *monitor)
+    assert not Path("outputs").exists()
+    train(*words)
+    kept = find_run("outputs/lenet5-tiny/latest")
+    with pytest.raises(UserError, match="LearningRateMonitor"):
+        train(*words, *monitor)
+    assert find_run("outputs/lenet5-tiny/latest") == kept
+
+
+def test_a_run_without_checkpoints_is_not_resumed(train):
+    train("a", "callbacks=null", "trainer.max_epochs=1")
+    with pytest.raises(UserError, match="resume=a: has no last.ckpt"):
+        train("a", "resume=a", "trainer.max_epochs=2")
+    assert result(Path("a"))["epochs"] == 1
+
+
+def test_a_run_that_is_being_trained_is_not_resumed(train):
+    train("a", "trainer.max_epochs=1")
+    lock = try_lock(Path("a/train.log"))
+    with pytest.raises(UserError, match="resume=a: is being trained by another process"):
+        train("a", "resume=a", "trainer.max_epochs=2")
+    os.close(lock)
+    train("a", "resume=a", "trainer.max_epochs=2")
+    assert result(Path("a"))["epochs"] == 2
+
+
+def test_a_run_that_reached_its_steps_is_continued_for_more(train, caplog):
+    train("a", "+trainer.max_steps=70")
+    assert result(Path("a"))["steps"] == 70
+    train("a", "resume=a", "trainer.max_epochs=9")  # max_steps ends it
+    assert "trainer.max_epochs or +trainer.max_steps=<more> continues it" in caplog.text
+    train("a", "resume=a", "+trainer.max_steps=90")
+    assert result(Path("a"))["steps"] == 90
+
+
+def test_the_averaged_weights_are_saved_and_tested(train):
+    directory = train("a", "callbacks=[default,swa]", "optim.scheduler=null")
+    averaged, last = weights(directory, "swa"), weights(directory)
+    assert not same(averaged, last) and same(load("a").state_dict(), averaged)
+    found = run_evaluation("a")
+    assert found["error/test"] == result(directory)["metrics"]["error/test"]
+
+
+def test_from_python_a_diverged_run_is_a_result(train, whole, monkeypatch):
+    monkeypatch.setattr(MAPLoss, "forward", lambda self, scores, labels: scores.sum() * math.nan)
+    config = OmegaConf.load(whole / "config.yaml")
+    config.run_dir = "a"
+    found = classic_cnns.train(config)
+    assert found["status"] == "diverged" and found["directory"] == "a"
+
+
+def test_a_resumed_run_keeps_the_rows_of_its_csv_file(train):
+    def rows(directory: Path) -> list[tuple[str, str]]:
+        with open(directory / "csv" / "metrics.csv", newline="") as file:
+            found = list(csv.DictReader(file))
+        return [(row["step"], row["loss/train_step"], row["error/val"]) for row in found]
+
+    words = ["logger=csv", "model=lenet5_relu"]  # its rate is constant
+    train("a", *words, "trainer.max_epochs=1")
+    train("a", "resume=a", "trainer.max_epochs=2")
+    assert rows(Path("a")) == rows(train("b", *words, "trainer.max_epochs=2"))
+
+
+def test_the_home_folder_is_expanded(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train("'~/a'", "trainer.max_epochs=1")
+    assert (tmp_path / "a" / "result.json").exists() and not Path("~").exists()
+
+
+def test_schedulers_without_total_steps_are_stepped_after_each_epoch(train):
+    scheduler = "{_target_: torch.optim.lr_scheduler.StepLR, _partial_: true, step_size: 2}"
+    optimizer = (
+        "{_target_: torch.optim.Adam, _partial_: true, lr: 0.01}"  # replaces SGD's arguments
+    )
+    words = [f"optim.scheduler={scheduler}", f"optim.optimizer={optimizer}"]
+    run_of_three = train("a", *words, "trainer.log_every_n_steps=32")
+    rates = {event.step + 1: event.value for event in events(run_of_three).Scalars("optim/lr")}
+    middles = [rates[64 * epoch + 32] for epoch in range(3)]
+    assert middles == pytest.approx([0.01, 0.01, 0.001])
+
+
+def test_values_that_lightning_refuses_are_reported_with_their_key(train):
+    with pytest.raises(UserError, match="trainer.val_check_interval: .*must be less than"):
+        train("a", "+trainer.val_check_interval=1000")
+    assert not Path("a").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_a_net_of_any_precision_is_loaded_in_float32(train, precision):
+    train("a", f"trainer.precision={precision}", "trainer.max_epochs=1")
+    net = load("a")
+    assert {weight.dtype for weight in net.parameters()} == {torch.float32}
+    assert net.predict(np.zeros((2, 28, 28, 1), np.uint8)) == 2 * net.predict(
+        np.zeros((28, 28), np.uint8)
+    )
+
+
+def run_evaluation(path: str) -> dict[str, float]:
+    return evaluate(*Composer().load_run(path), "test").metrics
 
 
 def test_a_directory_with_a_run_is_not_overwritten(train, whole):

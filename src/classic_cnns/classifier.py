@@ -1,5 +1,6 @@
 """The LightningModule of this project's nets: net, loss, optimizer and metrics."""
 
+import inspect
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -67,7 +68,14 @@ def check_fits(config: Any, state: dict[str, Tensor], strict: bool = True) -> No
         finally:
             hook.remove()
     parts = nn.ModuleDict(made)
-    parts.load_state_dict(state, strict, assign=True)
+    # A copy, since with `assign` torch writes into the metadata of the state.
+    parts.load_state_dict(dict(state), strict, assign=True)
+
+
+def takes_total_steps(scheduler: Callable) -> bool:
+    """Whether a scheduler takes the number of steps; then it is stepped after each batch."""
+    known = inspect.signature(scheduler).parameters
+    return "total_steps" in known or any(x.kind is x.VAR_KEYWORD for x in known.values())
 
 
 def average_softmax(views: Sequence[Tensor]) -> Tensor:
@@ -155,12 +163,12 @@ class Classifier(pl.LightningModule):
 
     `loss` maps scores and labels (B,) to a scalar, the mean over the batch. `optimizer` and
     `scheduler` are partial: the first is called with the net's named parameters, the second with
-    the optimizer and `total_steps`, the number of steps in `schedule_epochs` epochs, after which
-    the rate stays constant. The scheduler is stepped after each batch; ReduceLROnPlateau after each
-    epoch, with the validation error. A batch is images (B, C, H, W) and labels (B,); in a test also
-    patches (B, V, C, H, W), whose predictions are averaged. Logs `loss/`, `error/` and `accuracy/`
-    of train, val and test, with `top5` also `top5_error/`, and for patches those of the central one
-    alone as `test_centre`.
+    the optimizer. A scheduler with an argument `total_steps` is also given the number of steps in
+    `schedule_epochs` epochs, after which the rate stays constant, and is stepped after each batch;
+    others are stepped after each epoch, ReduceLROnPlateau with the validation error. A batch is
+    images (B, C, H, W) and labels (B,); in a test also patches (B, V, C, H, W), whose predictions
+    are averaged. Logs `loss/`, `error/` and `accuracy/` of train, val and test, with `top5` also
+    `top5_error/`, and for patches those of the central one alone as `test_centre`.
     """
 
     def __init__(
@@ -284,9 +292,12 @@ class Classifier(pl.LightningModule):
         optimizer = self.optimizer(self.net.named_parameters())
         if self.scheduler is None:
             return optimizer
-        self.schedule_steps = self.total_steps()
-        scheduler = self.scheduler(optimizer, total_steps=self.schedule_steps)
-        config: dict = {"scheduler": scheduler, "interval": "step"}
+        if per_step := takes_total_steps(self.scheduler):
+            self.schedule_steps = self.total_steps()
+            scheduler = self.scheduler(optimizer, total_steps=self.schedule_steps)
+        else:
+            scheduler = self.scheduler(optimizer)
+        config: dict = {"scheduler": scheduler, "interval": "step" if per_step else "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
             config |= {"interval": "epoch", "monitor": "error/val", "strict": False}
         return {"optimizer": optimizer, "lr_scheduler": config}
@@ -306,7 +317,9 @@ class Classifier(pl.LightningModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if isinstance(scheduler, ReduceLROnPlateau):
             return  # stepped in on_train_epoch_end, before the checkpoint
-        if scheduler.last_epoch < self.schedule_steps - 1:  # then the rate is constant
+        # The schedule of a run that is continued for more steps has its own number of steps.
+        steps = min(self.schedule_steps, getattr(scheduler, "total_steps", inf))
+        if scheduler.last_epoch < steps - 1:  # then the rate is constant
             scheduler.step()
 
     def configure_gradient_clipping(

@@ -46,6 +46,20 @@ def runs(tmp_path):
     return [*finished, run(tmp_path / "bad", ["optim.lr=0.2", "seed=1"], "failed")]
 
 
+def test_a_damaged_file_costs_only_its_own_row(runs, tmp_path):
+    (runs[0] / "result.json").write_text('{"status": "finis')
+    (runs[1] / "result.json").write_text("[1, 2]")
+    whole = json.loads((runs[2] / "result.json").read_text())
+    whole["metrics"]["error/val"] = "many"
+    (runs[2] / "result.json").write_text(json.dumps(whole))
+    (runs[3] / "metrics.jsonl").write_text('{"epoch": 1}\n[2]\n{"epoch": 1, "metrics": {"a": 1}}\n')
+    table = read(runs)
+    assert [row.state for row in table.rows] == ["failed", "failed", *2 * ["finished"], "failed"]
+    assert table.rows[0].error == f"{runs[0] / 'result.json'}: cannot be read"
+    assert "Best: job 0.2-0" in table.markdown()
+    assert curves.curve(runs[3], "a") == [1]
+
+
 def test_the_table_has_the_exact_values_of_each_run(runs, tmp_path):
     read(runs).write(tmp_path)
     with open(tmp_path / "results.csv") as file:

@@ -46,6 +46,18 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+def test_a_part_of_the_data_may_be_larger_than_that_of_the_run(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        OmegaConf.to_yaml(compose("data.train_size=1000", "data.val_size=100"))
+    )
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").touch()
+    _, config = Composer().load_run(tmp_path, ["data.train_size=2000", "data.val_size=1500"])
+    assert (config.data.train_size, config.data.val_size) == (2000, 1500)
+    with pytest.raises(UserError, match="data.train_size=70000: must be a whole number 2 to 60000"):
+        Composer().load_run(tmp_path, ["data.train_size=70000"])
+
+
 def result(run: Path) -> dict[str, float]:
     return json.loads((run / "result.json").read_text())["metrics"]
 

@@ -111,7 +111,8 @@ class Activations(Callback):
             found = activations(pl_module.net, batch[0][:IMAGES])
         if not trainer.is_global_zero:
             return
-        step, values = trainer.global_step, {}
+        # The last step done, as Lightning counts: later ones are logged again after resuming.
+        step, values = max(0, trainer.global_step - 1), {}
         for layer, (kind, output) in found.items():
             values[f"{'dead' if kind == 'relu' else 'saturated'}/{layer}"] = inactive_share(
                 kind, output

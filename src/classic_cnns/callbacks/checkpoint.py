@@ -1,5 +1,6 @@
 """Checkpoints of a run: the best, the last, and those within an epoch."""
 
+import logging
 import time
 from math import inf
 from pathlib import Path
@@ -8,6 +9,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from classic_cnns import UserError
+
+log = logging.getLogger(__name__)
+
+DEFAULT = "error/val"
 
 
 def checkpoint_folder(trainer: pl.Trainer) -> Path:
@@ -43,7 +48,7 @@ class BestAndLast(Checkpoint):
 
     def __init__(
         self,
-        monitor: str = "error/val",
+        monitor: str = DEFAULT,
         mode: str = "min",
         steps: int | None = None,
         minutes: float | None = None,
@@ -52,6 +57,7 @@ class BestAndLast(Checkpoint):
             raise ValueError(f"mode={mode}: must be min or max")
         self.monitor, self.sign = monitor, 1 if mode == "min" else -1
         self.lowest = inf  # the best value so far of sign * metric
+        self.warned = False  # that the metric is missing
         self.validated = False  # at least once; then the metric must exist
         self.steps, self.seconds = steps, 60 * minutes if minutes else inf
         self.cost = 0.0  # seconds of writing the last one
@@ -106,10 +112,16 @@ class BestAndLast(Checkpoint):
         if self.monitor not in known:
             if not self.validated:
                 return
-            raise UserError(
+            line = (
                 f"callbacks.checkpoint.monitor={self.monitor}: is not among the metrics; try one "
                 f"of {', '.join(sorted(known))}"
             )
+            if self.monitor != DEFAULT:
+                raise UserError(line)
+            if not self.warned:  # a module of the user's own, which logs other names
+                log.warning("%s; until then only last.ckpt is written", line)
+            self.warned = True
+            return
         value = self.sign * known[self.monitor].item()
         if value < self.lowest:
             self.lowest = value

@@ -67,7 +67,7 @@ class Pictures(Callback):
             self.draw_kernels(trainer, pl_module)
 
     def draw_kernels(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        net, step = pl_module.net, trainer.global_step
+        net, step = pl_module.net, max(0, trainer.global_step - 1)  # the last one done
         # Whole weights, even if this rank has one tower; all ranks must take part.
         state = trainer.strategy.lightning_module_state_dict()
         state = {n.removeprefix("net."): x for n, x in state.items() if n.startswith("net.")}

@@ -26,6 +26,9 @@ class Progress(ProgressBar):
     def disable(self) -> None:
         """Called by Lightning on all ranks but the first."""
 
+    def enable(self) -> None:
+        """Called by Lightning's BatchSizeFinder."""
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return

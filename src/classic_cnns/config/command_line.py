@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from classic_cnns import UserError
+from classic_cnns.files import is_disk_error
 
 HELP = """\
 Train a classic convolutional network and report its test error.
@@ -74,6 +75,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     given = Parser().parse_intermixed_args(arguments)
     if given.multirun and given.cfg:
         raise UserError("--cfg: prints one config and --multirun has many; leave one of them out")
+    if given.resolve and not given.cfg:
+        raise UserError("--resolve: is for printing the config; add --cfg job, or leave it out")
     if given.estimate:
         if given.multirun:
             raise UserError("--estimate: estimates a single run; leave -m out")
@@ -121,6 +124,10 @@ def one_line_errors() -> Iterator[None]:
             yield
         except UserError as error:
             fail(str(error))
+        except OSError as error:
+            if not is_disk_error(error):
+                raise
+            fail(f"{error.filename or 'the disk'}: {error.strerror}; try another folder")
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)  # as in shells
         finally:

@@ -155,6 +155,8 @@ class Composer:
         for choice in choices:
             config[choice.partition("=")[0]] = today[choice.partition("=")[0]]
         default = deepcopy(config)
+        if (name := config.data.get("dataset")) in self.groups["data"]:  # the run used a part
+            default.data.train_size = self.read_files((f"data={name}",)).data.train_size
         for override in overrides:
             if not self.is_choice(override):
                 self.set_value(config, default, override)
@@ -249,6 +251,8 @@ class Composer:
                 check_trainer_argument(word, rest, override.is_add() or override.is_force_add())
             elif not (override.is_add() or override.is_force_add()) or not can_add(key, known):
                 name = rest.partition(".")[0]
+                if f"{group}.{name}" in known and group in LIST_GROUPS:
+                    raise UserError(f"{word}: is not in its file; try +{word}")
                 if group in LIST_GROUPS and name in self.groups[group]:
                     usual = {"callbacks": "default", "logger": "tensorboard"}[group]
                     both = f"{group}=[{usual},{name}]"
@@ -256,8 +260,12 @@ class Composer:
                 raise UserError(f"{word}: {unknown_key(key, known)}")
         elif group == "trainer" and rest in RESERVED:
             check_trainer_argument(word, rest, True)
+        # Arguments of another class are of no use to this one.
+        other = isinstance(value, dict) and value.get("_target_") not in (
+            None, OmegaConf.select(config, f"{key}._target_"),
+        )  # fmt: skip
         try:
-            OmegaConf.update(config, key, value, merge=True, force_add=True)
+            OmegaConf.update(config, key, value, merge=not other, force_add=True)
         except (OmegaConfBaseException, ValueError, TypeError) as error:
             raise UserError(f"{word}: {one_line(error)}; --cfg job shows all keys") from error
 
@@ -298,10 +306,10 @@ def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> Di
             raise unresolved_error(key, config, words, error) from error
     OmegaConf.resolve(config)
     check_values(to_plain(config), known, copies)
-    for key in ("data_dir", "run_dir", "sweep.dir"):
-        check_folder(key, OmegaConf.select(config, key))
+    for key in ("data_dir", "run_dir"):
+        check_folder(key, config[key])
     if config.run_dir is not None:
-        stored.check_new(Path(str(config.run_dir)))
+        stored.check_new(Path(str(config.run_dir)).expanduser())
     return config
 
 

@@ -100,13 +100,13 @@ RULES = {
         data.eval_batch_size model.net.conv1_kernel
         model.net.conv1_stride model.net.hidden optim.batch_size optim.epochs sweep.cpus_per_rank
         sweep.max_jobs trainer.log_every_n_steps trainer.num_nodes trainer.accumulate_grad_batches
-        optim.schedule_epochs""",
+        """,
     integer(1, 2): "model.net.towers",
     one_of(3, 5): "model.net.extra_kernel",
     integer(1, 100): "data.jpeg_quality",
     one_of("raw", "jpeg"): "data.store",
     Rule("a whole number of at least 1, or -1 for no end", lambda x: type(x) is int and x != 0
-         and x >= -1, 1): "trainer.max_epochs",
+         and x >= -1, 1): "trainer.max_epochs optim.schedule_epochs",
     null_or(integer(0)): "data.workers",
     null_or(integer(1)): "sweep.parallel data.val_size model.input.size",
     null_or(one_of(True, False)): "top5_error",

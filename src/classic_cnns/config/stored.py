@@ -20,7 +20,8 @@ OUTPUTS = Path("outputs")
 JOB_FILES = {".lock", "output.log", "result.json", "submitit"}
 # Keys of trainer that may change when a run is resumed: devices, and epochs.
 PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
-DURATION = ("max_epochs",)
+DURATION = ("max_epochs", "max_steps", "max_time")
+AVERAGED = "swa.ckpt"  # checkpoint of averaged weights, which has precedence
 
 
 def resolve_latest(path: Any) -> Path:
@@ -44,7 +45,10 @@ def find_run(path: Any, key: str = "resume=") -> Path:
     """The directory of an earlier run; `path` may end with `latest`. UserError if there is none."""
     directory = resolve_latest(path)
     if not (directory / "config.yaml").is_file():
-        notes = sorted(OUTPUTS.glob("*/latest.txt"))
+        notes = [
+            note for note in sorted(OUTPUTS.glob("*/latest.txt"))
+            if (resolve_latest(note.with_name("latest")) / "config.yaml").is_file()
+        ]  # fmt: skip
         hint = f"try {key}{notes[0].with_name('latest')}" if notes else "no run is in outputs/ yet"
         raise UserError(f"{key}{path}: no run is there (it would have a config.yaml); {hint}")
     return directory
@@ -56,7 +60,7 @@ def find_checkpoint(path: Any, key: str = "init_from=") -> Path:
     if named.is_file():
         return named
     folder = find_run(path, key) / "checkpoints"
-    for name in ("best.ckpt", "last.ckpt"):
+    for name in (AVERAGED, "best.ckpt", "last.ckpt"):
         if (folder / name).is_file():
             return folder / name
     raise UserError(f"{key}{path}: that run has written no checkpoint yet; try another one")

@@ -235,13 +235,19 @@ def make_row(name: str, parameters: dict[str, str], directory: Path, command: st
             f"last {metric}": value for metric, value in result.get("last", {}).items()
         }
         values |= {"seconds": result["seconds"]} if "seconds" in result else {}
+        values = {name: x for name, x in values.items() if isinstance(x, int | float)}
     error = "" if state in ENDED_WELL else last_line(result.get("error", ""))
     return Row(name, parameters, directory, command, state, error, values)
 
 
 def read_result(directory: Path) -> dict[str, Any]:
     """A run's `result.json`, or an empty dict; results of version 0.1 are converted."""
-    result = read_json(directory / "result.json") or {}
+    path = directory / "result.json"
+    try:
+        result = read_json(path) or {}
+        result.get("metrics", {}).keys(), result.get("last", {}).keys()
+    except (AttributeError, ValueError):  # cut off, or from elsewhere
+        return {"status": "failed", "error": f"{path}: cannot be read"}
     old = result.get("metrics", {})
     if isinstance(old.get("val"), dict):
         flat = {f"{name}/{split}": value for split in old for name, value in old[split].items()}
@@ -262,7 +268,9 @@ def read_metrics(directory: Path, offset: int = 0) -> tuple[list[dict[str, Any]]
     lines = []
     for line in whole.splitlines():
         with suppress(ValueError):  # a line cut off when the run was killed
-            lines.append(json.loads(line))
+            found = json.loads(line)
+            if isinstance(found, dict) and {"epoch", "metrics"} <= found.keys():
+                lines.append(found)
     return lines, start + len(whole)
 
 

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 
 from classic_cnns import UserError, one_line
-from classic_cnns.classifier import Classifier
+from classic_cnns.classifier import Classifier, takes_total_steps
 from classic_cnns.config.stored import find_checkpoint, stored_values
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
 from classic_cnns.report import summary
@@ -100,8 +100,9 @@ def build_classifier(config: DictConfig, data: pl.LightningDataModule) -> Classi
                 "model=lenet5, or another optim"
             )
         if scheduler:
-            scheduler(tried, total_steps=1000)
-            if config.optim.schedule_epochs == -1:
+            per_step = takes_total_steps(scheduler)
+            scheduler(tried, **{"total_steps": 1000} if per_step else {})
+            if config.optim.schedule_epochs == -1 and per_step:
                 raise ValueError(
                     "optim.schedule_epochs=-1: a schedule needs an end; "
                     "try optim.schedule_epochs=10, or optim.scheduler=null"

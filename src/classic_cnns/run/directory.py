@@ -25,7 +25,7 @@ def create(config: DictConfig) -> Path:
     means this run.
     """
     if config.run_dir:
-        directory = Path(str(config.run_dir))  # Hydra parses run_dir=5 as a number
+        directory = Path(str(config.run_dir)).expanduser()  # Hydra parses run_dir=5 as a number
         check_new(directory)
     else:
         directory = OUTPUTS / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -56,6 +56,16 @@ def update_latest(directory: Path) -> None:
     old = directory.with_name("latest")  # of version 0.1
     if old.is_file():
         old.unlink()
+
+
+def restore_latest(removed: Path) -> None:
+    """Let `latest.txt` name the newest remaining run if it names the `removed` one."""
+    note = removed.with_name("latest.txt")
+    if note.is_file() and note.read_text().strip() == removed.name:
+        rest = [path.parent for path in removed.parent.glob("*/config.yaml")]
+        note.unlink()
+        if rest:
+            update_latest(max(rest, key=lambda path: path.stat().st_mtime))
 
 
 def make_unique(wanted: Path) -> Path:

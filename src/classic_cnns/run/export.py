@@ -5,6 +5,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def export(checkpoint: Path, config: DictConfig, path: Path) -> str:
     except OSError as error:
         raise UserError(f"--to={path}: {error.strerror}; try another place") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # of a file system that is not writable
+            beside.unlink(missing_ok=True)
     return f"{path}: {told}"
 
 

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    Checkpoint,
+    ProgressBar,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
@@ -24,11 +30,12 @@ from classic_cnns.callbacks.estimate import Estimate
 from classic_cnns.callbacks.record import Record
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged, check_fits
-from classic_cnns.config.stored import OUTPUTS, find_run
+from classic_cnns.config.schema import trainer_arguments
+from classic_cnns.config.stored import AVERAGED, OUTPUTS, find_run
 from classic_cnns.files import is_disk_error, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.log import show_log, train_log
-from classic_cnns.report.results import read_result
+from classic_cnns.report.results import read_metrics, read_result
 from classic_cnns.run import directory as directories
 from classic_cnns.run.build import (
     build,
@@ -42,25 +49,38 @@ from classic_cnns.trainer.checkpoint_io import first_intact, read_checkpoint
 from classic_cnns.trainer.launch import report
 from classic_cnns.trainer.lightning_internals import disable_sigterm_exchange
 from classic_cnns.trainer.memory import keep_freed_memory
-from classic_cnns.trainer.processes import stop_signals
+from classic_cnns.trainer.processes import stop_signals, try_lock
 
 log = logging.getLogger(__name__)
 
 LAST, BEST = "last.ckpt", "best.ckpt"
+LIMITS = ("max_steps", "max_time")  # of Trainer, besides max_epochs
+
+
+class DivergedRun(SystemExit):
+    """Ends the command with exit code 1 after a divergence was recorded as `result`."""
+
+    def __init__(self, result: dict[str, Any]) -> None:
+        super().__init__(1)
+        self.result = result
 
 
 def train(config: DictConfig) -> dict[str, Any]:
     """Train and test as the config says, in this process; returns the content of `result.json`.
 
-    It has `status`, `directory`, `metrics` of the tested checkpoint, `last` ones, `epochs`, `steps`
-    and `seconds`. Raises UserError for several devices, which need the command line.
+    It has `status`, finished or diverged, `directory`, `metrics` of the tested checkpoint, `last`
+    ones, `epochs`, `steps` and `seconds`. Raises UserError for several devices, which need the
+    command line.
     """
     if devices.device_count(config.trainer.devices) > 1 and devices.launched_processes() is None:
         raise UserError(
             f"trainer.devices={config.trainer.devices}: only the command starts a process for "
             f"each device; try {program()}, or trainer.devices=1"
         )
-    return run(config)
+    try:
+        return run(config)
+    except DivergedRun as end:
+        return end.result
 
 
 def run(config: DictConfig) -> dict[str, Any]:
@@ -73,13 +93,17 @@ def run(config: DictConfig) -> dict[str, Any]:
     earlier = find_run(config.resume) if config.resume else None
     done = read_result(earlier) if earlier else {}
     if done and is_finished(done, config):
-        log.info("%s has finished; trainer.max_epochs=<more> continues it", earlier)
+        limits = [f"+trainer.{name}" for name in LIMITS if config.trainer.get(name)]
+        more = " or ".join(["trainer.max_epochs", *limits])
+        log.info("%s has finished; %s=<more> continues it", earlier, more)
         log.info(final_table(done))
         return done
     stop = StopOnSignal(saves=bool(config.callbacks and "checkpoint" in config.callbacks))
     with stop_signals(stop.receive), ExitStack() as stack:
         found = earlier and first_intact(earlier / "checkpoints" / name for name in (LAST, BEST))
         step = resume_step(found, config) if found else None
+        if earlier and not found:
+            check_restart(earlier)
         module, data = build(config)
         with lightning_errors():
             data.prepare_data()  # before a directory exists, so that errors leave nothing behind
@@ -89,9 +113,13 @@ def run(config: DictConfig) -> dict[str, Any]:
         rank_0, fresh = meeting.is_global_zero, False
         place: Any = None  # the directory, and the checkpoint to resume from
         if rank_0:
-            given = Path(str(config.run_dir)) if config.run_dir else None
+            given = Path(str(config.run_dir)).expanduser() if config.run_dir else None
             before = set(given.glob("*")) if given and given.exists() else None
+            if earlier:
+                hold(earlier, stack)
             directory, fresh = open_directory(config, earlier, stack)
+            if not earlier:
+                hold(directory, stack)
             place = directory, found
             report(directory=str(directory))
             if fresh:
@@ -116,9 +144,32 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 def is_finished(result: dict, config: DictConfig) -> bool:
     """Whether a run has finished and is not to be continued for more epochs."""
-    wanted = config.trainer.max_epochs
+    wanted, trainer = config.trainer.max_epochs, config.trainer
+    if result["status"] != "finished" or any(result.get(k) != trainer.get(k) for k in LIMITS):
+        return False
     same = result.get("max_epochs", result.get("epochs")) == wanted
-    return result["status"] == "finished" and (same or 0 < wanted <= result["epochs"])
+    steps = result.get("max_steps") or inf
+    return same or 0 < wanted <= result["epochs"] or result["steps"] >= steps > 0
+
+
+def hold(directory: Path, stack: ExitStack) -> None:
+    """Lock the run while it is trained; UserError if another process is training it."""
+    lock = try_lock(directory / "train.log")  # a file that every run keeps open
+    if lock is None:
+        raise UserError(
+            f"resume={directory}: is being trained by another process; try again when it has ended"
+        )
+    stack.callback(os.close, lock)
+
+
+def check_restart(earlier: Path) -> None:
+    """Raise UserError for a run without checkpoints, unless its first epoch was not finished."""
+    if read_metrics(earlier)[0]:
+        raise UserError(
+            f"resume={earlier}: has no last.ckpt and no best.ckpt, which callbacks=default writes; "
+            "try a new run"
+        )
+    log.info("%s has no checkpoint yet: training starts from the beginning", earlier)
 
 
 def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -> tuple[Path, bool]:
@@ -127,6 +178,7 @@ def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -
         # Incomplete files, left if the run was killed while writing a checkpoint.
         for rest in (earlier / "checkpoints").glob(".*.ckpt.*"):
             rest.unlink()
+        (earlier / "checkpoints" / AVERAGED).unlink(missing_ok=True)  # of fewer epochs
         directories.write_config(earlier, config)  # trainer.max_epochs may have changed
         return earlier, False
     if config.keep is False or config.trainer.get("fast_dev_run"):
@@ -149,6 +201,7 @@ def removed_on_user_error(directory: Path, before: set[Path] | None) -> Iterator
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             if before is None:
                 directory.rmdir()
+                directories.restore_latest(directory)
                 with suppress(OSError):  # outputs/<name> and outputs/ if empty
                     if OUTPUTS in directory.parents:
                         directory.parent.rmdir()
@@ -221,11 +274,12 @@ def train_and_test(
 
     with lightning_errors():
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    averaged = save_average(trainer, checkpoints)
     metrics, seconds = dict(record.metrics), record.seconds
     epochs, steps = trainer.current_epoch, trainer.global_step
     tested = dict(metrics)
     if is_overridden("test_step", module) and is_overridden("test_dataloader", data):
-        best = best_checkpoint(trainer, checkpoints)
+        best = averaged or best_checkpoint(trainer, checkpoints)
         if best:
             tested = read_checkpoint(best).get("metrics", {})
         with lightning_errors():
@@ -239,6 +293,7 @@ def train_and_test(
         "last": metrics,
         "epochs": epochs,
         "max_epochs": config.trainer.max_epochs,
+        **{name: config.trainer[name] for name in LIMITS if config.trainer.get(name)},
         "steps": steps,
         "seconds": seconds,
     }
@@ -249,6 +304,19 @@ def apply_precision(trainer: Any, module: Any) -> None:
         module.net.to(memory_format=torch.channels_last)  # bfloat16 is faster in this layout
     if trainer.precision == "64-true":
         module.double()  # before a checkpoint is loaded, which would be rounded to float32
+
+
+def save_average(trainer: Any, checkpoints: Path) -> str | None:
+    """The checkpoint of averaged weights, which Lightning puts into the net after the last epoch.
+
+    None without its StochasticWeightAveraging, or if training ended before the last epoch.
+    """
+    callbacks = (c for c in trainer.callbacks if isinstance(c, StochasticWeightAveraging))
+    swa = next(callbacks, None)
+    if swa is None or trainer.fast_dev_run or trainer.current_epoch - 1 != swa.swa_end:
+        return None
+    trainer.save_checkpoint(checkpoints / AVERAGED)
+    return str(checkpoints / AVERAGED)
 
 
 def best_checkpoint(trainer: Any, checkpoints: Path) -> str | None:
@@ -297,6 +365,12 @@ def lightning_errors() -> Iterator[None]:
         yield
     except MisconfigurationException as error:
         raise UserError(one_line(error)) from error
+    except ValueError as error:
+        line = one_line(error)
+        name = line.partition(" ")[0].strip("`")
+        if name in trainer_arguments():
+            raise UserError(f"trainer.{name}: {line}") from error
+        raise
     except RuntimeError as error:
         line = one_line(error)
         if "Early stopping conditioned on metric" in line:
@@ -325,7 +399,7 @@ def recorded_result(directory: Path, kept: bool) -> Iterator[dict]:
             result |= {"status": "diverged", "error": str(error)}
             so_far = f". The run so far: {directory}" if kept else ""
             log.error("error: %s; try a smaller optim.lr%s", error, so_far)
-            sys.exit(1)
+            raise DivergedRun(result) from error
         except Stopped as stop:
             result |= {"status": "interrupted", "error": signal.Signals(stop.code - 128).name}
             log.warning("interrupted%s", resume)

@@ -122,7 +122,8 @@ class Search:
 
     def ask(self) -> list[str]:
         """The overrides of a new trial."""
-        self.study.sampler = self.new_sampler(len(self.trials))
+        if sampler := self.new_sampler(len(self.trials)):
+            self.study.sampler = sampler
         self.trials.append(self.study.ask())
         self.reported.append(set())
         return self.suggest(self.trials[-1])

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError
-from classic_cnns.config.compose import Composer
+from classic_cnns.config.compose import Composer, check_folder
 from classic_cnns.files import atomic_write, write_json
 from classic_cnns.report import results
 from classic_cnns.sweep.display import ProgressDisplay
@@ -38,7 +38,13 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
     for name in os.environ.keys() - clean_environment().keys():  # also for the checks below
         del os.environ[name]
     grid = Grid(words, composer.groups)
-    settings = composer.compose([*grid.settings, *grid.first()]).sweep
+    config = composer.compose([*grid.settings, *grid.first()])
+    settings = config.sweep
+    check_folder("sweep.dir", settings.dir)
+    if config.keep is False or config.trainer.get("fast_dev_run"):
+        raise UserError(
+            "keep=false: a sweep needs the results of its jobs, and debug= keeps none; leave it out"
+        )
     check_extra(settings.executor._target_)
 
     @cache
@@ -52,7 +58,7 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
     jobs = search.corners() if search else grid.jobs(settings.max_jobs)
     widest, on_gpu = map(max, zip(*(needs(*job) for job in jobs), strict=True))
 
-    directory = Path(str(settings.dir))
+    directory = Path(str(settings.dir)).expanduser()
     record = new_record(words, flags, grid, search, settings)
     earlier = open_directory(directory, record)
     if search:
