@@ -223,7 +223,7 @@ def test_lightnings_callbacks_work_together(train):
                    "trainer.max_epochs=5", "model=lenet5_relu")  # fmt: skip
     assert result["status"] == "finished"
     names = sorted(path.name for path in Path("run/checkpoints").iterdir())
-    assert {names[0], names[-1]} == {"best.ckpt", "last.ckpt"}
+    assert [names[0], *names[-2:]] == ["best.ckpt", "last.ckpt", "swa.ckpt"]
     assert len([name for name in names if name.startswith("epoch_0")]) == 3
     tags = events().Tags()["scalars"]
     assert "lr-SGD" in tags and "lr-SGD-momentum" in tags

@@ -18,7 +18,7 @@ def main() -> None:
     with command_line.one_line_errors():
         given = command_line.parse(sys.argv[1:])
         if given.shell_completion:
-            return complete()
+            return complete(given.words)
         composer = Composer(given.config_dir, given.config_name, given.trust)
         if given.help:
             lines = [f"{name}: {', '.join(found)}" for name, found in composer.groups.items()]
@@ -53,8 +53,12 @@ def run_single(config: DictConfig) -> None:
     run_in_rank(task)
 
 
-def complete() -> None:
+def complete(words: list[str]) -> None:
     """Hydra's shell completion."""
+    if not any(word.startswith(("install=", "uninstall=", "query=")) for word in words):
+        raise UserError(
+            "--shell-completion: needs a shell; try --shell-completion install=bash, zsh or fish"
+        )
     import hydra
 
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(lambda _: None)()

@@ -262,7 +262,10 @@ class Classifier(pl.LightningModule):
     @property
     def prepared(self) -> Preprocessing:
         if self.preprocessing is None:
-            raise UserError("the preprocessing of this net is unknown")
+            raise UserError(
+                "the net's data module has no preprocessing of this project; call the net itself "
+                "from Python, on inputs of your own"
+            )
         return self.preprocessing
 
     def preprocess(self, pictures: Any) -> Tensor:
@@ -274,6 +277,8 @@ class Classifier(pl.LightningModule):
         """
         many = isinstance(pictures, (list, tuple)) or getattr(pictures, "ndim", 0) == 4
         several = pictures if many else [pictures]
+        if not len(several):
+            raise UserError("no picture was given; there must be at least one")
         pixels = [self.prepared.read(picture)[0] for picture in several]
         return self.prepared(torch.from_numpy(np.stack(pixels)).to(self.device))
 

@@ -58,6 +58,17 @@ def test_a_part_of_the_data_may_be_larger_than_that_of_the_run(tmp_path):
         Composer().load_run(tmp_path, ["data.train_size=70000"])
 
 
+@pytest.mark.parametrize(
+    ("pictures", "line"),
+    [([], "no picture was given"), (np.empty((0, 28, 28, 1), np.uint8), "no picture was given"),
+     (None, "NoneType: cannot be read: it has to be a path"), (b"a", "bytes: cannot be read"),
+     (np.zeros((28, 28)), "pixels have to be uint8")],
+)  # fmt: skip
+def test_what_is_no_picture_is_reported_in_python_too(folder, pictures, line):
+    with pytest.raises(UserError, match=line):
+        classic_cnns.load(folder / "lenet5").predict(pictures)
+
+
 def result(run: Path) -> dict[str, float]:
     return json.loads((run / "result.json").read_text())["metrics"]
 

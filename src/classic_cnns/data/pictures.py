@@ -73,6 +73,8 @@ def open_oriented(source: Any, side: int) -> Image.Image:
     if isinstance(source, Tensor):
         source = source.cpu().numpy()
         source = source.transpose(1, 2, 0) if source.ndim == 3 else source
+    if not isinstance(source, np.ndarray):
+        raise TypeError("it has to be a path, a PIL image, an array or a tensor")
     if source.dtype != np.uint8:
         raise TypeError(f"pixels have to be uint8, 0 to 255, and are {source.dtype}")
     return Image.fromarray(source.squeeze(2) if source.shape[2:] == (1,) else source)

@@ -125,7 +125,9 @@ def write_onnx(module: nn.Module, pictures: Tensor, path: Path) -> Run:
     program.save(str(path), external_data=False)
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors, but not warnings about its optimizations
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(part: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"pictures": part.numpy()})[0])
