@@ -420,6 +420,9 @@ def test_a_resumed_run_keeps_the_rows_of_its_csv_file(train):
     train("a", *words, "trainer.max_epochs=1")
     train("a", "resume=a", "trainer.max_epochs=2")
     assert rows(Path("a")) == rows(train("b", *words, "trainer.max_epochs=2"))
+    Path("a/csv/metrics.csv").write_text("step\nlast")
+    with pytest.raises(UserError, match="a/csv/metrics.csv: is not the file of an earlier start"):
+        train("a", "resume=a", "trainer.max_epochs=3")
 
 
 def test_the_home_folder_is_expanded(train, tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from classic_cnns import UserError
+
 
 class CSV(CSVLogger):
     """Writes all metrics to `metrics.csv` in a folder of the run directory.
@@ -20,8 +22,12 @@ class CSV(CSVLogger):
         super().__init__(save_dir, **options)
         path = Path(self.log_dir) / "metrics.csv"
         if purge_step is not None and path.exists() and rank_zero_only.rank == 0:  # type: ignore
-            with open(path, newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) < purge_step]
+            try:
+                with open(path, newline="") as file:
+                    rows = [row for row in csv.DictReader(file) if int(row["step"]) < purge_step]
+            except (csv.Error, KeyError, TypeError, ValueError) as error:
+                line = f"{path}: is not the file of an earlier start; move it to another folder"
+                raise UserError(line) from error
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that the file will be deleted
                 self.experiment.metrics = [
