@@ -166,6 +166,9 @@ def popen(command: list, env=None, preexec_fn=None, pass_fds=(), **options) -> s
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Another thread may have been printing at the fork, and its lock would never be released.
+        sys.stdout = open(1, "w", closefd=False)
+        sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")
         os.environ.clear()
         os.environ.update(env)
         sys.argv = [str(word) for word in command[1:]]
@@ -189,6 +192,7 @@ def popen(command: list, env=None, preexec_fn=None, pass_fds=(), **options) -> s
             code = 1
         atexit._run_exitfuncs()
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
     return Popen(["forked"], preexec_fn=run_program, pass_fds=pass_fds, **options)
