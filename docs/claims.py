@@ -315,7 +315,7 @@ def sweep(job: list[str], folder: Path, more: list[str]) -> list[Path]:
 def best_rate(
     base: list[str], rates: list[float], folder: Path, more: list[str], choose: str
 ) -> float:
-    """The learning rate with the lowest `choose`, and of equal ones with the lowest error."""
+    """The rate with the lowest `choose`; of equal ones, that with the lowest training error."""
     values = ",".join(map(str, rates))
     runs = map(numbers, sweep([*base, f"optim.lr={values}", f"seed={RATE_SEED}"], folder, more))
     ranks = [(value(run, choose), value(run, "error/train")) for run in runs]

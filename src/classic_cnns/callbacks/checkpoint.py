@@ -119,7 +119,7 @@ class BestAndLast(Checkpoint):
             if self.monitor != DEFAULT:
                 raise UserError(line)
             if not self.warned:  # a module of the user's own, which logs other names
-                log.warning("%s; until then only last.ckpt is written", line)
+                log.warning("%s; without it only last.ckpt is written", line)
             self.warned = True
             return
         value = self.sign * known[self.monitor].item()

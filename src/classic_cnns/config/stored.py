@@ -20,8 +20,10 @@ OUTPUTS = Path("outputs")
 JOB_FILES = {".lock", "output.log", "result.json", "submitit"}
 # Keys of trainer that may change when a run is resumed: devices, and epochs.
 PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
-DURATION = ("max_epochs", "max_steps", "max_time")
-AVERAGED = "swa.ckpt"  # checkpoint of averaged weights, which has precedence
+LIMITS = ("max_steps", "max_time")  # besides max_epochs
+DURATION = ("max_epochs", *LIMITS)
+# Checkpoints; that of averaged weights has precedence where a net is used.
+AVERAGED, BEST, LAST = "swa.ckpt", "best.ckpt", "last.ckpt"
 
 
 def resolve_latest(path: Any) -> Path:
@@ -60,7 +62,7 @@ def find_checkpoint(path: Any, key: str = "init_from=") -> Path:
     if named.is_file():
         return named
     folder = find_run(path, key) / "checkpoints"
-    for name in (AVERAGED, "best.ckpt", "last.ckpt"):
+    for name in (AVERAGED, BEST, LAST):
         if (folder / name).is_file():
             return folder / name
     raise UserError(f"{key}{path}: that run has written no checkpoint yet; try another one")

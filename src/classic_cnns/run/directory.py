@@ -65,7 +65,7 @@ def restore_latest(removed: Path) -> None:
         rest = [path.parent for path in removed.parent.glob("*/config.yaml")]
         note.unlink()
         if rest:
-            update_latest(max(rest, key=lambda path: path.stat().st_mtime))
+            update_latest(max(rest))  # the names are times
 
 
 def make_unique(wanted: Path) -> Path:

@@ -31,7 +31,7 @@ from classic_cnns.callbacks.record import Record
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged, check_fits
 from classic_cnns.config.schema import trainer_arguments
-from classic_cnns.config.stored import AVERAGED, OUTPUTS, find_run
+from classic_cnns.config.stored import AVERAGED, BEST, LAST, LIMITS, OUTPUTS, find_run
 from classic_cnns.files import is_disk_error, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.log import show_log, train_log
@@ -52,9 +52,6 @@ from classic_cnns.trainer.memory import keep_freed_memory
 from classic_cnns.trainer.processes import stop_signals, try_lock
 
 log = logging.getLogger(__name__)
-
-LAST, BEST = "last.ckpt", "best.ckpt"
-LIMITS = ("max_steps", "max_time")  # of Trainer, besides max_epochs
 
 
 class DivergedRun(SystemExit):
@@ -115,11 +112,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         if rank_0:
             given = Path(str(config.run_dir)).expanduser() if config.run_dir else None
             before = set(given.glob("*")) if given and given.exists() else None
-            if earlier:
-                hold(earlier, stack)
             directory, fresh = open_directory(config, earlier, stack)
-            if not earlier:
-                hold(directory, stack)
             place = directory, found
             report(directory=str(directory))
             if fresh:
@@ -175,16 +168,19 @@ def check_restart(earlier: Path) -> None:
 def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -> tuple[Path, bool]:
     """The run directory, and whether it is a new one to keep; temporary without `keep`."""
     if earlier:
+        hold(earlier, stack)
         # Incomplete files, left if the run was killed while writing a checkpoint.
         for rest in (earlier / "checkpoints").glob(".*.ckpt.*"):
             rest.unlink()
         (earlier / "checkpoints" / AVERAGED).unlink(missing_ok=True)  # of fewer epochs
         directories.write_config(earlier, config)  # trainer.max_epochs may have changed
         return earlier, False
-    if config.keep is False or config.trainer.get("fast_dev_run"):
+    kept = config.keep is not False and not config.trainer.get("fast_dev_run")
+    if not kept:
         config.run_dir = stack.enter_context(TemporaryDirectory())
-        return directories.create(config), False
-    return directories.create(config), True
+    directory = directories.create(config)
+    hold(directory, stack)
+    return directory, kept
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from classic_cnns.sweep.search import Search
 from classic_cnns.trainer import devices
 from classic_cnns.trainer.processes import clean_environment, stop_signals
 
+KEEPS_NOTHING = ("keep=", "debug=", "trainer.fast_dev_run=")
 DONE = ("finished", "diverged", "pruned")  # not started again
 EXTRAS = {"RayCluster": ("ray", "ray"), "Slurm": ("slurm", "submitit")}  # extra and package
 
@@ -42,9 +43,9 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
     settings = config.sweep
     check_folder("sweep.dir", settings.dir)
     if config.keep is False or config.trainer.get("fast_dev_run"):
-        raise UserError(
-            "keep=false: a sweep needs the results of its jobs, and debug= keeps none; leave it out"
-        )
+        named = (word for word in words if word.lstrip("+").startswith(KEEPS_NOTHING))
+        word = next(named, "keep=false")
+        raise UserError(f"{word}: keeps no results, which a sweep needs; leave it out")
     check_extra(settings.executor._target_)
 
     @cache
