@@ -7,34 +7,39 @@ A run does this itself when it first uses a folder. The same command continues a
 preparation.
 """
 
-import sys
-
 from classic_cnns import UserError
-from classic_cnns.config.command_line import one_line_errors
-from classic_cnns.config.compose import compose
+from classic_cnns.config.command_line import Command, one_line_errors
+from classic_cnns.config.compose import Composer
 
 
 def main() -> None:
-    words = sys.argv[1:]
-    if not words or {"-h", "--help"} & set(words):
-        print(__doc__.strip())
-        return
+    parser = Command(__doc__, run=False)
+    parser.add_argument("words", nargs="+", metavar="key=value", help="keys of data")
+    parser.add_argument(
+        "--config-dir", "-cd", action="append", default=[], metavar="DIR",
+        help="also search DIR for configs",
+    )  # fmt: skip
+    given = parser.parse_intermixed_args()
     with one_line_errors():
-        given = {word.partition("=")[0] for word in words}
-        usual = {"model": "alexnet", "data": "image_folder"}
-        config = compose(*(f"{k}={v}" for k, v in usual.items() if k not in given), *words)
-        if "store" not in config.data:
-            raise UserError(f"data={config.data.dataset}: has no images to prepare; leave it out")
+        composer = Composer(given.config_dir)
+        chosen = dict(word.partition("=")[::2] for word in given.words)
+        data = chosen.get("data", "image_folder")
+        if data in composer.groups["data"]:
+            if "store" not in composer.read_files((f"data={data}",)).data:
+                raise UserError(f"data={data}: has no images to prepare; try data=image_folder")
+        usual = {"data": "image_folder", "model": "alexnet"}
+        added = [f"{key}={value}" for key, value in usual.items() if key not in chosen]
+        config = composer.compose([*added, *given.words])
 
         from classic_cnns.report.log import show_log  # here, since importing torch takes seconds
         from classic_cnns.run.build import build_data
 
         show_log()
         config.data.prepare = False  # by itself
-        data = build_data(config)
-        data.prepare_data()
-        data.prepare_store(make=True, must=True)
-        print(f"prepared: {data.cache}")
+        data_module = build_data(config)
+        data_module.prepare_data()
+        data_module.prepare_store(make=True, must=True)
+        print(f"prepared: {data_module.cache}")
 
 
 if __name__ == "__main__":

@@ -166,8 +166,8 @@ def popen(command: list, env=None, preexec_fn=None, pass_fds=(), **options) -> s
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # Another thread may have been printing at the fork: the lock of its stream is never released
-        # here, and even closing the stream would wait for it. So it is kept, and not used.
+        # Another thread may have been printing at the fork: the lock of its stream is never
+        # released here, and even closing the stream would wait for it. It is kept, and not used.
         inherited = sys.stdout, sys.stderr  # noqa: F841
         sys.stdout = open(1, "w", closefd=False)
         sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")

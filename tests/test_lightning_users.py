@@ -13,6 +13,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from omegaconf.errors import ReadonlyConfigError
 
 from classic_cnns import UserError
 from classic_cnns.config.compose import compose
@@ -318,6 +319,12 @@ MISTAKES = {
     "model=lenet5_relu data=per_sample": "^model.net.num_classes=.*data.num_classes.*; try model.n",
     "data._target_=torch.nn.ReLU": "^data",
     "init_from=nothing": "init_from=nothing: no run is there",
+    "+callbacks.a._target_=lightning.pytorch.callbacks.LearningRateFinder":
+        "callbacks: LearningRateFinder needs .*; try rates instead: -m optim.lr=",
+    "+callbacks.a._target_=lightning.pytorch.callbacks.BackboneFinetuning":
+        "callbacks: BackboneFinetuning: .*'backbone'",
+    "optim.optimizer={_target_:torch.optim.SparseAdam,_partial_:true}":
+        "optim.optimizer: SparseAdam does not support dense gradients",
 }  # fmt: skip
 
 
@@ -393,9 +400,10 @@ def test_a_smaller_training_set_has_a_smaller_validation_set(train, caplog):
 
 
 @pytest.mark.parametrize("choice", ["default", "few_batches", "overfit", "profiler", "anomaly"])
-def test_a_debugging_run_leaves_no_files(train, choice, tmp_path):
+def test_a_debugging_run_leaves_no_files(train, choice, tmp_path, caplog):
     before = sorted(path for path in tmp_path.iterdir())
     assert train(f"debug={choice}")["status"] == "finished"
+    assert caplog.messages[-1].endswith(", nothing of this run is kept")
     assert sorted(path for path in tmp_path.iterdir()) == before
 
 
@@ -440,5 +448,8 @@ def test_python_trains_in_a_thread_and_refuses_several_devices(train):
 
 
 def test_build_gives_the_parts_of_a_config():
-    module, data = build(compose("model=simple_cnn", "data=mnist"))
+    config = compose("model=simple_cnn", "data=mnist")
+    with pytest.raises(ReadonlyConfigError):  # not silently without effect
+        config.seed = 5
+    module, data = build(config)
     assert isinstance(module, pl.LightningModule) and isinstance(data, pl.LightningDataModule)

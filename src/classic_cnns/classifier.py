@@ -272,10 +272,13 @@ class Classifier(pl.LightningModule):
         """Inputs of the net for pictures: float32 (N, C, H, W), or patches (N, V, C, H, W).
 
         `pictures` is one or a list of paths, PIL images, uint8 arrays (H, W) or (H, W, C), or
-        tensors (C, H, W), of any size, or one such array or tensor with a dimension N before.
+        tensors (C, H, W), of any size, or one such array or tensor with a dimension N before. Of
+        arrays of three dimensions, those with more than 4 in the last are (N, H, W).
         Raises UserError for anything else.
         """
-        many = isinstance(pictures, (list, tuple)) or getattr(pictures, "ndim", 0) == 4
+        shape: Any = getattr(pictures, "shape", ())
+        grey = isinstance(pictures, np.ndarray) and len(shape) == 3 and shape[2] > 4  # (N, H, W)
+        many = isinstance(pictures, (list, tuple)) or len(shape) == 4 or grey
         several = pictures if many else [pictures]
         if not len(several):
             raise UserError("no picture was given; there must be at least one")

@@ -170,6 +170,21 @@ def test_the_axes_of_the_curves_have_whole_epochs_and_plain_numbers(runs, tmp_pa
         assert axes.get_ylabel() == metric
 
 
+def test_the_legend_names_what_differs(runs, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    for directory in runs:
+        write_metrics(directory, "error/val", [0.1, 0.05])
+    curves.write(tmp_path / "curves.png", read(runs))
+    (legend,) = figures[0].legends
+    assert [t.get_text() for t in legend.get_texts()] == ["optim.lr=0.1, n=3", "optim.lr=0.2, n=2"]
+
+
+def test_a_run_whose_command_is_unknown_cannot_be_repeated(runs):
+    (runs[0] / "provenance.json").unlink()
+    assert "To repeat" not in read(runs[:1]).markdown()
+
+
 def write_metrics(directory: Path, metric: str, values: Sequence[float]) -> None:
     lines = [
         json.dumps({"epoch": epoch, "epochs": len(values), "metrics": {metric: value}})

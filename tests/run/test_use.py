@@ -14,6 +14,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
+from torchvision import datasets
 
 import classic_cnns
 from classic_cnns import UserError, compose, train
@@ -162,6 +163,8 @@ def test_a_batch_of_pictures_is_a_list_of_them(folder, name):
     expected = net.probabilities(list(some))
     assert torch.equal(net.probabilities(some), expected)
     assert torch.equal(net.probabilities(torch.from_numpy(some).permute(0, 3, 1, 2)), expected)
+    if name == "lenet5":  # grey images are also (N, H, W)
+        assert torch.equal(net.probabilities(images[:5]), expected)
 
 
 # --- Pictures -------------------------------------------------------------------------------------
@@ -327,6 +330,19 @@ def test_evaluate_reads_only_the_set_that_it_needs(folder, split, other):
         assert evaluate(*Composer().load_run(folder / "lenet5"), split) == expected
     finally:
         moved.rename(images)
+
+
+def test_a_set_that_the_data_lack_is_reported_with_the_other(folder):
+    class OnlyTraining(pl.LightningDataModule):
+        def train_dataloader(self):
+            return [(torch.zeros(1, 1, 32, 32), torch.zeros(1, dtype=torch.long))]
+
+    checkpoint, config = Composer().load_run(folder / "lenet5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "OnlyTraining", OnlyTraining, raising=False)
+        config.data = {"_target_": "torchvision.datasets.OnlyTraining", "num_classes": 10}
+        with pytest.raises(UserError, match="split=test: .* has no such set; try split=val"):
+            evaluate(checkpoint, config, "test")
 
 
 def test_precision_and_recall_of_each_class(folder):

@@ -3,6 +3,7 @@
 import logging
 import time
 from datetime import timedelta
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -42,13 +43,12 @@ class Estimate(Callback):
     def tell(self, trainer: pl.Trainer, steps: int) -> None:
         each = (time.perf_counter() - self.began) / steps
         epoch = each * trainer.num_training_batches
-        left = epoch * (trainer.max_epochs - trainer.current_epoch)  # type: ignore[operator]
+        epochs: Any = trainer.max_epochs - trainer.current_epoch  # type: ignore[operator]
+        left = epoch * epochs
         if self.only or left > 60 or left < 0:
             images = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
             speed = f"{images / each:,.0f} images/s" if images else f"{1 / each:,.1f} steps/s"
-            whole = (
-                f", {format_duration(left)} for {trainer.max_epochs} epochs" if left >= 0 else ""
-            )
+            whole = f", {format_duration(left)} for {epochs} epochs" if epochs > 1 else ""
             states = [trainer.lightning_module.state_dict()]
             states += [s for o in trainer.optimizers for s in o.state.values()]
             tensors = [x for state in states for x in state.values() if torch.is_tensor(x)]

@@ -30,6 +30,7 @@ from classic_cnns.trainer.devices import check_devices
 HERE = Path(__file__)
 # In an installed package the configs are inside it, in a checkout next to src/.
 CONF = next(c for c in (HERE.parents[1] / "conf", HERE.parents[3] / "conf") if c.is_dir())
+SEARCH = "sweep.search."  # null in its file, so its keys are added
 LIST_GROUPS = ("callbacks", "logger")  # groups that take a list of options, or null
 READ: dict[tuple, tuple[dict, dict]] = {}  # cache, valid while no config file changes
 # One time stamp for all jobs of a sweep.
@@ -44,10 +45,14 @@ OmegaConf.register_new_resolver(
 def compose(*words: str, config_dirs: Sequence[str] = (), trust: Sequence[str] = ()) -> DictConfig:
     """The checked config of the command `train.py <words>`; raises UserError for a mistake.
 
-    `config_dirs` are folders with your own configs and modules, as for `--config-dir`. `trust` are
-    packages whose code the config of an earlier run may use, as for `--trust`.
+    It is read-only: a value changed afterwards would not be checked, nor change the values that
+    were derived from it. `config_dirs` are folders with your own configs and modules, as for
+    `--config-dir`. `trust` are packages whose code the config of an earlier run may use, as for
+    `--trust`.
     """
-    return Composer(config_dirs, trusted=trust).compose(words)
+    config = Composer(config_dirs, trusted=trust).compose(words)
+    OmegaConf.set_readonly(config, True)
+    return config
 
 
 class Composer:
@@ -249,7 +254,9 @@ class Composer:
         if key not in known:
             if key.startswith("trainer.") and "." not in rest:
                 check_trainer_argument(word, rest, override.is_add() or override.is_force_add())
-            elif not (override.is_add() or override.is_force_add()) or not can_add(key, known):
+            elif not can_add(key, known) or not (
+                override.is_add() or override.is_force_add() or key.startswith(SEARCH)
+            ):
                 name = rest.partition(".")[0]
                 if f"{group}.{name}" in known and group in LIST_GROUPS:
                     raise UserError(f"{word}: is not in its file; try +{word}")
@@ -372,11 +379,12 @@ def check_trainer_argument(word: str, name: str, added: bool) -> None:
 
 def can_add(key: str, known: dict[str, Any]) -> bool:
     """Whether a new key may be added: an argument of a class, a callback or a logger."""
-    parent, _, name = key.rpartition(".")
+    parent = key.rpartition(".")[0]
     if parent in LIST_GROUPS or key.startswith(tuple(f"{group}." for group in LIST_GROUPS)):
         return True
     group = parent.partition(".")[0]
-    return f"{parent}._target_" in known and group in ("model", "data", "optim")
+    of_class = f"{parent}._target_" in known and group in ("model", "data", "optim")
+    return of_class or key.startswith(SEARCH)
 
 
 def unknown_key(key: str, known: dict[str, Any]) -> str:

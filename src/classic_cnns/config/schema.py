@@ -115,8 +115,8 @@ RULES = {
     number(0, 1000, above=True): "optim.bias_lr optim.lr",
     null_or(number(0, above=True)): "model.loss.j optim.clip_norm sweep.time_limit "
     "trainer.gradient_clip_val",
-    null_or(same_kind({})): "optim.scheduler sweep.search sweep.search.pruner "
-    "sweep.search.sampler",
+    null_or(same_kind({})): "optim.scheduler sweep.search sweep.search.params "
+    "sweep.search.pruner sweep.search.sampler",
     one_of("pad", "crop", "resize"): "model.input.fit",
     one_of("trainable", "average", "max"): "model.net.subsampling",
     one_of("auto", "cpu", "gpu", "cuda", "mps"): "trainer.accelerator",

@@ -164,8 +164,8 @@ def check_epochs(own: DictConfig, config: DictConfig) -> None:
     done, wanted = result.get("epochs", 0), own.trainer.max_epochs
     if wanted != -1 and wanted < done:
         raise UserError(
-            f"trainer.max_epochs={wanted}: {config.resume} has done {done} epochs already; "
-            f"try trainer.max_epochs={2 * done}"
+            f"trainer.max_epochs={wanted}: {config.resume} has done "
+            f"{done} epoch{'s' * (done != 1)} already; try trainer.max_epochs={2 * done}"
         )
 
 

@@ -19,7 +19,9 @@ def curve(directory: Path, metric: str) -> list[float]:
 
 def write(path: Path, table: Table) -> None:
     """Plot the table's metric over epochs as a PNG: mean ± standard deviation over seeds."""
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    groups = dict.fromkeys(row.group for row in table.rows)
+    common = set.intersection(*(set(group) for group in groups))
+    figure = Figure(figsize=(9, 5 + 0.2 * len(groups)), layout="constrained")
     axes = figure.add_subplot(xlabel="epoch", ylabel=table.metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if table.direction == "minimize":
@@ -29,7 +31,7 @@ def write(path: Path, table: Table) -> None:
     percent = table.metric.startswith(("error", "accuracy"))
     form = (lambda y, _: f"{100 * y:g}%") if percent else (lambda y, _: f"{y:g}")
     axes.yaxis.set_major_formatter(FuncFormatter(form))
-    for group in dict.fromkeys(row.group for row in table.rows):
+    for group in groups:
         curves = [curve(row.directory, table.metric) for row in table.rows if row.group == group]
         curves = [values for values in curves if values]
         if not curves:
@@ -37,12 +39,13 @@ def write(path: Path, table: Table) -> None:
         values = np.array(list(zip_longest(*curves, fillvalue=np.nan)))  # (epochs, runs)
         mean, deviation = np.nanmean(values, 1), np.nanstd(values, 1)
         epochs = range(1, len(values) + 1)
-        label = " ".join(f"{key}={value}" for key, value in group) or "all"
+        own = (f"{key}={value}" for key, value in group if (key, value) not in common)
+        label = " ".join(own) or "all"
         (drawn,) = axes.plot(epochs, mean, marker=".", label=f"{label}, n={len(curves)}")
         axes.fill_between(
             epochs, mean - deviation, mean + deviation, color=drawn.get_color(), alpha=0.2, lw=0
         )
     axes.grid(alpha=0.3)
     if axes.lines:
-        figure.legend(loc="outside right upper", fontsize="small")
+        figure.legend(loc="outside lower center", fontsize="small")
     figure.savefig(path, dpi=120)

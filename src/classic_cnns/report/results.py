@@ -97,7 +97,7 @@ class Table:
             value = format_value(self.metric, best.values[self.metric])
             checkpoint = best.directory / "checkpoints" / "best.ckpt"
             parts += [f"Best: job {best.name}, {self.metric} {value}, {checkpoint}"]
-            parts += [f"To repeat it:\n\n    {best.command}"]
+            parts += [f"To repeat it:\n\n    {best.command}"] * bool(best.command)
         elif finished:
             parts += [f"No run has the metric {self.metric}: sweep.metric names one that has."]
         failures = [r for r in self.rows if r.error]
@@ -220,7 +220,8 @@ def run_row(directory: Path) -> Row:
     """The row of a single run, with the parameters of its command."""
     starts = read_json(directory / "provenance.json") or [{"command": []}]
     words = [w for w in starts[0]["command"][1:] if not w.startswith(("run_dir=", "varied="))]
-    return make_row(directory.name, assignments(words), directory, shlex.join(["python", *words]))
+    command = shlex.join(["python", *words]) if words else ""  # unknown
+    return make_row(directory.name, assignments(words), directory, command)
 
 
 def make_row(name: str, parameters: dict[str, str], directory: Path, command: str) -> Row:

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 from torchmetrics.classification import MulticlassStatScores
 from tqdm import tqdm
@@ -92,6 +93,10 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
     check_weights(checkpoint, config, found)
     module, built = build(config)
     data: Any = built
+    has = {"test": "test_dataloader", "val": "val_dataloader"}
+    if not is_overridden(has[split], data):
+        other = "val" if split == "test" else "test"
+        raise UserError(f"split={split}: the data module has no such set; try split={other}")
     stored = found.get("preprocessing")
     if stored and hasattr(data, "preprocessing"):  # use the mean image of its own training set
         data.preprocessing.mean, data.fitted = stored["mean"], True
@@ -107,7 +112,7 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
     )
     apply_precision(trainer, module)
     measure = trainer.test if split == "test" else trainer.validate
-    with config_errors(checkpoint), build_errors(str(checkpoint)), warnings.catch_warnings():
+    with config_errors(checkpoint), build_errors("data"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # no callbacks
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 with torch 2.15
         data.prepare_data()

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from copy import deepcopy
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -87,6 +88,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     """
     show_log()
     keep_freed_memory()
+    config = deepcopy(config)
+    OmegaConf.set_readonly(config, False)  # a run that keeps nothing has a temporary directory
     earlier = find_run(config.resume) if config.resume else None
     done = read_result(earlier) if earlier else {}
     if done and is_finished(done, config):
@@ -129,9 +132,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         kept = fresh or earlier is not None
         with train_log(directory / "train.log"), recorded_result(directory, kept) as result:
             result |= train_and_test(config, directory, trainer, module, data, last)
-            log.info(final_table(result))
-        if config.keep is False:
-            log.info("keep=false: nothing of this run is kept")
+            log.info(final_table(result, kept))
         return result
 
 
@@ -367,8 +368,20 @@ def lightning_errors() -> Iterator[None]:
         if name in trainer_arguments():
             raise UserError(f"trainer.{name}: {line}") from error
         raise
+    except AttributeError as error:
+        line = one_line(error)
+        if "learning rate finder" in line:
+            raise UserError(
+                "callbacks: LearningRateFinder needs a module with the attribute 'lr'; "
+                "try rates instead: -m optim.lr=0.001,0.01,0.1"
+            ) from error
+        if line.endswith("'backbone'"):
+            raise UserError(f"callbacks: BackboneFinetuning: {line}, which it needs") from error
+        raise
     except RuntimeError as error:
         line = one_line(error)
+        if "does not support dense gradients" in line:
+            raise UserError(f"optim.optimizer: {line}; try another optim") from error
         if "Early stopping conditioned on metric" in line:
             raise UserError(f"callbacks: {line}") from error
         if "does not have a deterministic implementation" in line:
@@ -412,7 +425,7 @@ def recorded_result(directory: Path, kept: bool) -> Iterator[dict]:
         raise
 
 
-def final_table(result: dict) -> str:
+def final_table(result: dict, kept: bool = True) -> str:
     """A table of the training, validation and test metrics of `Classifier`, or of all metrics."""
     metrics = result["metrics"]
     lines = []
@@ -438,6 +451,7 @@ def final_table(result: dict) -> str:
         f"{epochs} in {result['seconds']:.1f} s",
         *([f"{speed:,.0f} images/s"] if speed else []),
         *([f"{wait:.1%} of the time waiting for data"] if wait is not None else []),
+        result["directory"] if kept else "nothing of this run is kept",
     ]
-    lines.append(", ".join([*parts, result["directory"]]))
+    lines.append(", ".join(parts))
     return "\n".join(lines)

@@ -70,8 +70,8 @@ class Grid:
         for override in self.varied:
             if override.is_interval_sweep():
                 raise UserError(
-                    f"{override.input_line}: is for a search, such as experiment=search_lenet5; "
-                    f"try values, as in {override.get_key_element()}=a,b"
+                    f"{override.input_line}: is for a search; add sweep.search.n_trials=20, "
+                    f"or try values, as in {override.get_key_element()}=a,b"
                 )
         values = [list(islice(self.values(override), limit + 1)) for override in self.overrides]
         if prod(map(len, values)) > limit:

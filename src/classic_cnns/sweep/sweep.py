@@ -99,6 +99,7 @@ class Sweep:
         self.display = ProgressDisplay(settings.metric)
         self.jobs: list[Job] = []
         self.running: list[Job] = []
+        self.error: UserError | None = None  # ends the sweep
 
     def add(self, words: list[str]) -> Job:
         """Add a job, with the result that an earlier start of the sweep has left."""
@@ -127,12 +128,14 @@ class Sweep:
         total = len(self.jobs) + self.left
         known = f", of which {over} are over already" if over else ""
         with stop_signals() as signals:  # after Ray has set its own handlers
-            self.display.say(f"{total} jobs in {self.directory}{known}")
+            self.display.say(f"{total} job{'s' * (total != 1)} in {self.directory}{known}")
             self.write()
             self.supervise(executor, signals)
             if signals:
                 self.display.say(f"interrupted; continue with: {self.record['command']}")
                 return 128 + signals[0]  # as in shells
+            if self.error:
+                raise self.error
             return results.print_results(self.directory)
 
     @property
@@ -150,7 +153,8 @@ class Sweep:
                 failed |= job.state not in results.ENDED_WELL
             for job in self.running:
                 self.read_progress(job, executor)
-            urgency = min(2, max(len(signals), failed and self.settings.fail_fast))
+            ends = bool(self.error) or (failed and self.settings.fail_fast)
+            urgency = min(2, max(len(signals), ends))
             if urgency > stopping:
                 stopping = urgency
                 for job in self.running:
@@ -214,7 +218,13 @@ class Sweep:
 
     def tell(self, job: Job) -> None:
         if self.search:
-            self.search.tell(job.number, job.state, job.result.get("metrics", {}))
+            metrics, metric = job.result.get("metrics", {}), self.settings.metric
+            self.search.tell(job.number, job.state, metrics)
+            if job.state == "finished" and metric not in metrics and not self.error:
+                self.error = UserError(
+                    f"sweep.metric={metric}: job {job.number} has no such result, by which to "
+                    f"search; try one of {', '.join(sorted(metrics))}, with another sweep.dir"
+                )
 
     def write(self) -> None:
         """Write `sweep.yaml` and the tables."""
