@@ -1,13 +1,13 @@
 """Mistakes on the command line: one line on stderr, exit code 2, no files, no import of torch."""
 
 import re
+import resource
 import runpy
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -256,15 +256,17 @@ def test_cfg_job_prints_every_key_without_torch(train):
 @pytest.mark.parametrize("argument", ["--help", "--cfg=job", "optim.lr=-1", "lr=-1"])
 def test_help_and_mistakes_take_at_most_1_5_seconds(server_without_torch, tmp_path, argument):
     def seconds() -> float:
-        start = time.perf_counter()
-        command, env = [sys.executable, TRAIN, argument], server_without_torch.environment
-        answer = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True)
-        mistake = not argument.startswith("--")
-        assert answer.returncode == (2 if mistake else 0)
-        assert answer.stderr.count(b"\n") == mistake and list(tmp_path.iterdir()) == []
-        return time.perf_counter() - start
+        """Of computation by all ended child processes: a busy machine hardly changes it."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
 
-    assert seconds() < 1.5 or seconds() < 1.5  # a second try, since the machine may be busy
+    before = seconds()
+    command, env = [sys.executable, TRAIN, argument], server_without_torch.environment
+    answer = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True)
+    assert seconds() - before < 1.5
+    mistake = not argument.startswith("--")
+    assert answer.returncode == (2 if mistake else 0)
+    assert answer.stderr.count(b"\n") == mistake and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("words", [["train.py", "--help"], ["train.py", "--cfg=job"]])
