@@ -7,20 +7,19 @@ python src/demo.py outputs/convnet_cifar10-cifar10/latest --port 7861
 from importlib.util import find_spec
 
 from classic_cnns import UserError
-from classic_cnns.config.command_line import Command, one_line_errors
-from classic_cnns.config.compose import Composer
-from classic_cnns.trainer.devices import limit_spinning
+from classic_cnns.config.command_line import Parser, one_line_errors
+from classic_cnns.config.compose import load_run
 
 
 def main() -> None:
-    parser = Command(__doc__)
+    parser = Parser(__doc__)
+    parser.add_run()
     parser.add_argument("--port", type=int, help="of the page (default: the first free one)")
-    given = parser.parse_args()
     with one_line_errors():
+        given = parser.parse_args()
         if find_spec("gradio") is None:
             raise UserError("demo.py: needs an extra; try pip install -e '.[demo]'")
-        limit_spinning()
-        checkpoint, config = Composer(given.config_dir, trusted=given.trust).load_run(given.run)
+        checkpoint, config = load_run(given)
         from classic_cnns.run.demo import page  # here, since importing torch takes seconds
 
         try:

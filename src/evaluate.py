@@ -7,14 +7,15 @@ python src/evaluate.py best.ckpt data.test_patches=ten trainer=ddp trainer.devic
 """
 
 from classic_cnns import UserError
-from classic_cnns.config.command_line import Command, one_line_errors
-from classic_cnns.config.compose import Composer
+from classic_cnns.config.command_line import Parser, one_line_errors
+from classic_cnns.config.compose import load_run
 from classic_cnns.trainer import devices
 from classic_cnns.trainer.launch import launch, run_in_rank
 
 
 def main() -> None:
-    parser = Command(__doc__)
+    parser = Parser(__doc__)
+    parser.add_run()
     parser.add_argument(
         "words", nargs="*", default=[], metavar="key=value",
         help="split=val or split=test; data=, data_dir= and trainer=, and keys of theirs",
@@ -22,19 +23,16 @@ def main() -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one line of JSON instead of tables"
     )
-    given = parser.parse_intermixed_args()
     with one_line_errors():
+        given = parser.parse_intermixed_args()
         split = "test"
         for word in [word for word in given.words if word.startswith("split=")]:
             given.words.remove(word)
             split = word.removeprefix("split=")
             if split not in ("val", "test"):
                 raise UserError(f"{word}: must be one of val, test; try split=test")
-        devices.limit_spinning()
-        checkpoint, config = Composer(given.config_dir, trusted=given.trust).load_run(
-            given.run, given.words
-        )
-        count = devices.device_count(config.trainer.devices)
+        checkpoint, config = load_run(given, given.words)
+        count = devices.device_count(config.trainer)
         if count > 1 and devices.launched_processes() is None:
             return launch(count)
 

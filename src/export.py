@@ -10,18 +10,17 @@ classes). Safetensors contain the weights, and the preprocessing as metadata.
 
 from pathlib import Path
 
-from classic_cnns.config.command_line import Command, one_line_errors
-from classic_cnns.config.compose import Composer
-from classic_cnns.trainer.devices import limit_spinning
+from classic_cnns.config.command_line import Parser, one_line_errors
+from classic_cnns.config.compose import load_run
 
 
 def main() -> None:
-    parser = Command(__doc__)
+    parser = Parser(__doc__)
+    parser.add_run()
     parser.add_argument("--to", required=True, type=Path, help="*.onnx, *.pt2 or *.safetensors")
-    given = parser.parse_args()
     with one_line_errors():
-        limit_spinning()
-        checkpoint, config = Composer(given.config_dir, trusted=given.trust).load_run(given.run)
+        given = parser.parse_args()
+        checkpoint, config = load_run(given)
         from classic_cnns.run.export import export  # here, since importing torch takes seconds
 
         print(export(checkpoint, config, given.to))

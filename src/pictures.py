@@ -6,13 +6,14 @@ python src/pictures.py outputs/lenet5-mnist/latest outputs/simple_cnn-mnist/late
 
 from pathlib import Path
 
-from classic_cnns.config.command_line import Command, one_line_errors
+from classic_cnns.config.command_line import Parser, one_line_errors
 from classic_cnns.config.compose import Composer
 from classic_cnns.trainer.devices import limit_spinning
 
 
 def main() -> None:
-    parser = Command(__doc__)
+    parser = Parser(__doc__)
+    parser.add_run()
     parser.add_argument(
         "more",
         nargs="*",
@@ -22,8 +23,8 @@ def main() -> None:
     parser.add_argument(
         "--to", type=Path, help="output folder (default: pictures/ in the run directory)"
     )
-    given = parser.parse_intermixed_args()
     with one_line_errors():
+        given = parser.parse_intermixed_args()
         limit_spinning()
         composer = Composer(given.config_dir, trusted=given.trust)
         runs = [composer.load_run(run) for run in (given.run, *given.more)]

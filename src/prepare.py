@@ -8,19 +8,19 @@ preparation.
 """
 
 from classic_cnns import UserError
-from classic_cnns.config.command_line import Command, one_line_errors
+from classic_cnns.config.command_line import Parser, one_line_errors
 from classic_cnns.config.compose import Composer
 
 
 def main() -> None:
-    parser = Command(__doc__, run=False)
+    parser = Parser(__doc__)
     parser.add_argument("words", nargs="+", metavar="key=value", help="keys of data")
     parser.add_argument(
         "--config-dir", "-cd", action="append", default=[], metavar="DIR",
         help="also search DIR for configs",
     )  # fmt: skip
-    given = parser.parse_intermixed_args()
     with one_line_errors():
+        given = parser.parse_intermixed_args()
         composer = Composer(given.config_dir)
         chosen = dict(word.partition("=")[::2] for word in given.words)
         data = chosen.get("data", "image_folder")

@@ -7,11 +7,11 @@ python src/results.py outputs/lenet5-mnist/* --to outputs/results
 
 from pathlib import Path
 
-from classic_cnns.config.command_line import Command, one_line_errors
+from classic_cnns.config.command_line import Parser, one_line_errors
 
 
 def main() -> None:
-    parser = Command(__doc__, run=False)
+    parser = Parser(__doc__)
     parser.add_argument(
         "directories", nargs="+", metavar="DIRECTORY",
         help="run, sweep, or a folder that contains some",
@@ -20,8 +20,8 @@ def main() -> None:
         "--to", type=Path, help="folder for results.csv, results.md and curves.png (default: the "
         "directory, if there is only one, else outputs/results)",
     )  # fmt: skip
-    given = parser.parse_intermixed_args()
     with one_line_errors():
+        given = parser.parse_intermixed_args()
         from classic_cnns.config.stored import resolve_latest
         from classic_cnns.report.results import read
 

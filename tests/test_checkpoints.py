@@ -127,6 +127,7 @@ class FakeTrainer:
         monkeypatch.setattr("classic_cnns.callbacks.checkpoint.time.monotonic", lambda: self.now)
         self.trainer = SimpleNamespace(
             save_checkpoint=self.write, default_root_dir="", world_size=2, val_check_batch=None,
+            check_val_every_n_epoch=1,
             is_last_batch=False, accumulate_grad_batches=1, global_step=0,
             strategy=SimpleNamespace(broadcast=self.ask), **ranks,
         )  # fmt: skip

@@ -24,7 +24,7 @@ def main() -> None:
             lines = [f"{name}: {', '.join(found)}" for name, found in composer.groups.items()]
             print(command_line.HELP.format(program=program(), groups="\n".join(lines)))
         elif given.multirun:
-            from classic_cnns.sweep import run_sweep
+            from classic_cnns.sweep.sweep import run_sweep
 
             sys.exit(run_sweep(given.words, command_line.flags(given), composer))
         else:
@@ -41,14 +41,15 @@ def main() -> None:
 def run_single(config: DictConfig) -> None:
     """Run in this process, or in one process for each device."""
     devices.limit_spinning()
-    count = devices.device_count(config.trainer.devices)
+    count = devices.device_count(config.trainer)
     if count > 1 and devices.launched_processes() is None:
         return launch(count)
 
     def task() -> None:
         from classic_cnns.run.run import run  # here, since importing torch takes seconds
 
-        run(config)
+        if run(config)["status"] == "diverged":  # which it has reported
+            sys.exit(1)
 
     run_in_rank(task)
 

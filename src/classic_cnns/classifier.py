@@ -134,11 +134,8 @@ class SplitMetrics(nn.Module):
 
     def reset(self) -> None:
         self.steps.clear()
-        for mean in self.metrics():
+        for mean in self.means.values():
             mean.reset()
-
-    def metrics(self) -> list[MeanMetric]:
-        return list(self.means.values())
 
     def sums(self) -> dict[str, list[float]]:
         """Sum and weight of each mean over all ranks; all ranks must call it."""
@@ -406,7 +403,9 @@ class Classifier(pl.LightningModule):
         last = trainer.is_last_batch or trainer.should_stop
         last = last or trainer.global_step == trainer.max_steps
         if trainer.global_step % trainer.log_every_n_steps == 0 or last:
-            loss: Any = trainer.strategy.reduce(outputs["loss"])  # all ranks decide alike
+            # Lightning has divided it by the number of batches in a step.
+            loss: Any = outputs["loss"] * trainer.accumulate_grad_batches
+            loss = trainer.strategy.reduce(loss)  # all ranks decide alike
             if not isfinite(loss.item()):
                 raise Diverged(f"the loss became {loss.item()} in epoch {self.current_epoch + 1}")
             rate = torch.tensor(trainer.optimizers[0].param_groups[0]["lr"], dtype=EXACT)

@@ -20,7 +20,8 @@ from classic_cnns import UserError
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import compose
 from classic_cnns.data import folders
-from classic_cnns.data.image_folder import ImageFolderData, decode, imagenet_names
+from classic_cnns.data.image_folder import ImageFolderData, imagenet_names
+from classic_cnns.data.pictures import decode
 from classic_cnns.data.transforms import RandomCrop, RandomFlip
 from classic_cnns.run.run import run
 
@@ -95,7 +96,7 @@ def test_images_of_all_kinds_are_decoded_as_by_torchvision(root):
 @pytest.mark.fact(
     "The shorter side is resized to 256 pixels, then the central 256x256 are cropped",
     source="Krizhevsky 2012, section 2",
-    code="data/image_folder.py:decode",
+    code="data/pictures.py:decode",
 )
 @pytest.mark.parametrize("size", [(256, 256), (500, 375), (301, 511), (255, 300), (20, 333)])
 def test_images_of_256_pixels_equal_those_of_torchvision(tmp_path, size):
@@ -252,7 +253,7 @@ def test_the_mean_image_is_that_of_the_training_images(root):
     })  # fmt: skip
     every = np.stack([by_torchvision(path) for path in (root / "train").rglob("*.*")]).astype(float)
     mean = every.mean(0)[:, 4:36, 4:36]
-    np.testing.assert_allclose(module.mean.numpy(), mean, atol=1e-3)
+    np.testing.assert_allclose(module.preprocessing.mean.numpy(), mean, atol=1e-3)
 
 
 @pytest.mark.parametrize("fit, size", [("pad", 48), ("resize", 20)])

@@ -203,7 +203,7 @@ def test_images_are_fitted_and_the_mean_of_the_training_images_is_subtracted(
     images, _ = collect(module.test_dataloader())
     np.testing.assert_allclose(images, test - mean, atol=1e-3)
     if fit == "pad":
-        assert module.mean[0, 0, 0] == 0  # the background is unchanged
+        assert module.preprocessing.mean[0, 0, 0] == 0  # the background is unchanged
 
 
 def halved(images: np.ndarray) -> np.ndarray:

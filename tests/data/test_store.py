@@ -14,7 +14,8 @@ import torch
 
 from classic_cnns import UserError
 from classic_cnns.data import folders, store
-from classic_cnns.data.image_folder import Files, decode
+from classic_cnns.data.image_folder import Files
+from classic_cnns.data.pictures import decode
 from tests.data.test_image_folder import SIDE, data, root, same_batches, truncate  # noqa: F401
 
 
@@ -25,12 +26,13 @@ def one_process(monkeypatch):
 
 
 @pytest.fixture
-def make(root, tmp_path):  # noqa: F811
+def make(root, tmp_path, monkeypatch):  # noqa: F811
     """A function that makes or opens a store of the images in `root`."""
 
     def make(make=True, must=False, quality=0, size=SIDE, counted=decode, name="store"):
         index = folders.index(str(root), tmp_path / "index.npz")
-        return store.prepare(index, tmp_path / name, size, quality, counted, make, must)
+        monkeypatch.setattr(store, "decode", counted)
+        return store.prepare(index, tmp_path / name, size, quality, make, must)
 
     return make
 

@@ -56,7 +56,7 @@ def test_a_schedule_continues_from_its_saved_state() -> None:
 def test_rates_are_cut_three_times_when_the_error_stalls() -> None:
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 2.0)]
     optimizer = torch.optim.SGD(groups)
-    scheduler = cuts_at_stalls(optimizer, total_steps=99, patience=2, times=3, factor=0.1)
+    scheduler = cuts_at_stalls(optimizer, patience=2, times=3, factor=0.1)
     errors = [0.5, 0.4, 0.4, 0.45, 0.39, 0.39, 0.39, 0.39, *[0.38] * 4, *[0.37] * 20]
     cut_after = {7: 0.1, 11: 0.01, 15: 0.001}  # the third epoch in a row without a new minimum
     rate = 1.0

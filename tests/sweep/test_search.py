@@ -183,7 +183,7 @@ def test_a_search_by_a_metric_that_is_not_logged_ends_with_the_first_job(sweep, 
 
 
 REFUSED = {
-    "optuna": ({}, ["needs Optuna 4 or newer", "pip install 'classic_cnns[optuna]'"]),
+    "optuna": ({}, ["needs Optuna 4 or newer", "pip install -e '.[optuna]'"]),
     "n_trials": ({"n_trials": "many"}, ["sweep.search.n_trials=many", "whole number"]),
     "trials": ({"trials": 3}, ["sweep.search.trials", "n_trials, params"]),
     "sampler": ({"sampler": {"_target_": "optuna.samplers.Nope"}}, ["sampler", "Nope"]),

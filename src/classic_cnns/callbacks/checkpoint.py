@@ -31,7 +31,9 @@ def is_resumable(trainer: pl.Trainer, batch_idx: int) -> bool:
     are still being accumulated, since a checkpoint does not contain them.
     """
     every, done = trainer.val_check_batch or inf, batch_idx + 1
-    ends = trainer.is_last_batch or done % every == 0
+    over_epochs = trainer.check_val_every_n_epoch is None  # counted from the first epoch on
+    counted = trainer.fit_loop.total_batch_idx + 1 if over_epochs else done
+    ends = trainer.is_last_batch or counted % every == 0
     return not ends and done % trainer.accumulate_grad_batches == 0
 
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from datetime import timedelta
+from math import inf
 from typing import Any
 
 import lightning.pytorch as pl
@@ -27,38 +28,45 @@ class Estimate(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.count, self.began = 0, time.perf_counter()
 
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if self.count == self.skipped:
+            self.began = now(trainer)
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.count += 1
-        if self.count in (self.skipped, self.steps):
-            if trainer.strategy.root_device.type == "cuda":
-                torch.cuda.synchronize()
-            if self.count == self.steps:
-                self.tell(trainer, self.steps - self.skipped)
-            self.began = time.perf_counter()
+        if self.count == self.steps:
+            self.tell(trainer, self.steps - self.skipped)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.only and not trainer.sanity_checking and 0 < self.count < self.steps:
             self.tell(trainer, self.count - self.skipped * (self.count > self.skipped))
 
     def tell(self, trainer: pl.Trainer, steps: int) -> None:
-        each = (time.perf_counter() - self.began) / steps
-        epoch = each * trainer.num_training_batches
+        each = (now(trainer) - self.began) / steps
+        batches: Any = trainer.num_training_batches  # inf if the loader has no length
+        epoch = each * batches
         epochs: Any = trainer.max_epochs - trainer.current_epoch  # type: ignore[operator]
         left = epoch * epochs
         if self.only or left > 60 or left < 0:
             images = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
             speed = f"{images / each:,.0f} images/s" if images else f"{1 / each:,.1f} steps/s"
-            whole = f", {format_duration(left)} for {epochs} epochs" if epochs > 1 else ""
+            times = {"an epoch of training": epoch, f"{epochs} epochs": left if epochs > 1 else inf}
+            known = [f"{format_duration(x)} for {name}" for name, x in times.items() if x < inf]
             states = [trainer.lightning_module.state_dict()]
             states += [s for o in trainer.optimizers for s in o.state.values()]
             tensors = [x for state in states for x in state.values() if torch.is_tensor(x)]
             space = 2 * sum(x.numel() * x.element_size() for x in tensors)
-            log.info(
-                "estimate: %s, %s for an epoch of training%s, %.1f MB for checkpoints",
-                speed, format_duration(epoch), whole, space / 1e6,
-            )  # fmt: skip
+            parts = [speed, *known, f"{space / 1e6:.1f} MB for checkpoints"]
+            log.info("estimate: %s", ", ".join(parts))
         if self.only:
             raise SystemExit(0)
+
+
+def now(trainer: pl.Trainer) -> float:
+    """The time in seconds when the device has finished its work."""
+    if trainer.strategy.root_device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def format_duration(seconds: float) -> str:

@@ -37,7 +37,7 @@ class Progress(ProgressBar):
         self.bar = tqdm(
             total=steps if steps != float("inf") else None,
             initial=trainer.global_step,
-            unit_scale=images or 1,
+            unit_scale=(images or 1) * trainer.accumulate_grad_batches,
             unit=" images" if images else " steps",
             bar_format="{desc} |{bar:20}| {percentage:3.0f}% of all, {rate_fmt}, {remaining} left",
             disable=not sys.stderr.isatty(),
@@ -50,7 +50,9 @@ class Progress(ProgressBar):
             return
         self.shown = now
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        told = f", loss {loss.item():.4f}" if loss is not None and not self.bar.disable else ""
+        told = ""
+        if loss is not None and not self.bar.disable:
+            told = f", loss {loss.item() * trainer.accumulate_grad_batches:.4f}"
         part = (batch_idx + 1) / trainer.num_training_batches
         epoch = f"epoch {trainer.current_epoch + 1}: {part:4.0%}{told}"
         self.bar.set_description_str(epoch, refresh=False)

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from classic_cnns.files import atomic_write
 from classic_cnns.report.results import read_metrics
 
 
@@ -33,7 +34,8 @@ class Record(Callback):
         if trainer.is_global_zero and path.exists():
             done = trainer.current_epoch
             kept = [line for line in read_metrics(path.parent)[0] if line["epoch"] <= done]
-            path.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+            with atomic_write(path) as file:
+                file.write("".join(f"{json.dumps(line)}\n" for line in kept).encode())
 
     def path(self, trainer: pl.Trainer) -> Path:
         return Path(trainer.default_root_dir) / "metrics.jsonl"

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from classic_cnns import UserError
 from classic_cnns.files import is_disk_error
@@ -45,20 +45,25 @@ tensorboard --logdir outputs shows the curves.
 
 
 class Parser(argparse.ArgumentParser):
-    """Those of Hydra's flags that this program supports."""
+    """Raises UserError for a mistake; `text` is the help."""
 
-    def __init__(self) -> None:
-        super().__init__(add_help=False, allow_abbrev=False)
-        self.add_argument("words", nargs="*")
-        self.add_argument("--help", "-h", action="store_true")
-        self.add_argument("--multirun", "-m", action="store_true")
-        self.add_argument("--cfg", "-c", choices=["job"])
-        self.add_argument("--estimate", action="store_true")
-        self.add_argument("--resolve", action="store_true")
-        self.add_argument("--config-dir", "-cd", action="append", default=[])
-        self.add_argument("--trust", action="append", default=[])
-        self.add_argument("--config-name", "-cn", default="train")
-        self.add_argument("--shell-completion", "-sc", action="store_true")
+    def __init__(self, text: str | None, **options: Any) -> None:
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=text, formatter_class=layout, allow_abbrev=False, **options)
+
+    def add_run(self) -> None:
+        self.add_argument("run", help="run directory, checkpoint, or outputs/.../latest")
+        self.add_trust()
+
+    def add_trust(self) -> None:
+        self.add_argument(
+            "--trust", action="append", default=[], metavar="PACKAGE",
+            help="allow code of PACKAGE in the run's config",
+        )  # fmt: skip
+        self.add_argument(
+            "--config-dir", "-cd", action="append", default=[], metavar="DIR",
+            help="also search DIR for configs and your own modules",
+        )  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
@@ -72,7 +77,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     path = next((word for word in arguments if word.startswith(("--config-path", "-cp"))), None)
     if path:
         raise UserError(f"{path}: configs are in conf/; --config-dir <folder> adds your own")
-    given = Parser().parse_intermixed_args(arguments)
+    parser = Parser(None, add_help=False)  # of Hydra's flags those that this program supports
+    parser.add_trust()
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--cfg", "-c", choices=["job"])
+    parser.add_argument("--estimate", action="store_true")
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--config-name", "-cn", default="train")
+    parser.add_argument("--shell-completion", "-sc", action="store_true")
+    given = parser.parse_intermixed_args(arguments)
     if given.multirun and given.cfg:
         raise UserError("--cfg: prints one config and --multirun has many; leave one of them out")
     if given.resolve and not given.cfg:
@@ -80,6 +95,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if given.estimate:
         if given.multirun:
             raise UserError("--estimate: estimates a single run; leave -m out")
+        if any(word.startswith("resume=") for word in given.words):
+            raise UserError("--estimate: estimates a new run; leave resume= out")
         given.words += ["estimate=true", "keep=false"]
     return given
 
@@ -90,30 +107,6 @@ def flags(given: argparse.Namespace) -> list[str]:
     pairs = [("--config-dir", folder) for folder in given.config_dir]
     pairs += [("--trust", package) for package in given.trust]
     return [*name, *(word for pair in pairs for word in pair)]
-
-
-class Command(argparse.ArgumentParser):
-    """Command line of the programs that use a trained net; `description` contains the examples."""
-
-    def __init__(self, description: str | None, run: bool = True) -> None:
-        super().__init__(
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        if run:
-            self.add_argument("run", help="run directory, checkpoint, or outputs/.../latest")
-            self.add_argument(
-                "--trust", action="append", default=[], metavar="PACKAGE",
-                help="allow code of PACKAGE in the run's config",
-            )  # fmt: skip
-            self.add_argument(
-                "--config-dir", "-cd", action="append", default=[], metavar="DIR",
-                help="also search DIR for configs and your own modules",
-            )  # fmt: skip
-
-    def error(self, message: str) -> NoReturn:
-        fail(f"{message}; see --help")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from classic_cnns import UserError, one_line
 from classic_cnns.config import stored
 from classic_cnns.config.schema import RESERVED, check_values, flatten, trainer_arguments
 from classic_cnns.data import folders
-from classic_cnns.trainer.devices import check_devices
+from classic_cnns.trainer.devices import check_devices, limit_spinning
 
 HERE = Path(__file__)
 # In an installed package the configs are inside it, in a checkout next to src/.
@@ -53,6 +53,12 @@ def compose(*words: str, config_dirs: Sequence[str] = (), trust: Sequence[str] =
     config = Composer(config_dirs, trusted=trust).compose(words)
     OmegaConf.set_readonly(config, True)
     return config
+
+
+def load_run(given: Any, words: Sequence[str] = ()) -> tuple[Path, DictConfig]:
+    """The checkpoint and the config of `run` on a command line, as `Composer.load_run`."""
+    limit_spinning()
+    return Composer(given.config_dir, trusted=given.trust).load_run(given.run, words)
 
 
 class Composer:
@@ -85,7 +91,7 @@ class Composer:
             (config_name, *self.config_dirs, *stamps), ({}, {})
         )
         # `_target_` finds modules next to the user's configs, and in the working directory.
-        self.folders = [str(p) for f in self.config_dirs for p in (f, *groups_in(f))]
+        self.folders = modules_in(self.config_dirs)
         add_to_path([*self.folders, os.getcwd()])
 
     def compose(self, words: Sequence[str], resolve: bool = True) -> DictConfig:
@@ -117,7 +123,7 @@ class Composer:
         with stored.config_errors(config.resume):
             own = stored.resumed_config(resolved, words, self.trusted, self.folders)
             if self.trusted:
-                self.add_folders(own.config_dirs)
+                add_to_path(modules_in(own.config_dirs))
             check_devices(to_plain(own))
         return own
 
@@ -128,8 +134,9 @@ class Composer:
         there, or for overrides of other keys.
         """
         checkpoint = stored.find_checkpoint(path, "")
-        beside = checkpoint.absolute().parents[1] / "config.yaml"
-        if beside.is_file():
+        folder = checkpoint.absolute().parent
+        beside = folder.parent / "config.yaml"
+        if folder.name == "checkpoints" and beside.is_file():
             config = stored.read_config(beside, self.trusted, self.folders)
         else:
             from classic_cnns.trainer.checkpoint_io import read_checkpoint  # imports torch
@@ -139,7 +146,7 @@ class Composer:
         with stored.config_errors(path):
             config = stored.upgraded(config, self.read_files(()))
             if self.trusted:
-                self.add_folders(config.config_dirs)
+                add_to_path(modules_in(config.config_dirs))
             config.run_dir = config.init_from = None
             config.init_skip = []
             return checkpoint, self.with_changes(config, words) if words else config
@@ -160,7 +167,8 @@ class Composer:
         for choice in choices:
             config[choice.partition("=")[0]] = today[choice.partition("=")[0]]
         default = deepcopy(config)
-        if (name := config.data.get("dataset")) in self.groups["data"]:  # the run used a part
+        name = config.data.get("dataset")
+        if "train_size" in config.data and name in self.groups["data"]:  # the run used a part
             default.data.train_size = self.read_files((f"data={name}",)).data.train_size
         for override in overrides:
             if not self.is_choice(override):
@@ -176,10 +184,6 @@ class Composer:
                     f"{takes}; try other data"
                 )
         return config
-
-    def add_folders(self, folders: Sequence[str]) -> None:
-        """Let `_target_` find modules in these folders and in their groups."""
-        add_to_path([str(p) for folder in folders for p in (folder, *groups_in(folder))])
 
     def is_choice(self, override: Override) -> bool:
         key = override.get_key_element().lstrip("+~")
@@ -247,7 +251,7 @@ class Composer:
                 )
             del config[group][rest]
             return
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not (group == "trainer" and "." not in rest):
             for inner in flatten(value, f"{key}.", groups=True):
                 if not can_add(inner[0], known) and inner[0] not in known:
                     raise UserError(f"{word}: {unknown_key(inner[0], known)}")
@@ -265,8 +269,6 @@ class Composer:
                     both = f"{group}=[{usual},{name}]"
                     raise UserError(f"{word}: is not selected; try {both}")
                 raise UserError(f"{word}: {unknown_key(key, known)}")
-        elif group == "trainer" and rest in RESERVED:
-            check_trainer_argument(word, rest, True)
         # Arguments of another class are of no use to this one.
         other = isinstance(value, dict) and value.get("_target_") not in (
             None, OmegaConf.select(config, f"{key}._target_"),
@@ -390,7 +392,7 @@ def can_add(key: str, known: dict[str, Any]) -> bool:
 def unknown_key(key: str, known: dict[str, Any]) -> str:
     groups = {name.split(".")[0] for name in known}
     near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
-    near += get_close_matches(key, [*known, *groups], n=2)
+    near = near[:3] + get_close_matches(key, [*known, *groups], n=2)
     hint = (
         f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "--cfg job shows all keys"
     )
@@ -401,8 +403,10 @@ def add_to_path(folders: Sequence[str]) -> None:
     sys.path += [folder for folder in folders if folder not in sys.path]
 
 
-def groups_in(folder: str) -> list[Path]:
-    return sorted(path for path in Path(folder).glob("*") if path.is_dir())
+def modules_in(folders: Sequence[str]) -> list[str]:
+    """The folders of configs and their groups, where `_target_` finds modules."""
+    inner = (path for f in folders for path in (Path(f), *sorted(Path(f).glob("*"))))
+    return [str(path) for path in inner if path.is_dir()]
 
 
 def to_plain(config: Any) -> Any:

@@ -153,7 +153,13 @@ RESERVED = {
 
 def rules(default: dict) -> dict[str, Rule]:
     """The rules for keys whose type alone does not define what is allowed."""
-    found = {key: rule for rule, keys in RULES.items() for key in keys.split()}
+    own = dict(flatten(default, groups=True))  # a net of the user's own may use the same names
+    found = {
+        key: rule
+        for rule, keys in RULES.items()
+        for key in keys.split()
+        if not key.startswith("model.net.") or rule.holds(own.get(key))
+    }
     data = default.get("data") or {}
     found["data.train_size"] = integer(2, data.get("train_size", inf))
     found["data.batch_size"] = integer(1, data.get("train_size", inf))
@@ -219,6 +225,15 @@ def check_trainer(config: dict) -> None:
         raise UserError(
             f"model.net.norm={net['norm']}: does not work with towers on two devices; "
             "try model.net.norm=none"
+        )
+    optimizer = (config["optim"].get("optimizer") or {}).get("_target_", "")
+    of_paper = {"_target_": "classic_cnns.model.lenet5.LeNet5", "norm": "none"}
+    of_paper["subsampling"] = "trainable"
+    if optimizer.endswith(".StochasticDiagonalLM") and not of_paper.items() <= net.items():
+        raise UserError(
+            "optim.optimizer: stochastic diagonal Levenberg-Marquardt is for the RBF units of "
+            "LeNet-5 alone, with trainable subsampling and no batch normalisation; try "
+            "model=lenet5, or another optim"
         )
     compile = trainer.get("compile")
     if compile and not net:

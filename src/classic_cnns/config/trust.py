@@ -100,14 +100,12 @@ def strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def is_trusted(target: str, trusted: Sequence[str] = (), folders: Sequence[str] = ()) -> bool:
     package = target.partition(".")[0]
-    if (package in trusted and package not in NEVER_TRUSTED) or KNOWN_CLASSES.fullmatch(target):
-        return True
-    if any(
-        (Path(folder) / name).exists() for folder in folders for name in (package, f"{package}.py")
-    ):
-        return True
-    ours = OUR_NAMES.fullmatch(target)
-    return bool(ours) and ours[3] in defined(ours[1], ours[2])  # type: ignore[index]
+    if package not in NEVER_TRUSTED:
+        places = (Path(f) / name for f in folders for name in (package, f"{package}.py"))
+        return package in trusted or any(map(Path.exists, places))
+    if ours := OUR_NAMES.fullmatch(target):
+        return ours[3] in defined(ours[1], ours[2])
+    return bool(KNOWN_CLASSES.fullmatch(target))
 
 
 @cache

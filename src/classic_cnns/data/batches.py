@@ -49,23 +49,25 @@ class Batches:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.to_input, self.augment, self.shuffle = to_input, augment, shuffle
         self.seed, self.epoch = seed, epoch
+        self.step = batch_size * (1 if shuffle else world_size)  # images of all ranks
         several = max(1, self.at_once // batch_size)
-        self.block = batch_size * (several if world_size == 1 else 1 if shuffle else world_size)
-        self.first = self.passed = 0
+        self.block = self.step * (several if world_size == 1 else 1)
+        self.passed = 0
+        self.resumed: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // (self.batch_size * (1 if self.shuffle else self.world_size)))
+        return -(-len(self.indices) // self.step)
 
     def size(self, number: int) -> int:
-        """The number of images in batch `number` over all ranks."""
-        return min(self.batch_size, len(self.indices) - number * self.batch_size)
+        """The number of images of step `number` over all ranks."""
+        return min(self.step, len(self.indices) - number * self.step)
 
     def state_dict(self) -> dict[str, int]:
         """The number of batches of this pass that have been returned; the same on all ranks."""
         return {"passed": self.passed % len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.first = state["passed"]
+        self.resumed = state
 
     def order(self, epoch: int) -> Tensor:
         """The indices of all images of an epoch, over all ranks, in order."""
@@ -85,8 +87,8 @@ class Batches:
         draws = [transform.draws for transform in self.augment]
         noise = torch.rand(len(order), sum(draws), generator=generator(self.seed, epoch, 1))
         noise = noise.to(order.device)
-        first, self.first = self.first, 0
-        skipped = first * self.batch_size // self.block * self.block
+        first = self.resumed.pop("passed", 0)  # also from the data module, which shares it
+        skipped = first * self.step // self.block * self.block
         starts = range(skipped, len(order), self.block)
         mine = [slice(s + self.rank, s + self.block, self.world_size) for s in starts]
         if not self.shuffle and self.world_size > 1:
@@ -101,7 +103,7 @@ class Batches:
                 labels = self.labels.index_select(0, order[rows][there])
                 pairs = self.to_input(images), labels
             batches = zip(*(part.split(self.batch_size) for part in pairs), strict=True)
-            for number, batch in enumerate(batches, start // self.batch_size):
+            for number, batch in enumerate(batches, start // self.step):
                 if number >= first:
                     self.passed = number + 1
                     yield batch

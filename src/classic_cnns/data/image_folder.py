@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,29 +18,11 @@ from classic_cnns.data import folders
 from classic_cnns.data.batches import Batches
 from classic_cnns.data.fetch import cache_directory
 from classic_cnns.data.module import ImageData
-from classic_cnns.data.pictures import resize_and_crop
+from classic_cnns.data.pictures import decode
 from classic_cnns.data.store import StoredImages, prepare
 from classic_cnns.trainer.devices import core_count
 
 log = logging.getLogger(__name__)
-
-
-def decode(path: str, size: int) -> np.ndarray:
-    """The centre of an image after resizing its shorter side to `size`: (size, size, 3) uint8.
-
-    Images in other modes are converted to RGB; transparency is dropped.
-    """
-    with Image.open(path) as file:
-        file.draft(None, (size, size))  # JPEGs of at least twice the size are decoded at half size
-        image = rgb(file)
-    return np.asarray(resize_and_crop(image, size))
-
-
-def rgb(file: Image.Image) -> Image.Image:
-    """The image in RGB with 8 bits; Pillow alone would clip 16-bit grey at 255."""
-    if file.mode.startswith("I"):
-        return Image.fromarray((np.asarray(file) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    return file.convert("RGB")
 
 
 class Files(Dataset):
@@ -158,7 +139,7 @@ class ImageFolderData(ImageData):
         if self.files:
             return
         found = folders.classes(self.root)
-        self.class_names = imagenet_names(found)
+        self.preprocessing.classes = imagenet_names(found)
         if len(found) != self.num_classes:  # possible in a resumed run
             raise UserError(
                 f"data.root={self.root}: has {len(found)} classes and this run was "
@@ -173,9 +154,7 @@ class ImageFolderData(ImageData):
     def prepare_store(self, make: bool, must: bool) -> None:
         """Open the store of resized images, or create it; see `store.prepare`."""
         kind = f"{self.size}-{self.store}{self.quality or ''}"
-        self.prepared = prepare(
-            self.files, self.cache / kind, self.size, self.quality, decode, make, must
-        )
+        self.prepared = prepare(self.files, self.cache / kind, self.size, self.quality, make, must)
 
     def setup(self, stage: str) -> None:
         self.prepare_data()  # Lightning has done so, other callers may not

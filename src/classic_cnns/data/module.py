@@ -74,15 +74,6 @@ class ImageData(pl.LightningDataModule):
     def class_names(self) -> Sequence[str]:
         return self.preprocessing.classes
 
-    @class_names.setter
-    def class_names(self, names: Sequence[str]) -> None:
-        self.preprocessing.classes = list(names)
-
-    @property
-    def mean(self) -> Tensor | None:
-        """The mean image of the training set, as it is subtracted: (C, H, W)."""
-        return self.preprocessing.mean
-
     def to_input(self, images: Tensor) -> Tensor:
         return self.preprocessing.to_input(images)
 
@@ -107,8 +98,7 @@ class ImageData(pl.LightningDataModule):
             seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
         )
-        if self.resumed:
-            self.train_batches.load_state_dict(self.resumed)
+        self.train_batches.load_state_dict(self.resumed)
         return self.train_batches
 
     # Lightning itself would give a loader its state, but not where a schedule has asked for the
@@ -117,9 +107,9 @@ class ImageData(pl.LightningDataModule):
         return self.train_batches.state_dict() if self.train_batches else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.resumed = state
-        if self.train_batches and state:  # some strategies create it earlier
-            self.train_batches.load_state_dict(state)
+        self.resumed = dict(state)  # one object for all loaders: only the first pass skips batches
+        if self.train_batches:  # some strategies create it earlier
+            self.train_batches.load_state_dict(self.resumed)
 
     def val_dataloader(self) -> Batches:
         return self.loader("val", self.eval_batch_size)

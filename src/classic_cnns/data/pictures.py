@@ -138,3 +138,21 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
+
+
+def decode(path: str, size: int) -> np.ndarray:
+    """The centre of an image after resizing its shorter side to `size`: (size, size, 3) uint8.
+
+    Images in other modes are converted to RGB; transparency is dropped.
+    """
+    with Image.open(path) as file:
+        file.draft(None, (size, size))  # JPEGs of at least twice the size are decoded at half size
+        image = rgb(file)
+    return np.asarray(resize_and_crop(image, size))
+
+
+def rgb(file: Image.Image) -> Image.Image:
+    """The image in RGB with 8 bits; Pillow alone would clip 16-bit grey at 255."""
+    if file.mode.startswith("I"):
+        return Image.fromarray((np.asarray(file) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return file.convert("RGB")

@@ -50,22 +50,19 @@ class Preprocessing(nn.Module):
 
     def to_input(self, images: Tensor) -> Tensor:
         """Inputs as in training, with one patch for each image."""
-        size, fit = self.size, FITS[self.fit]
+        size, fit, ends = self.size, FITS[self.fit], (self.low, self.high)
         if images.shape[2:] == (size, size):
-            images = self.scaled(images)
+            images = scale(images, *ends)
         elif fit is resize_to:  # scaling commutes with resizing, and is cheaper before it
-            images = resize_to(self.scaled(images), size)
+            images = resize_to(scale(images, *ends), size)
         else:
-            images = self.scaled(fit(images, size))
+            images = scale(fit(images, size), *ends)
         return images if self.mean is None else images.sub_(self.mean)
 
     def read(self, picture: Any) -> tuple[np.ndarray, dict[str, bool]]:
         """A picture in the form of the data set's images; see `read_picture`."""
         digits = self.classes == [str(number) for number in range(10)]
         return read_picture(picture, self.channels, self.image_size, digits)
-
-    def scaled(self, images: Tensor) -> Tensor:
-        return scale(images, self.low, self.high)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.test_patches == "centre":

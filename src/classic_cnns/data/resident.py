@@ -56,7 +56,7 @@ class ResidentData(ImageData):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.class_names = class_names or self.class_names
+        self.preprocessing.classes = list(class_names or self.class_names)
         self.sums, self.data_dir = dict(sha256), data_dir
         held_out = min(train_size // 10, 5000) if val_size is None else val_size
         self.split = train_size, max(1, held_out), stratify

@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from classic_cnns import UserError
 from classic_cnns.data.folders import Index
+from classic_cnns.data.pictures import decode
 from classic_cnns.files import read_json, write_json
 from classic_cnns.trainer.devices import core_count
 
@@ -44,21 +45,19 @@ MANIFEST = "store.json"  # describes the content of a store
 RECORD = np.dtype([("length", "<u4"), ("crc", "<u4"), ("size", "<i8"), ("changed", "<i8")])
 BLOCK = 64  # images in a block
 
-Decode = Callable[[str, int], np.ndarray]  # path and size to (size, size, 3) uint8
-
 
 class EncodedBlocks(Dataset):
     """Blocks of images in the format of a store: bytes (uint8) and records (n, 4)."""
 
-    def __init__(self, paths: Sequence[str], size: int, quality: int, decode: Decode) -> None:
-        self.paths, self.size, self.quality, self.decode = paths, size, quality, decode
+    def __init__(self, paths: Sequence[str], size: int, quality: int) -> None:
+        self.paths, self.size, self.quality = paths, size, quality
 
     def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         packed, records = [], []
         for path in map(self.paths.__getitem__, numbers):
             file = file_stamp(path)  # before reading, in case it changes
             try:
-                packed.append(self.pack(self.decode(path, self.size)))
+                packed.append(self.pack(decode(path, self.size)))
             except Exception:  # reported after each pass over the store
                 packed.append(b"")
             records.append((len(packed[-1]), crc32(packed[-1]), *file))
@@ -80,8 +79,8 @@ class StoredImages:
     source file and logged after the pass; the next start then rebuilds the store.
     """
 
-    def __init__(self, folder: Path, split: str, paths: Sequence[str], size: int, decode: Decode):
-        self.paths, self.size, self.decode, self.folder = paths, size, decode, folder
+    def __init__(self, folder: Path, split: str, paths: Sequence[str], size: int) -> None:
+        self.paths, self.size, self.folder = paths, size, folder
         self.records = np.fromfile(folder / f"{split}.records", RECORD)
         self.ends = np.cumsum(self.records["length"], dtype=np.int64)
         self.content = folder / f"{split}.bin"
@@ -114,7 +113,7 @@ class StoredImages:
             return length > 0
         self.wrong.add(path)
         try:
-            pixels[:] = self.decode(path, self.size).transpose(2, 0, 1)
+            pixels[:] = decode(path, self.size).transpose(2, 0, 1)
         except Exception:  # as in `Files`
             return False
         return True
@@ -150,7 +149,7 @@ def file_stamp(path: str) -> tuple[int, int]:
 
 
 def prepare(
-    index: Index, folder: Path, size: int, quality: int, decode: Decode, make: bool, must: bool
+    index: Index, folder: Path, size: int, quality: int, make: bool, must: bool
 ) -> dict[str, StoredImages] | None:
     """The store in `folder`, by split; with `make` it is created or completed.
 
@@ -175,7 +174,7 @@ def prepare(
             )
         if known != today | {"whole": True}:
             return None
-        stores = {n: StoredImages(folder, n, paths, size, decode) for n, paths in splits.items()}
+        stores = {n: StoredImages(folder, n, paths, size) for n, paths in splits.items()}
         return {"test": stores["val"]} | stores
 
     found = whole()
@@ -192,11 +191,11 @@ def prepare(
                     log.info("%s: files were added, removed or changed; preparing again", folder)
                 for file in folder.glob("*.*"):
                     file.unlink()
-            if not has_room(splits, folder, size, quality, decode, must):
+            if not has_room(splits, folder, size, quality, must):
                 return None
             write_json(made, today)
             for split, paths in splits.items():
-                write_split(folder / split, EncodedBlocks(paths, size, quality, decode))
+                write_split(folder / split, EncodedBlocks(paths, size, quality))
             write_json(made, today | {"whole": True})
             return whole()
     except OSError as error:
@@ -224,14 +223,12 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def has_room(
-    splits: dict, folder: Path, size: int, quality: int, decode: Decode, must: bool
-) -> bool:
+def has_room(splits: dict, folder: Path, size: int, quality: int, must: bool) -> bool:
     """Log how much space each format takes, and return whether there is enough."""
     count = sum(map(len, splits.values()))
     paths = splits["train"]
     some = [range(len(paths))[:: max(1, len(paths) // 50)]]
-    content, _ = EncodedBlocks(paths, size, quality or 90, decode)[some[0]]
+    content, _ = EncodedBlocks(paths, size, quality or 90)[some[0]]
     needed = {"jpeg": count * len(content) // len(some[0]), "raw": count * 3 * size**2}
     there = sum(file.stat().st_size for file in folder.glob("*.bin"))
     free = shutil.disk_usage(folder).free + there

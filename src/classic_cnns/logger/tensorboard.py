@@ -31,17 +31,13 @@ class TensorBoard(TensorBoardLogger):
     """Writes scalars, texts, images and the HPARAMS row of one start of a run to one event file.
 
     The file is in `save_dir`, whose path is the run's name in TensorBoard. Values that an
-    interrupted start wrote for steps from `purge_step` on are hidden. `metrics` are the columns of
-    the HPARAMS tab.
+    interrupted start wrote for steps from `purge_step` on are hidden.
     """
 
-    def __init__(
-        self, save_dir: str | Path, purge_step: int | None = None, metrics: Any = METRICS
-    ) -> None:
+    def __init__(self, save_dir: str | Path, purge_step: int | None = None) -> None:
         super().__init__(
             save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step
         )
-        self.metrics = list(metrics)
 
     @property
     def log_dir(self) -> str:
@@ -61,7 +57,7 @@ class TensorBoard(TensorBoardLogger):
         yaml = OmegaConf.to_yaml(config)
         self.experiment.add_custom_scalars(CHARTS)
         self.experiment.add_text("config", "\n".join(f"    {line}" for line in yaml.splitlines()))
-        experiment, start, _ = hparams(hyperparameters(config), dict.fromkeys(self.metrics, 0.0))
+        experiment, start, _ = hparams(hyperparameters(config), dict.fromkeys(METRICS, 0.0))
         writer: Any = self.experiment.file_writer
         writer.add_summary(experiment)
         writer.add_summary(start)

@@ -26,7 +26,7 @@ def cuts(
 
 
 def cuts_at_stalls(
-    optimizer: Optimizer, *, total_steps: int, patience: int, times: int, factor: float
+    optimizer: Optimizer, *, patience: int, times: int, factor: float
 ) -> ReduceLROnPlateau:
     """Multiply all rates by `factor` when the validation error stalls, at most `times` times.
 

@@ -28,7 +28,7 @@ def write(path: Path, table: Table) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    percent = table.metric.startswith(("error", "accuracy"))
+    percent = table.metric.startswith(("error", "accuracy", "top5_error"))
     form = (lambda y, _: f"{100 * y:g}%") if percent else (lambda y, _: f"{y:g}")
     axes.yaxis.set_major_formatter(FuncFormatter(form))
     for group in groups:

@@ -128,7 +128,8 @@ def maps(
         last = list(rows)[-1]
         rows[last] = rows[last].reshape(1, 12, 7)
         rows["RBF"] = bitmaps.detach().reshape(-1, 12, 7)
-    for axes, (name, values) in zip(figure.subplots(len(rows), 1), rows.items(), strict=True):
+    column = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for axes, (name, values) in zip(column, rows.items(), strict=True):
         if values.dim() == 1 or values.shape[1:].numel() == 1:
             shown = values.flatten()[None]
             axes.imshow(shown.float().numpy(), cmap="gray", aspect="auto")

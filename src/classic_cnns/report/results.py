@@ -49,9 +49,8 @@ class Table:
     def columns(self) -> list[str]:
         """The metric of the best and the last epoch, test metrics, and seconds of training."""
         test = self.metric.rpartition("/")[0] + "/test"
-        return list(
-            dict.fromkeys([self.metric, f"last {self.metric}", test, "error/test", "seconds"])
-        )
+        names = dict.fromkeys([self.metric, f"last {self.metric}", test, "error/test", "seconds"])
+        return [n for n in names if n == self.metric or any(n in r.values for r in self.rows)]
 
     def rank(self, values: dict[str, float]) -> float:
         """A sort key: smaller for a better run."""
@@ -83,7 +82,7 @@ class Table:
         for r in rows:
             parameters = map(format_parameter, r.parameters.values())
             cells.append([r.name, *parameters, r.state, *self.shown([r])])
-        parts = [table(cells)]
+        parts = [markdown_table(cells)]
         finished = [r for r in rows if r.state == "finished"]
         groups: dict[tuple, list[Row]] = {}
         for r in finished:
@@ -92,7 +91,7 @@ class Table:
             cells = [[*(key for key, _ in rows[0].group), "n", *self.columns]]
             for shared, group in sorted(groups.items(), key=lambda item: self.mean_rank(item[1])):
                 cells.append([*(value for _, value in shared), str(len(group)), *self.shown(group)])
-            parts += ["Mean ± standard deviation over seeds:", table(cells)]
+            parts += ["Mean ± standard deviation over seeds:", markdown_table(cells)]
         if finished and self.metric in (best := finished[0]).values:
             value = format_value(self.metric, best.values[self.metric])
             checkpoint = best.directory / "checkpoints" / "best.ckpt"
@@ -118,10 +117,6 @@ class Table:
         return cells
 
 
-def table(cells: Sequence[Sequence[str]]) -> str:
-    return markdown_table([[cell.replace("|", "\\|") for cell in line] for line in cells])
-
-
 def last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2]
 
@@ -129,7 +124,7 @@ def last_line(text: str) -> str:
 def format_value(metric: str, value: float) -> str:
     if metric == "seconds":
         return f"{value:.1f}"
-    fraction = metric.removeprefix("last ").startswith(("error", "accuracy"))
+    fraction = metric.removeprefix("last ").startswith(("error", "accuracy", "top5_error"))
     return f"{value:.2%}" if fraction else f"{value:.4g}"
 
 
@@ -166,8 +161,14 @@ def read(directories: Sequence[str | Path]) -> Table:
         rows = []
         for d in found:
             rows += sweep_rows(d, records[d], f"{d.name}/") if d in records else [run_row(d)]
+        for row in rows:
+            if (path := row.directory / "config.yaml").exists():
+                name: Any = plain_yaml(path).get("name")
+                row.parameters = {"name": name, **row.parameters}
         keys = list(dict.fromkeys(key for row in rows for key in row.parameters))
         keys = [key for key in keys if len({row.parameters.get(key) for row in rows}) > 1]
+    if not rows:
+        raise UserError(f"{found[0]}: has no job yet; try again when one has started")
     for row in rows:
         row.parameters = {key: row.parameters.get(key, "") for key in keys}
     goals = {(record["metric"], record["direction"]) for record in records.values()}
@@ -225,9 +226,6 @@ def run_row(directory: Path) -> Row:
 
 
 def make_row(name: str, parameters: dict[str, str], directory: Path, command: str) -> Row:
-    if (directory / "config.yaml").exists():
-        config: Any = plain_yaml(directory / "config.yaml")
-        parameters = {"name": config.get("name"), **parameters}
     result = read_result(directory)
     state = result.get("status", "unfinished" if directory.exists() else "waiting")
     values = {}

@@ -1,6 +1,7 @@
 """A table of a net's layers with outputs, parameters and connections."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ def layers(net: nn.Module, images: Tensor) -> list[Layer]:
     rows: list[Layer] = []
     names = {module: name for name, module in net.named_modules()}
 
-    def add(module: nn.Module, _, output: Tensor) -> None:
+    def add(module: nn.Module, _, output: Any) -> None:
+        output = output[0] if isinstance(output, tuple) else output  # of recurrent layers
         parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         connections = getattr(module, "connections_per_position", parameters)
         connections *= output.shape[2:].numel()

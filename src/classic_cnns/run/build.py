@@ -3,7 +3,7 @@
 import inspect
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,14 +14,13 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 
 from classic_cnns import UserError, one_line
 from classic_cnns.classifier import Classifier, takes_total_steps
 from classic_cnns.config.stored import find_checkpoint, stored_values
-from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
-from classic_cnns.report import summary
 from classic_cnns.trainer import devices, precision
 from classic_cnns.trainer.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 
@@ -89,16 +88,6 @@ def build_classifier(config: DictConfig, data: pl.LightningDataModule) -> Classi
         optimizer = instantiate(config.optim.optimizer)
         scheduler = instantiate(config.optim.scheduler)
         tried = optimizer(net.named_parameters())
-        given = config.model.net
-        of_paper = (given.get("subsampling", "trainable"), given.get("norm", "none"))
-        if isinstance(tried, StochasticDiagonalLM) and (
-            not hasattr(net, "features") or of_paper != ("trainable", "none")
-        ):
-            raise ValueError(
-                "optim.optimizer: stochastic diagonal Levenberg-Marquardt is for the RBF units of "
-                "LeNet-5 alone, with trainable subsampling and no batch normalisation; try "
-                "model=lenet5, or another optim"
-            )
         if scheduler:
             per_step = takes_total_steps(scheduler)
             scheduler(tried, **{"total_steps": 1000} if per_step else {})
@@ -144,7 +133,6 @@ def example_input(config: DictConfig, data: pl.LightningDataModule) -> torch.Ten
 def check_scores(config: DictConfig, net: torch.nn.Module, images: torch.Tensor) -> int:
     """The number of scores of the net; UserError if it differs from the number of classes."""
     try:
-        summary.layers(net, images)
         net.eval()
         with torch.no_grad():
             scores = net(images)
@@ -177,11 +165,12 @@ def load_initial_weights(module: pl.LightningModule, path: Any, skipped: list[st
     def is_skipped(name: str) -> bool:
         return name.removeprefix("net.").startswith(tuple(f"{layer}." for layer in skipped))
 
-    unknown = [layer for layer in skipped if not any(map(is_skipped, own))]
-    if unknown or (skipped and not any(map(is_skipped, own))):
+    names = [name.removeprefix("net.") for name in own]
+    unknown = [s for s in skipped if not any(name.startswith(f"{s}.") for name in names)]
+    if unknown:
         layers = dict.fromkeys(name.removeprefix("net.").rpartition(".")[0] for name in own)
         raise UserError(
-            f"init_skip=[{','.join(skipped)}]: the net has no such layer; "
+            f"init_skip=[{','.join(unknown)}]: the net has no such layer; "
             f"it has {', '.join(layer for layer in layers if layer)}"
         )
     wrong = [
@@ -191,7 +180,7 @@ def load_initial_weights(module: pl.LightningModule, path: Any, skipped: list[st
         and (name not in own or name not in found or own[name].shape != found[name].shape)
     ]
     if wrong:
-        misfits = list(dict.fromkeys(name.rpartition(".")[0] for name in wrong))
+        misfits = [layer for layer in dict.fromkeys(n.rpartition(".")[0] for n in wrong) if layer]
         raise UserError(
             f"init_from={path}: does not fit this net in {', '.join(misfits)}; "
             f"try init_skip=[{','.join(misfits)}] to keep their initial weights"
@@ -204,22 +193,29 @@ def load_initial_weights(module: pl.LightningModule, path: Any, skipped: list[st
 # --- Trainer -------------------------------------------------------------------------------------
 
 
-def build_trainer(config: DictConfig, **given: Any) -> pl.Trainer:
-    """Lightning's Trainer for a config; `given` are callbacks, loggers and directories.
+def build_trainer(
+    config: DictConfig, callbacks: Sequence[Callback] = (), **given: Any
+) -> pl.Trainer:
+    """Lightning's Trainer for a config; `given` are loggers and directories.
 
     Raises UserError for arguments that Trainer rejects.
     """
-    several = devices.device_count(config.trainer.devices) * config.trainer.num_nodes > 1
+    several = devices.device_count(config.trainer) * config.trainer.num_nodes > 1
     node: dict[str, Any] = dict(config.trainer)  # type: ignore[arg-type]
     if node["strategy"] == "auto" and several:
         node["strategy"] = {"_target_": "classic_cnns.trainer.ddp.DDP"}
     node.pop("compile", None)  # not an argument of Trainer
+    # Otherwise Lightning would add a bar and checkpoints of its own.
+    node.setdefault("enable_progress_bar", any(isinstance(c, ProgressBar) for c in callbacks))
+    node["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
     node["precision"] = precision.choose(node["precision"], node["accelerator"])
     with build_errors("trainer"):
         plugins = [instantiate(plugin) for plugin in node.pop("plugins", None) or []]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
-        return instantiate(node, plugins=plugins, **given, _convert_="all")
+        return instantiate(
+            node, plugins=plugins, callbacks=list(callbacks), **given, _convert_="all"
+        )
 
 
 def build_parts(config: DictConfig, group: str, kind: type, **places: Any) -> list[Any]:

@@ -108,6 +108,7 @@ def git_state() -> dict[str, str] | None:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, check=True).stdout
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not another project around it
         commit, diff = git("rev-parse", "HEAD").decode().strip(), git("diff", "HEAD")
     except (OSError, subprocess.CalledProcessError):
         return None

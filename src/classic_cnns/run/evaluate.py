@@ -3,7 +3,6 @@
 import json
 import warnings
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ from torchmetrics.classification import MulticlassStatScores
 from tqdm import tqdm
 
 from classic_cnns import UserError
+from classic_cnns.classifier import Diverged
 from classic_cnns.config.stored import config_errors
 from classic_cnns.report.log import show_log
 from classic_cnns.report.markdown import markdown_table
 from classic_cnns.report.results import format_value
-from classic_cnns.run.build import build, build_errors, build_trainer
-from classic_cnns.run.run import apply_precision, check_weights
+from classic_cnns.run.build import build, build_trainer
+from classic_cnns.run.run import apply_precision, check_weights, lightning_errors
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
 from classic_cnns.trainer.memory import keep_freed_memory
 
@@ -107,21 +107,20 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
         config,
         callbacks=[classes],
         logger=False,
-        enable_checkpointing=False,
-        **{"enable_progress_bar": False} if "enable_progress_bar" not in config.trainer else {},
     )
     apply_precision(trainer, module)
     measure = trainer.test if split == "test" else trainer.validate
-    with config_errors(checkpoint), build_errors("data"), warnings.catch_warnings():
+    with config_errors(checkpoint), lightning_errors(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # no callbacks
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 with torch 2.15
         data.prepare_data()
-        measure(module, data, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
+        try:
+            measure(module, data, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
+        except Diverged as error:
+            raise UserError(f"{error}; try another checkpoint") from error
     if not trainer.is_global_zero:
         return None
     metrics = {name: x.item() for name, x in trainer.callback_metrics.items()}
-    if not all(map(isfinite, metrics.values())):
-        raise UserError(f"{checkpoint}: its metrics are not finite; try another one")
     names = getattr(data, "class_names", None) or [str(n) for n in range(len(classes.counts))]
     rows = {
         name: {

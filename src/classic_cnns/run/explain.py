@@ -6,6 +6,7 @@ from torch import Tensor
 
 from classic_cnns.callbacks.activations import activations
 from classic_cnns.classifier import Classifier
+from classic_cnns.model.lenet5 import LeNet5
 from classic_cnns.report import pictures
 
 SHOWN = 5  # classes
@@ -29,5 +30,5 @@ def explain(net: Classifier, pixels: Tensor, found: dict[str, float]) -> Any:
     outputs = activations(net.net, inputs, pooling=True)
     layers = {name: output[0].cpu() for name, (_, output) in outputs.items()}
     whole: Any = net.net
-    bitmaps = whole.output.weight.cpu() if hasattr(whole, "features") else None  # LeNet-5's
+    bitmaps = whole.output.weight.cpu() if isinstance(whole, LeNet5) else None
     return pictures.maps(inputs[0].cpu(), layers, bitmaps, found)

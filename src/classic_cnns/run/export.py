@@ -47,9 +47,7 @@ def check_path(path: Path) -> None:
         raise UserError(f"--to={path}: must end with one of {', '.join(NEEDS)}")
     missing = [name for name in NEEDS[path.suffix] if find_spec(name) is None]
     if missing:
-        raise UserError(
-            f"--to={path}: needs {', '.join(missing)}; try pip install 'classic_cnns[export]'"
-        )
+        raise UserError(f"--to={path}: needs {', '.join(missing)}; try pip install -e '.[export]'")
     if not path.absolute().parent.is_dir():
         raise UserError(f"--to={path}: there is no folder {path.parent}; make it first")
 
@@ -152,4 +150,5 @@ def write_weights(net: Classifier, path: Path) -> None:
     metadata = {"preprocessing": json.dumps(stored), "net": json.dumps(net.hparams["model"]["net"])}
     path.write_bytes(save(weights | extra, metadata))
     found = load_file(path)
-    assert all(np.array_equal(found[name], x, equal_nan=True) for name, x in weights.items())
+    if not all(np.array_equal(found[name], x, equal_nan=True) for name, x in weights.items()):
+        raise UserError(f"--to={path}: the written weights differ; try another disk")

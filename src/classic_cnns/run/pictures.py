@@ -73,10 +73,13 @@ class TrainedNet:
         return (self.scores(images).argmax(1) != labels).double().mean().item()
 
     def last_hidden(self, images: Tensor) -> Tensor:
-        """The units of the last hidden layer, (N, units)."""
-        parts = images.split(BATCH)
-        found = [activations(self.net.net, self.net.prepared.to_input(part)) for part in parts]
-        return torch.cat([list(each.values())[-1][1].flatten(1).float() for each in found])
+        """The units of the last hidden layer, (N, units); the inputs if there is none."""
+        units = []
+        for part in map(self.net.prepared.to_input, images.split(BATCH)):
+            layers = activations(self.net.net, part)
+            last = list(layers.values())[-1][1] if layers else part
+            units.append(last.flatten(1).float())
+        return torch.cat(units)
 
 
 def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[Path]:

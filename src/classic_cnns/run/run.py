@@ -4,7 +4,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
@@ -16,12 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import (
-    Callback,
-    Checkpoint,
-    ProgressBar,
-    StochasticWeightAveraging,
-)
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
@@ -30,7 +24,7 @@ from classic_cnns import UserError, one_line, program
 from classic_cnns.callbacks.estimate import Estimate
 from classic_cnns.callbacks.record import Record
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
-from classic_cnns.classifier import Classifier, Diverged, check_fits
+from classic_cnns.classifier import Classifier, Diverged, check_fits, takes_total_steps
 from classic_cnns.config.schema import trainer_arguments
 from classic_cnns.config.stored import AVERAGED, BEST, LAST, LIMITS, OUTPUTS, find_run
 from classic_cnns.files import is_disk_error, write_json
@@ -55,14 +49,6 @@ from classic_cnns.trainer.processes import stop_signals, try_lock
 log = logging.getLogger(__name__)
 
 
-class DivergedRun(SystemExit):
-    """Ends the command with exit code 1 after a divergence was recorded as `result`."""
-
-    def __init__(self, result: dict[str, Any]) -> None:
-        super().__init__(1)
-        self.result = result
-
-
 def train(config: DictConfig) -> dict[str, Any]:
     """Train and test as the config says, in this process; returns the content of `result.json`.
 
@@ -70,15 +56,12 @@ def train(config: DictConfig) -> dict[str, Any]:
     ones, `epochs`, `steps` and `seconds`. Raises UserError for several devices, which need the
     command line.
     """
-    if devices.device_count(config.trainer.devices) > 1 and devices.launched_processes() is None:
+    if devices.device_count(config.trainer) > 1 and devices.launched_processes() is None:
         raise UserError(
             f"trainer.devices={config.trainer.devices}: only the command starts a process for "
             f"each device; try {program()}, or trainer.devices=1"
         )
-    try:
-        return run(config)
-    except DivergedRun as end:
-        return end.result
+    return run(config)
 
 
 def run(config: DictConfig) -> dict[str, Any]:
@@ -108,7 +91,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         with lightning_errors():
             data.prepare_data()  # before a directory exists, so that errors leave nothing behind
         # The ranks need a Trainer to agree on the directory, and the real one needs the directory.
-        meeting = build_trainer(config, logger=False, enable_progress_bar=False)
+        meeting = build_trainer(config, logger=False)
         meeting.strategy.setup_environment()
         rank_0, fresh = meeting.is_global_zero, False
         place: Any = None  # the directory, and the checkpoint to resume from
@@ -117,7 +100,8 @@ def run(config: DictConfig) -> dict[str, Any]:
             before = set(given.glob("*")) if given and given.exists() else None
             directory, fresh = open_directory(config, earlier, stack)
             place = directory, found
-            report(directory=str(directory))
+            if fresh or earlier:
+                report(directory=str(directory))
             if fresh:
                 stack.enter_context(removed_on_user_error(directory, before))
         directory, last = meeting.strategy.broadcast(place)
@@ -127,8 +111,8 @@ def run(config: DictConfig) -> dict[str, Any]:
         if not rank_0:
             try:
                 return train_and_test(config, directory, trainer, module, data, last)
-            except Diverged:
-                sys.exit(1)  # rank 0 reports it
+            except Diverged:  # rank 0 reports it
+                return {"status": "diverged"}
         kept = fresh or earlier is not None
         with train_log(directory / "train.log"), recorded_result(directory, kept) as result:
             result |= train_and_test(config, directory, trainer, module, data, last)
@@ -221,18 +205,11 @@ def assemble(
     if "MLFLOW_TRACKING_URI" not in os.environ:
         places["tracking_uri"] = f"sqlite:///{directory.absolute()}/mlflow.db"
     loggers = build_parts(config, "logger", Logger, **places)
-    bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
-    given: dict[str, Any] = {} if "enable_progress_bar" in config.trainer else {
-        "enable_progress_bar": bar
-    }  # fmt: skip
-    saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
     trainer = build_trainer(
         config,
         callbacks=[*callbacks, Record(), Estimate(config.get("estimate", False)), stop],
         logger=loggers or False,
         default_root_dir=str(directory),
-        enable_checkpointing=saves,
-        **given,
     )
     disable_sigterm_exchange(trainer)
     return trainer
@@ -285,12 +262,13 @@ def train_and_test(
     for logger in trainer.loggers:
         if trainer.is_global_zero and hasattr(logger, "close"):
             logger.close()
+    given: Any = OmegaConf.to_container(config.trainer)
     return {
         "metrics": tested,
         "last": metrics,
         "epochs": epochs,
-        "max_epochs": config.trainer.max_epochs,
-        **{name: config.trainer[name] for name in LIMITS if config.trainer.get(name)},
+        "max_epochs": given["max_epochs"],
+        **{name: given[name] for name in LIMITS if given.get(name)},
         "steps": steps,
         "seconds": seconds,
     }
@@ -347,7 +325,8 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
             if isinstance(logger, pl.loggers.TensorBoardLogger):
                 logger.experiment.add_text("layers", table)
         schedule, epochs = config.optim.schedule_epochs, config.trainer.max_epochs
-        if config.optim.scheduler and epochs != schedule and epochs != -1:
+        per_step = module.scheduler and takes_total_steps(module.scheduler)
+        if per_step and epochs != schedule and epochs != -1:
             log.info("the schedule ends after %s epochs; then the rate stays constant", schedule)
     if trainer.precision.startswith("bf16"):
         log.info("training in bfloat16 and channels last; trainer.precision=32-true uses float32")
@@ -408,7 +387,6 @@ def recorded_result(directory: Path, kept: bool) -> Iterator[dict]:
             result |= {"status": "diverged", "error": str(error)}
             so_far = f". The run so far: {directory}" if kept else ""
             log.error("error: %s; try a smaller optim.lr%s", error, so_far)
-            raise DivergedRun(result) from error
         except Stopped as stop:
             result |= {"status": "interrupted", "error": signal.Signals(stop.code - 128).name}
             log.warning("interrupted%s", resume)

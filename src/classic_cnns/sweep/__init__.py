@@ -1,3 +1,0 @@
-from classic_cnns.sweep.sweep import run_sweep
-
-__all__ = ["run_sweep"]

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from subprocess import DEVNULL
 
-from classic_cnns.files import read_json, write_json
+from classic_cnns.files import write_json
+from classic_cnns.report.results import read_result
 from classic_cnns.sweep.job import Job
 from classic_cnns.trainer.processes import (
     clean_environment,
@@ -36,7 +37,7 @@ def run_job(job: Job, environment: dict[str, str]) -> Iterator[None]:
             return
         yield
     path, timed_out = job.directory / "result.json", False
-    earlier = read_json(path)
+    earlier = read_result(job.directory)
     # Another process may have finished the job while this one waited.
     if earlier and earlier["status"] != "finished":
         path.unlink()
@@ -59,8 +60,8 @@ def run_job(job: Job, environment: dict[str, str]) -> Iterator[None]:
             timed_out = True
             job.stop_requests.append(signal.SIGTERM)
         yield
-    kill(process)  # remaining ranks
-    result = read_json(path) or {}
+    kill(process)  # and its remaining workers
+    result = read_result(job.directory)
     if timed_out and result.get("status") != "finished":
         error = f"took longer than sweep.time_limit={job.time_limit:g} seconds"
         result |= {"status": "timeout", "error": error}

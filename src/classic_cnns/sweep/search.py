@@ -197,6 +197,6 @@ def check_optuna() -> None:
         found = "none"
     if not found[0].isdigit() or int(found.split(".")[0]) < 4:
         raise UserError(
-            f"sweep.search: needs Optuna 4 or newer, and there is {found}; try pip install "
-            "'classic_cnns[optuna]', or in a checkout pip install -e '.[optuna]'"
+            f"sweep.search: needs Optuna 4 or newer, and there is {found}; try "
+            "pip install -e '.[optuna]'"
         )

@@ -53,7 +53,7 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
         """The number of ranks of a job, and whether it uses GPUs."""
         trainer = composer.compose(job).trainer
         on_gpu = trainer.accelerator != "cpu" and bool(devices.visible_gpus())
-        return devices.device_count(trainer.devices), on_gpu
+        return devices.device_count(trainer), on_gpu
 
     search = Search(settings, grid) if settings.search else None
     jobs = search.corners() if search else grid.jobs(settings.max_jobs)

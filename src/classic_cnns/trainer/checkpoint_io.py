@@ -42,12 +42,14 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as file:
             unpacked = sum(member.file_size for member in file.infolist())
-            assert unpacked <= Path(path).stat().st_size  # torch does not compress
-            damaged = file.testzip()
-        assert damaged is None
+            if unpacked > Path(path).stat().st_size:
+                raise ValueError("is compressed, which torch does not do")
+            if file.testzip():
+                raise ValueError("is damaged")
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
         state = checkpoint["state_dict"]
-        assert all(isinstance(name, str) and torch.is_tensor(x) for name, x in state.items())
+        if not all(isinstance(name, str) and torch.is_tensor(x) for name, x in state.items()):
+            raise ValueError("has other values than tensors")
         return upgraded(checkpoint)
     except Exception as error:  # arbitrary bytes can raise anything
         missing = isinstance(error, FileNotFoundError)

@@ -5,6 +5,7 @@ import socket
 import sys
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 from classic_cnns import UserError
 
@@ -21,11 +22,14 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(len(glob("/dev/nvidia[0-9]*")) or int(other))]
 
 
-def device_count(devices: int | str | list[int]) -> int:
-    """The number of devices on each machine; `devices` is a number, "auto", -1 or a list."""
+def device_count(trainer: Any) -> int:
+    """The number of devices on each machine, from the config of the Trainer."""
+    devices = trainer["devices"]  # a number, "auto", -1 or a list
     if isinstance(devices, int) and devices > 0:
         return devices
-    return max(1, len(visible_gpus())) if devices in ("auto", -1) else len(list(devices))  # type: ignore
+    if devices in ("auto", -1):
+        return 1 if trainer["accelerator"] == "cpu" else max(1, len(visible_gpus()))
+    return len(devices)
 
 
 def core_count() -> int:
@@ -82,7 +86,7 @@ def free_port() -> int:
 def check_devices(config: dict) -> None:
     """Raise UserError if the machine does not have what `trainer` asks for."""
     trainer = config["trainer"]
-    devices, nodes = device_count(trainer["devices"]), trainer["num_nodes"]
+    devices, nodes = device_count(trainer), trainer["num_nodes"]
     gpus, cores, outside = len(visible_gpus()), core_count(), launched_processes()
     accelerator, strategy = trainer["accelerator"], trainer["strategy"]
     if accelerator in ("gpu", "cuda") and not gpus:
@@ -130,5 +134,3 @@ def check_devices(config: dict) -> None:
             f"data.batch_size={batch_size}: the batch is shared by {shares} "
             f"{who} and each needs an image; try data.batch_size={shares}"
         )
-    if outside is None and devices > 1:
-        free_port()

@@ -44,48 +44,41 @@ def run_in_rank(task: Callable[[], object]) -> None:
     if launched_processes() is None:
         task()
         return
-    end = ExitCode()
+    facts: dict[str, Any] = {}
+    atexit.register(leave, facts)  # registered first, so it runs last
     if REPORT not in os.environ:  # supervised by torchrun or SLURM
         task()
-        end.code = 0
+        facts["code"] = 0
         return
     threading.Thread(target=end_with_standard_input, daemon=True).start()
     try:
         task()
-        end.code = 0
+        facts["code"] = 0
         return
     except SystemExit as stop:
-        facts: dict[str, Any] = {"code": stop.code}
+        facts["code"] = stop.code
     except UserError as error:
-        facts = {"code": 2, "error": str(error)}
+        facts |= {"code": 2, "error": str(error)[:1000]}
     except BrokenPipeError:  # the reader of the output has ended, such as head
-        facts = {"code": 128 + signal.SIGPIPE}
+        facts["code"] = 128 + signal.SIGPIPE
     except BaseException as error:
         line = f"{type(error).__name__}: {one_line(error)}"
         trace = traceback.format_exc(limit=-8, chain=False)
-        facts = {"code": 1, "error": line[:500], "trace": trace[:3000]}
+        facts |= {"code": 1, "error": line[:500], "trace": trace[:2000]}
     report(**facts)
-    end.code = facts["code"]
 
 
-class ExitCode:
-    """Ends this process with `code`, once it is set, without finalising the interpreter.
+def leave(end: dict[str, int]) -> None:
+    """End this process with `code` of `end`, if it has one, without finalising the interpreter.
 
     During finalisation a thread of gloo occasionally aborts the process when it releases its last
-    Python object, and a finished run would be reported as failed. Functions registered with atexit
-    run in reverse order, so this one, registered first, runs last.
+    Python object, and a finished run would be reported as failed.
     """
-
-    def __init__(self) -> None:
-        self.code: int | None = None
-        atexit.register(self.leave)
-
-    def leave(self) -> None:
-        if self.code is not None:
-            for stream in (sys.stdout, sys.stderr):
-                with suppress(BrokenPipeError):
-                    stream.flush()
-            os._exit(self.code)
+    if end.get("code") is not None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(BrokenPipeError):
+                stream.flush()
+        os._exit(end["code"])
 
 
 def end_with_standard_input() -> None:
