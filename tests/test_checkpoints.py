@@ -2,15 +2,18 @@
 
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from classic_cnns import UserError
-from classic_cnns.callbacks.checkpoint import BestAndLast
-from classic_cnns.config.compose import compose
+from classic_cnns.callbacks.checkpoint import BestAndLast, is_resumable
+from classic_cnns.config.compose import Composer, compose
+from classic_cnns.run.evaluate import evaluate
 from classic_cnns.run.run import run
 from tests.runs import same, weights
 
@@ -171,3 +174,34 @@ def test_a_checkpoint_waits_for_the_end_of_an_accumulation(monkeypatch):
     fake.epoch(callback, 100)
     batches = [round((time - number) / 60) for number, time in enumerate(fake.saved)]
     assert batches and all(batch % 4 == 0 for batch in batches)
+
+
+def test_validations_are_counted_over_epochs_if_lightning_counts_them_so():
+    trainer = SimpleNamespace(val_check_batch=10, check_val_every_n_epoch=None, is_last_batch=False,
+                              accumulate_grad_batches=1)  # fmt: skip
+    trainer.fit_loop = SimpleNamespace(total_batch_idx=19)
+    assert not is_resumable(trainer, 3)  # the fourth batch of an epoch, the twentieth of all
+    trainer.check_val_every_n_epoch = 1
+    assert is_resumable(trainer, 3) and not is_resumable(trainer, 9)
+
+
+def test_a_checkpoint_elsewhere_is_not_read_with_the_config_beside_it(
+    tiny_mnist, tiny_config_dir, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["data=tiny", f"data_dir={tiny_mnist.folder}", "trainer.accelerator=cpu", "run_dir=run",
+             "trainer.max_epochs=1", "trainer.log_every_n_steps=2",
+             "~callbacks.pictures"]  # fmt: skip
+    run(compose(*words, config_dirs=[str(tiny_config_dir)]))
+    Path("other/weights").mkdir(parents=True)
+    Path("other/config.yaml").write_text("a: 1\n")
+    shutil.copy("run/checkpoints/best.ckpt", "other/weights/best.ckpt")
+    checkpoint, config = Composer().load_run("other/weights/best.ckpt")
+    assert config.data.batch_size == 16 and checkpoint == Path("other/weights/best.ckpt")
+    # Its metrics are not numbers; the weights, which are, were changed by somebody.
+    broken = torch.load(checkpoint, weights_only=True)
+    for weight in broken["state_dict"].values():
+        weight.fill_(torch.nan) if weight.is_floating_point() else None
+    torch.save(broken, checkpoint)
+    with pytest.raises(UserError, match="^the test loss became inf; try another checkpoint"):
+        evaluate(checkpoint, config, "test")

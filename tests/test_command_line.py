@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from classic_cnns import compose
+from classic_cnns.config.trust import is_trusted
 from tests import bad_files
 from tests.forks import SRC, TRAIN
 
@@ -251,6 +252,15 @@ def test_cfg_job_prints_every_key_without_torch(train):
     assert answer.code == 0 and answer.err == "" and answer.left == []
     for text in ("seed: 7", "data_dir: null", "batch_size: ${optim.batch_size}", "val_size: null"):
         assert re.search(rf"^ *{re.escape(text)}$", answer.out, re.M), text
+
+
+def test_a_folder_does_not_make_the_standard_library_trusted(tmp_path):
+    for name in ("code", "mine"):
+        (tmp_path / name).mkdir()
+    folders = [str(tmp_path)]
+    assert is_trusted("mine.Net", folders=folders) and not is_trusted("mine.Net")
+    assert not is_trusted("code.interact", ["code"], folders)
+    assert is_trusted("torch.nn.ReLU") and not is_trusted("torch.hub.load", ["torch"], folders)
 
 
 @pytest.mark.parametrize("argument", ["--help", "--cfg=job", "optim.lr=-1", "lr=-1"])

@@ -18,9 +18,11 @@ from omegaconf.errors import ReadonlyConfigError
 from classic_cnns import UserError
 from classic_cnns.config.compose import compose
 from classic_cnns.config.schema import RESERVED, trainer_arguments
+from classic_cnns.report import summary
 from classic_cnns.run import run as api
 from classic_cnns.run.build import build, build_trainer
 from classic_cnns.run.run import run
+from classic_cnns.trainer.devices import device_count
 from tests.runs import events, same, weights
 
 pytestmark = pytest.mark.slow  # whole runs and processes
@@ -453,3 +455,71 @@ def test_build_gives_the_parts_of_a_config():
         config.seed = 5
     module, data = build(config)
     assert isinstance(module, pl.LightningModule) and isinstance(data, pl.LightningDataModule)
+
+
+def test_a_layer_to_skip_that_does_not_exist_is_reported(train):
+    train("run_dir=first", "trainer.max_epochs=1")
+    with pytest.raises(UserError, match=r"^init_skip=\[F66\]: the net has no such layer"):
+        train("init_from=first", "init_skip=[F6,F66]")
+
+
+def test_the_loss_of_a_step_is_not_divided_by_the_accumulated_batches(train):
+    train("optim.lr=1e-9", "trainer.accumulate_grad_batches=4", "trainer.log_every_n_steps=1")
+    steps = [e.value for e in events().Scalars("loss/train_step")]
+    (epoch, *_) = [e.value for e in events().Scalars("loss/train")]
+    assert sum(steps) / len(steps) == pytest.approx(epoch, rel=0.1)
+
+
+def test_arguments_of_trainer_may_be_groups_of_keys(train):
+    result = train("+trainer.max_time={minutes:5}", "trainer.max_epochs=1")
+    assert (result["status"], result["max_time"]) == ("finished", {"minutes": 5})
+
+
+def test_data_without_a_length_is_trained_on(train, caplog):
+    words = ["data=endless", "model=lenet5_relu", "+trainer.limit_train_batches=60"]
+    assert train(*words, "trainer.max_epochs=1")["steps"] == 60
+    with pytest.raises(SystemExit):
+        train(*words[:2], "estimate=true", "keep=false")
+    (line,) = [text for text in caplog.messages if "estimate: " in text]
+    assert "epoch" not in line and "MB for checkpoints" in line
+
+
+def test_a_resumed_pass_is_only_the_first_of_a_loader(tiny_mnist, tiny_config_dir):
+    words = ["data=tiny", f"data_dir={tiny_mnist.folder}", "data.batch_size=32"]
+    _, data = build(compose(*words, config_dirs=[str(tiny_config_dir)]))
+    data.prepare_data()
+    data.setup("fit")
+    data.load_state_dict({"passed": 3})
+    lengths = [len(list(data.train_dataloader())) for _ in range(2)]
+    assert lengths == [lengths[1] - 3, len(data.train_dataloader())]
+
+
+def test_a_plateau_schedule_needs_no_end(train):
+    assert build(compose("model=lenet5_relu", "optim=alexnet", "trainer.max_epochs=-1"))
+
+
+def test_names_of_our_options_are_free_in_a_users_net(tmp_path):
+    (tmp_path / "model").mkdir()
+    net = "net: {_target_: torch.nn.Conv2d, channels: 32, mode: full, pool: sum}\n"
+    (tmp_path / "model" / "own.yaml").write_text("defaults: [lenet5_relu, _self_]\n" + net)
+    words = ["model=own", "model.net.mode=valid", "model.net.pool=max", "model.net.channels=16"]
+    config = compose(*words, config_dirs=[str(tmp_path)])
+    assert (config.model.net.mode, config.model.net.channels) == ("valid", 16)
+
+
+def test_auto_means_one_process_on_a_cpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert device_count({"devices": "auto", "accelerator": "cpu"}) == 1
+    assert device_count({"devices": "auto", "accelerator": "gpu"}) == 2
+
+
+def test_layers_with_several_outputs_are_listed():
+    class Recurrent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.output = torch.nn.LSTM(28, 8, batch_first=True), torch.nn.Linear(8, 10)
+
+        def forward(self, images):
+            return self.output(self.rnn(images[:, 0])[0][:, -1])
+
+    assert "rnn" in summary.table(Recurrent(), torch.zeros(1, 1, 28, 28))

@@ -181,3 +181,25 @@ def test_each_transform_gets_its_own_random_numbers():
     assert one.shape == (103, 1) and none.shape == (103, 0) and three.shape == (103, 3)
     every = torch.cat([one, three], 1)
     assert 0 <= every.min() and every.max() < 1 and len(every.unique()) > 400
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_sizes_of_unshuffled_steps_are_those_of_all_ranks_together(world_size):
+    ranks = [
+        [len(part) for _, part in batches(rank=rank, world_size=world_size, shuffle=False)]
+        for rank in range(world_size)
+    ]
+    loader = batches(world_size=world_size, shuffle=False)
+    sizes = [sum(rank[step : step + 1][0] for rank in ranks if step < len(rank))
+             for step in range(len(loader))]  # fmt: skip
+    assert [loader.size(step) for step in range(len(loader))] == sizes and sum(sizes) == 103
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_saved_unshuffled_pass_continues_with_the_next_batch(world_size):
+    for rank in range(world_size):
+        whole = batches(rank=rank, world_size=world_size, shuffle=False)
+        every = [part.tolist() for _, part in whole]
+        resumed = batches(rank=rank, world_size=world_size, shuffle=False)
+        resumed.load_state_dict({"passed": 2})
+        assert [part.tolist() for _, part in resumed] == every[2:]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from classic_cnns import UserError
 from classic_cnns.report import curves
-from classic_cnns.report.results import Table, read
+from classic_cnns.report.results import Table, format_value, read
 
 SRC = Path(__file__).parents[2] / "src"
 ERRORS = {("0.1", 0): 0.031, ("0.1", 1): 0.035, ("0.1", 2): 0.027, ("0.2", 0): 0.02}
@@ -228,3 +228,15 @@ def test_the_command_prints_the_table_and_draws_the_curves(server_without_torch,
 
     code, _, err = results("no")
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_sweep_without_a_job_is_reported_in_one_line(tmp_path):
+    record = {"program": ["python"], "varied": [], "jobs": [], "metric": "error/val"}
+    OmegaConf.save(record | {"direction": "minimize"}, tmp_path / "sweep.yaml")
+    with pytest.raises(UserError, match="has no job yet; try again"):
+        read([tmp_path])
+
+
+def test_metrics_that_no_run_has_get_no_column(runs):
+    assert Table(read(runs).rows, "seconds").columns == ["seconds", "error/test"]
+    assert format_value("top5_error/val", 0.1234) == "12.34%"

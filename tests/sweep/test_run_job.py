@@ -104,3 +104,8 @@ def test_a_job_stopped_on_request_is_interrupted_and_not_failed(tmp_path):
     job = make(tmp_path, "import time; time.sleep(60)")
     job.stop_requests.append(signal.SIGTERM)
     assert outcome(job)["status"] == "interrupted"
+
+
+def test_a_result_that_was_cut_off_is_replaced(tmp_path):
+    (tmp_path / "result.json").write_text('{"status": "fini')
+    assert outcome(make(tmp_path, "import sys; sys.exit(3)"))["error"] == "ended with exit code 3"

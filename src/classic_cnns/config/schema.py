@@ -126,14 +126,15 @@ RULES = {
     null_or(one_of("cudagraphs", "inductor")): "trainer.compile",
     one_of("minimize", "maximize"): "sweep.direction",
 }  # fmt: skip
-# Options in model.net: a value may be replaced by another one of its row.
+# Options in model.net: the name of a key, whose value may be replaced by another one of its row.
 OPTIONS = (
-    ("relu", "tanh", "sigmoid"),
-    ("none", "batch", "torch"),
-    ("table", "full"),
-    ("fixed", "learned"),
-    ("average", "max"),
-    ("overlapping", "non_overlapping"),
+    ("activation", "relu", "tanh", "sigmoid"),
+    ("norm", "none", "batch", "torch"),
+    ("c3", "table", "full"),
+    ("rbf", "fixed", "learned"),
+    ("pool", "average", "max"),
+    ("pool", "overlapping", "non_overlapping"),
+    ("pooling", "average", "max"),
 )
 CONSTANTS = tuple(
     f"data.{name}"
@@ -168,8 +169,9 @@ def rules(default: dict) -> dict[str, Rule]:
             found[key] = constant(value)
         elif key.startswith("optim.weight_decay"):  # one value, or one for each layer
             found[key] = number(0)
-        elif key.startswith("model.net."):
-            found.update((key, one_of(*words)) for words in OPTIONS if value in words)
+        for name, *words in OPTIONS:
+            if key == f"model.net.{name}" and value in words:
+                found[key] = one_of(*words)
     if "num_classes" in data and "root" in data:
         found["data.num_classes"] = constant(data["num_classes"])
     return found
