@@ -38,7 +38,7 @@ def main() -> None:
         config.data.prepare = False  # by itself
         data_module = build_data(config)
         data_module.prepare_data()
-        data_module.prepare_store(make=True, must=True)
+        data_module.prepare_store(create=True, required=True)
         print(f"prepared: {data_module.cache}")
 
 

@@ -23,12 +23,12 @@ def main() -> None:
     with one_line_errors():
         given = parser.parse_intermixed_args()
         from classic_cnns.config.stored import resolve_latest
-        from classic_cnns.report.results import read
+        from classic_cnns.report.results import read_table
 
         directories = [resolve_latest(name) for name in given.directories]
         alone = len(set(directories)) == 1
         folder = given.to or (directories[0] if alone else Path("outputs/results"))
-        table = read(directories)
+        table = read_table(directories)
         print(table.markdown())
         folder.mkdir(parents=True, exist_ok=True)
         table.write(folder)

@@ -16,7 +16,7 @@ from classic_cnns.trainer.launch import launch, run_in_rank
 
 def main() -> None:
     with command_line.one_line_errors():
-        given = command_line.parse(sys.argv[1:])
+        given = command_line.parse_command(sys.argv[1:])
         if given.shell_completion:
             return complete(given.words)
         composer = Composer(given.config_dir, given.config_name, given.trust)

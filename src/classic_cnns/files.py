@@ -51,8 +51,8 @@ def read_json(path: str | Path) -> Any:
 def read_yaml(path: str | Path, most: int = 20_000) -> Any:
     """The content of a YAML file with at most `most` values; nothing is interpolated.
 
-    Raises ValueError, or whatever the parser raises, for other files: also for aliases, a few lines
-    of which can expand to more than any memory holds, and for deep nesting.
+    Raises ValueError for more values, for deep nesting and for aliases, a few lines of which can
+    expand to more than any memory holds; and the parser's error for a file that is not YAML.
     """
     with open(path, "rb") as file:
         content = file.read(50 * most + 1)

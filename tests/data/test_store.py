@@ -53,7 +53,7 @@ def all_images(one) -> torch.Tensor:
 def test_batches_from_the_raw_store_equal_those_from_the_folders(root, loader, caplog):  # noqa: F811
     truncate(sorted((root / "train").rglob("*.*"))[3])
     direct, prepared = data(root), data(root, prepare=True, workers=2)
-    assert direct.prepared is None and prepared.prepared
+    assert direct.stores is None and prepared.stores
     caplog.clear()
     assert same_batches(getattr(direct, loader)(), getattr(prepared, loader)())
     lines = [r.message for r in caplog.records if r.levelname == "WARNING"]
@@ -214,8 +214,8 @@ def test_a_newer_store_is_refused_and_an_older_one_made_again(make, tmp_path, co
 
 def test_each_image_size_has_its_own_store(root):  # noqa: F811
     one, other = data(root, prepare=True), data(root, prepare=True, size=48)
-    assert all_images(one.prepared["val"]).shape == (10, 3, SIDE, SIDE)
-    assert all_images(other.prepared["val"]).shape == (10, 3, 48, 48)
+    assert all_images(one.stores["val"]).shape == (10, 3, SIDE, SIDE)
+    assert all_images(other.stores["val"]).shape == (10, 3, 48, 48)
 
 
 def test_without_write_access_the_folders_are_read(make, monkeypatch, caplog):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from classic_cnns import UserError
 from classic_cnns.report import curves
-from classic_cnns.report.results import Table, format_value, read
+from classic_cnns.report.results import Table, format_value, read_table
 
 SRC = Path(__file__).parents[2] / "src"
 ERRORS = {("0.1", 0): 0.031, ("0.1", 1): 0.035, ("0.1", 2): 0.027, ("0.2", 0): 0.02}
@@ -53,7 +53,7 @@ def test_a_damaged_file_costs_only_its_own_row(runs, tmp_path):
     whole["metrics"]["error/val"] = "many"
     (runs[2] / "result.json").write_text(json.dumps(whole))
     (runs[3] / "metrics.jsonl").write_text('{"epoch": 1}\n[2]\n{"epoch": 1, "metrics": {"a": 1}}\n')
-    table = read(runs)
+    table = read_table(runs)
     assert [row.state for row in table.rows] == ["failed", "failed", *2 * ["finished"], "failed"]
     assert table.rows[0].error == f"{runs[0] / 'result.json'}: cannot be read"
     assert "Best: job 0.2-0" in table.markdown()
@@ -61,7 +61,7 @@ def test_a_damaged_file_costs_only_its_own_row(runs, tmp_path):
 
 
 def test_the_table_has_the_exact_values_of_each_run(runs, tmp_path):
-    read(runs).write(tmp_path)
+    read_table(runs).write(tmp_path)
     with open(tmp_path / "results.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["job"] for row in rows] == [path.name for path in runs]
@@ -74,7 +74,7 @@ def test_the_table_has_the_exact_values_of_each_run(runs, tmp_path):
 
 
 def test_seeds_are_summarized_by_mean_deviation_and_number(runs):
-    text = read(runs).markdown()
+    text = read_table(runs).markdown()
     values = [100 * error for (lr, _), error in ERRORS.items() if lr == "0.1"]
     mean_and_deviation = f"{np.mean(values):.2f}% ± {np.std(values, ddof=1):.2f}%"
     assert re.search(rf"\| 0.1 +\| 3 +\| {re.escape(mean_and_deviation)} +\|", text), text
@@ -82,21 +82,21 @@ def test_seeds_are_summarized_by_mean_deviation_and_number(runs):
 
 
 def test_the_best_run_is_named_with_the_command_to_repeat_it(runs):
-    text = read(runs).markdown()
+    text = read_table(runs).markdown()
     assert f"Best: job 0.2-0, error/val 2.00%, {runs[3]}/checkpoints/best.ckpt\n" in text
     assert "\n    python src/train.py optim.lr=0.2 seed=0\n" in text
     assert "Job bad failed: the | last" in text
 
 
 def test_the_table_is_sorted_and_failed_runs_are_last(runs):
-    lines = read(runs).markdown().split("\n\n")[0].splitlines()[2:]
+    lines = read_table(runs).markdown().split("\n\n")[0].splitlines()[2:]
     ranked = sorted(ERRORS, key=ERRORS.__getitem__)
     expected = [*(f"{lr}-{seed}" for lr, seed in ranked), "bad"]
     assert [line.split("|")[1].strip() for line in lines] == expected
 
 
 def test_the_table_can_be_sorted_by_any_metric_in_either_direction(runs):
-    table = Table(read(runs).rows, "accuracy/val", "maximize")
+    table = Table(read_table(runs).rows, "accuracy/val", "maximize")
     assert "Best: job 0.2-0, accuracy/val 98.00%" in table.markdown()
     table = Table(table.rows, "accuracy/val", "minimize")
     assert "Best: job 0.1-1, accuracy/val 96.50%" in table.markdown()
@@ -104,19 +104,19 @@ def test_the_table_can_be_sorted_by_any_metric_in_either_direction(runs):
 
 
 def test_results_of_an_old_version_give_the_same_table(runs):
-    expected = read(runs)
+    expected = read_table(runs)
     for directory, error in zip(runs, ERRORS.values(), strict=False):
         result = json.loads((directory / "result.json").read_text())
         val = {"error": error, "last_error": error + 0.001, "accuracy": 1 - error}
         result |= {"metrics": {"val": val, "test": {"error": error + 0.002}}}
         del result["last"]
         (directory / "result.json").write_text(json.dumps(result))
-    found = read(runs)
+    found = read_table(runs)
     assert found.rows == expected.rows and found.markdown() == expected.markdown()
 
 
 def test_runs_with_different_overrides_have_empty_cells(tmp_path):
-    rows = read([run(tmp_path / "a", ["model=simple_cnn"], "finished"),
+    rows = read_table([run(tmp_path / "a", ["model=simple_cnn"], "finished"),
                  run(tmp_path / "b", ["optim.lr=1"], "finished")]).rows  # fmt: skip
     assert [row.parameters for row in rows] == [
         {"model": "simple_cnn", "optim.lr": ""},
@@ -131,7 +131,7 @@ def test_a_folder_means_all_runs_and_sweeps_in_it(runs, tmp_path):
         run(rates / str(number), words, "finished", 0.01 + number)
     record = {"program": ["python", "train.py"], "varied": ["optim.lr"], "jobs": jobs}
     OmegaConf.save(record, rates / "sweep.yaml")
-    table = read([tmp_path])
+    table = read_table([tmp_path])
     assert sorted(row.name for row in table.rows) == sorted(
         [*(path.name for path in runs), "rates/0", "rates/1", "rates/2"]
     )
@@ -139,16 +139,16 @@ def test_a_folder_means_all_runs_and_sweeps_in_it(runs, tmp_path):
     waiting = next(row for row in table.rows if row.name == "rates/2")
     assert waiting.state == "waiting"
     assert waiting.parameters == {"name": "", "optim.lr": "0.5", "seed": "3"}
-    alone = read([rates])
+    alone = read_table([rates])
     assert [row.parameters for row in alone.rows] == [
         {"optim.lr": x} for x in ("0.3", "0.4", "0.5")
     ]
-    assert read([tmp_path, rates, runs[0]]).rows == table.rows  # each run only once
+    assert read_table([tmp_path, rates, runs[0]]).rows == table.rows  # each run only once
 
 
 def test_a_folder_without_runs_is_reported_in_one_line(tmp_path):
     with pytest.raises(UserError, match="contains no run and no sweep"):
-        read([tmp_path])
+        read_table([tmp_path])
 
 
 def test_the_axes_of_the_curves_have_whole_epochs_and_plain_numbers(runs, tmp_path, monkeypatch):
@@ -157,7 +157,7 @@ def test_the_axes_of_the_curves_have_whole_epochs_and_plain_numbers(runs, tmp_pa
     for epochs, metric, direction in ((3, "error/val", "minimize"), (90, "loss/val", "maximize")):
         for directory in runs:
             write_metrics(directory, metric, [0.1 / epoch for epoch in range(1, epochs + 1)])
-        curves.write(tmp_path / "curves.png", Table(read(runs).rows, metric, direction))
+        curves.write(tmp_path / "curves.png", Table(read_table(runs).rows, metric, direction))
         axes = figures[-1].axes[0]
         figures[-1].draw_without_rendering()
         shown = [text.get_text() for text in axes.get_xticklabels()]
@@ -175,14 +175,14 @@ def test_the_legend_names_what_differs(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     for directory in runs:
         write_metrics(directory, "error/val", [0.1, 0.05])
-    curves.write(tmp_path / "curves.png", read(runs))
+    curves.write(tmp_path / "curves.png", read_table(runs))
     (legend,) = figures[0].legends
     assert [t.get_text() for t in legend.get_texts()] == ["optim.lr=0.1, n=3", "optim.lr=0.2, n=2"]
 
 
 def test_a_run_whose_command_is_unknown_cannot_be_repeated(runs):
     (runs[0] / "provenance.json").unlink()
-    assert "To repeat" not in read(runs[:1]).markdown()
+    assert "To repeat" not in read_table(runs[:1]).markdown()
 
 
 def write_metrics(directory: Path, metric: str, values: Sequence[float]) -> None:
@@ -213,7 +213,7 @@ def test_the_command_prints_the_table_and_draws_the_curves(server_without_torch,
                 metrics = {"error/val": 0.1 / epoch + 0.01 * number}
                 print(json.dumps({"epoch": epoch, "epochs": 5, "metrics": metrics}), file=file)
     code, out, err = results(*runs, "--to", tmp_path / "out")
-    assert code == 0 and read(runs).markdown() in out, err
+    assert code == 0 and read_table(runs).markdown() in out, err
     pixels = np.asarray(Image.open(tmp_path / "out" / "curves.png").convert("RGB"))
     # The band has the line's colour with an opacity of 20 %.
     line, band = np.array([31, 119, 180]), np.array([210, 228, 240])
@@ -224,7 +224,7 @@ def test_the_command_prints_the_table_and_draws_the_curves(server_without_torch,
 
     (tmp_path / "latest").write_text(f"{runs[0].name}\n")
     code, out, err = results(tmp_path / "latest", *runs[:1], "--to", tmp_path)  # the same run twice
-    assert code == 0 and read(runs[:1]).markdown() in out, err
+    assert code == 0 and read_table(runs[:1]).markdown() in out, err
 
     code, _, err = results("no")
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
@@ -234,9 +234,9 @@ def test_a_sweep_without_a_job_is_reported_in_one_line(tmp_path):
     record = {"program": ["python"], "varied": [], "jobs": [], "metric": "error/val"}
     OmegaConf.save(record | {"direction": "minimize"}, tmp_path / "sweep.yaml")
     with pytest.raises(UserError, match="has no job yet; try again"):
-        read([tmp_path])
+        read_table([tmp_path])
 
 
 def test_metrics_that_no_run_has_get_no_column(runs):
-    assert Table(read(runs).rows, "seconds").columns == ["seconds", "error/test"]
+    assert Table(read_table(runs).rows, "seconds").columns == ["seconds", "error/test"]
     assert format_value("top5_error/val", 0.1234) == "12.34%"

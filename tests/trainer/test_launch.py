@@ -88,7 +88,7 @@ SECOND_FAILURE = "time.sleep(0.4 - 0.4 * rank); rank == 0 and 1 / 0"
     ],
 )
 def test_the_error_names_the_rank_that_failed_first(run, failure, words, tmp_path):
-    report = f"rank or launch.report(directory={str(tmp_path)!r})\n"
+    report = f"rank or launch.send_report(directory={str(tmp_path)!r})\n"
     code, out, err = run(f"{report}if rank == 1: {failure}\n{SECOND_FAILURE}")
     assert code == 1 and out == ""
     last = err.splitlines()[-1]

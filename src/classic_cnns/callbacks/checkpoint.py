@@ -83,8 +83,8 @@ class BestAndLast(Checkpoint):
     def interval_is_over(self, trainer: pl.Trainer) -> bool:
         """Whether the time for a checkpoint has come; the same on all ranks.
 
-        Since asking the other ranks is slow, they ask again only after the number of batches that
-        the speed so far predicts, or that have been done already, whichever is smaller.
+        Asking the other ranks is slow. They ask again after the predicted number of batches, but at
+        the latest when the number of batches done so far has doubled.
         """
         self.batches += 1
         if self.seconds == inf or self.batches < self.look:

@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parse_command(arguments: Sequence[str]) -> argparse.Namespace:
     """The flags of a command line, and its overrides as `words`.
 
     Raises UserError for an unknown flag.

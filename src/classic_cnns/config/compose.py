@@ -100,7 +100,7 @@ class Composer:
         With `resolve` false, interpolations are kept. Raises UserError for an unknown key, or a
         value of the wrong type or out of range.
         """
-        overrides = parse(words)
+        overrides = parse_overrides(words)
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
         default = self.read_files(choices)
         config = deepcopy(default)
@@ -144,7 +144,7 @@ class Composer:
             values = read_checkpoint(checkpoint).get("hyper_parameters")
             config = stored.checked_config(values, checkpoint, self.trusted, self.folders)
         with stored.config_errors(path):
-            config = stored.upgraded(config, self.read_files(()))
+            config = stored.upgraded_config(config, self.read_files(()))
             if self.trusted:
                 add_to_path(modules_in(config.config_dirs))
             config.run_dir = config.init_from = None
@@ -153,14 +153,14 @@ class Composer:
 
     def with_changes(self, config: DictConfig, words: Sequence[str]) -> DictConfig:
         """The config of a run with other data or devices; UserError for keys of the net."""
-        overrides = parse(words)
+        overrides = parse_overrides(words)
         for override in overrides:
             key = override.get_key_element().lstrip("+~")
             of_net = key.startswith(("data.input", "data.num_classes", "data.channels"))
             if key.partition(".")[0] not in ("data", "data_dir", "trainer") or of_net:
                 raise UserError(
-                    f"{override.input_line}: the run is over; data, data_dir and trainer can be "
-                    "others, and their keys but for data.input"
+                    f"{override.input_line}: only data, data_dir and trainer can be changed, but "
+                    "not data.input, data.channels and data.num_classes"
                 )
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
         today, earlier = self.read_files(choices), deepcopy(config)
@@ -196,17 +196,17 @@ class Composer:
         if override.is_sweep_override():
             return word  # an error later
         if override.is_delete():
-            raise UserError(f"{word}: groups cannot be removed; {one_of(group, options)}")
+            raise UserError(f"{word}: groups cannot be removed; {list_options(group, options)}")
         several = group in (*LIST_GROUPS, "debug", "experiment")
         if value is None and several:
             return f"{group}=[]"
         if isinstance(value, list) and not several:
-            raise UserError(f"{word}: takes one choice; {one_of(group, options)}")
+            raise UserError(f"{word}: takes one choice; {list_options(group, options)}")
         for name in value if isinstance(value, list) else [value]:
             if str(name) not in options:
                 near = get_close_matches(str(name), options, n=1)
                 hint = f"did you mean {group}={near[0]}? " if near else ""
-                raise UserError(f"{word}: {hint}{one_of(group, options)}")
+                raise UserError(f"{word}: {hint}{list_options(group, options)}")
         return f"{group}={word.partition('=')[2]}"
 
     def read_files(self, choices: tuple[str, ...]) -> DictConfig:
@@ -247,7 +247,7 @@ class Composer:
         if override.is_delete():
             if group not in LIST_GROUPS or key not in known or "." in rest:
                 raise UserError(
-                    f"{word}: keys cannot be removed; some take null, as --cfg job shows"
+                    f"{word}: keys cannot be removed; set it to null if --cfg job shows null"
                 )
             del config[group][rest]
             return
@@ -269,7 +269,7 @@ class Composer:
                     both = f"{group}=[{usual},{name}]"
                     raise UserError(f"{word}: is not selected; try {both}")
                 raise UserError(f"{word}: {unknown_key(key, known)}")
-        # Arguments of another class are of no use to this one.
+        # A new class replaces the arguments of the old one.
         other = isinstance(value, dict) and value.get("_target_") not in (
             None, OmegaConf.select(config, f"{key}._target_"),
         )  # fmt: skip
@@ -279,7 +279,7 @@ class Composer:
             raise UserError(f"{word}: {one_line(error)}; --cfg job shows all keys") from error
 
 
-def parse(words: Sequence[str]) -> list[Override]:
+def parse_overrides(words: Sequence[str]) -> list[Override]:
     """The overrides of a command line; UserError for a word that is not of the form key=value."""
     parsed = []
     for word in words:
@@ -361,8 +361,8 @@ def check_folder(key: str, value: Any) -> None:
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not there.is_dir() or (there != folder and not os.access(there, os.W_OK)):
         raise UserError(
-            f"{key}={value}: cannot be made, since {there} is not a folder that you may "
-            f"write to; leave {key} out to use your own"
+            f"{key}={value}: cannot be created: {there} is not a writable folder; "
+            f"leave {key} out to use the default"
         )
 
 
@@ -413,5 +413,5 @@ def to_plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=False)
 
 
-def one_of(group: str, options: Sequence[str]) -> str:
+def list_options(group: str, options: Sequence[str]) -> str:
     return f"{group} is one of {', '.join(options)}"

@@ -46,7 +46,7 @@ def null_or(rule: Rule) -> Rule:
 
 
 def constant(value: Any) -> Rule:
-    return Rule(f"{as_word(value)}, a fact of the data set", lambda x: x == value)
+    return Rule(f"{as_word(value)}, as the data set has it", lambda x: x == value)
 
 
 KINDS = {
@@ -263,7 +263,7 @@ def check_trainer(config: dict) -> None:
 def check_fit(wanted: dict, data: dict) -> None:
     """Raise UserError if the images of the data set do not match the model's `input`."""
     if not {"channels", "size", "augmentations"} <= data.keys():
-        return  # a data module of the user's own: checked with its first batch
+        return  # the user's own data module is checked with its first batch
     side, has, fit = wanted["size"], data["size"], wanted["fit"]
     takes, channels = wanted.get("channels"), data["channels"]
     if takes not in (None, channels):
@@ -288,7 +288,7 @@ def check_fit(wanted: dict, data: dict) -> None:
         if type(crop) is int and crop > before:
             why = f"crops of {crop} pixels do not fit into images of {before}"
         elif crop == before:
-            why = f"images of {before} pixels lose nothing in crops of {before}"
+            why = f"a crop of {before} pixels is the whole image"
         elif name == "ColourNoise" and channels != 3:
             why = f"images of {channels} channel have no colours"
         if why:

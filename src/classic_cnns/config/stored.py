@@ -22,7 +22,7 @@ JOB_FILES = {".lock", "output.log", "result.json", "submitit"}
 PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
 LIMITS = ("max_steps", "max_time")  # besides max_epochs
 DURATION = ("max_epochs", *LIMITS)
-# Checkpoints; that of averaged weights has precedence where a net is used.
+# Checkpoints; when a net is used, that of averaged weights comes first.
 AVERAGED, BEST, LAST = "swa.ckpt", "best.ckpt", "last.ckpt"
 
 
@@ -148,7 +148,9 @@ def resumed_config(
                 f"{word}: a resumed run keeps its own config; try resume={config.resume} "
                 "alone, or a new run without resume"
             )
-    own = upgraded(read_config(find_run(config.resume) / "config.yaml", trusted, folders), config)
+    own = upgraded_config(
+        read_config(find_run(config.resume) / "config.yaml", trusted, folders), config
+    )
     for key in (*PLACEMENT, *DURATION):
         if f"trainer.{key}" in named or (key in PLACEMENT and "trainer" in named):
             own.trainer[key] = config.trainer[key]
@@ -169,7 +171,7 @@ def check_epochs(own: DictConfig, config: DictConfig) -> None:
         )
 
 
-def upgraded(own: DictConfig, today: DictConfig) -> DictConfig:
+def upgraded_config(own: DictConfig, today: DictConfig) -> DictConfig:
     """Upgrade a config of version 0.1; `today` is a config of the current version.
 
     Version 0.1 had no config groups for callbacks, loggers and the Trainer's class.

@@ -70,7 +70,7 @@ def read_cache(folder: Path, sums: dict[str, str]) -> Arrays:
     try:
         found = read_json(folder / "cache.json")["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged("not there whole") from error
+        raise Damaged("incomplete") from error
     if not isinstance(found, int) or found < CACHE_FORMAT:
         raise Damaged(f"has the older format {found}")
     if found > CACHE_FORMAT:

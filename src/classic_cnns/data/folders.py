@@ -79,7 +79,7 @@ def walk(folder: Path, seen: dict[str, int]) -> Iterator[str]:
 
     Links are followed; a link back to a folder that was visited is ignored.
     """
-    seen[str(folder)] = -1  # if it does not exist
+    seen[str(folder)] = -1  # unless it exists
     known: set[tuple[int, int]] = set()  # visited folders, by device and inode
 
     def refuse(error: OSError) -> None:

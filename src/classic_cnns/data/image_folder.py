@@ -131,7 +131,7 @@ class ImageFolderData(ImageData):
         super().__init__(**options)
         self.prepare, self.store = prepare, store
         self.quality = jpeg_quality if store == "jpeg" else 0
-        self.prepared: dict[str, StoredImages] | None = None
+        self.stores: dict[str, StoredImages] | None = None
         self.root, self.workers, self.data_dir = root, workers, data_dir
         self.files: folders.Index = {}
 
@@ -149,12 +149,14 @@ class ImageFolderData(ImageData):
         key = f"{base.name}-{sha256(bytes(base)).hexdigest()[:12]}"
         self.cache = cache_directory(self.data_dir) / "folders" / key
         self.files = folders.index(self.root, self.cache / "index.npz")
-        self.prepare_store(self.prepare, must=False)
+        self.prepare_store(self.prepare, required=False)
 
-    def prepare_store(self, make: bool, must: bool) -> None:
+    def prepare_store(self, create: bool, required: bool) -> None:
         """Open the store of resized images, or create it; see `store.prepare`."""
         kind = f"{self.size}-{self.store}{self.quality or ''}"
-        self.prepared = prepare(self.files, self.cache / kind, self.size, self.quality, make, must)
+        self.stores = prepare(
+            self.files, self.cache / kind, self.size, self.quality, create, required
+        )
 
     def setup(self, stage: str) -> None:
         self.prepare_data()  # Lightning has done so, other callers may not
@@ -180,7 +182,7 @@ class ImageFolderData(ImageData):
         paths, labels = self.files[split]
         every = core_count() // (self.trainer.num_devices if self.trainer else 1)
         return DecodedBatches(
-            self.prepared[split] if self.prepared else Files(paths, self.size),
+            self.stores[split] if self.stores else Files(paths, self.size),
             torch.from_numpy(labels).to(self.device),
             torch.arange(len(paths), device=self.device),
             batch_size,

@@ -14,8 +14,8 @@ from classic_cnns.data.preprocessing import Preprocessing
 class ImageData(pl.LightningDataModule):
     """Batches of (images float32 (B, C, H, W) as the model's `input` says, labels int64 (B,)).
 
-    Only training images are augmented, before they are brought to the net's size (an image that an
-    augmentation has cropped to that size stays as it is). With `test_patches` "nine" or "ten", test
+    Only training images are augmented, before they are resized (an image that an augmentation has
+    cropped to the net's size is not changed again). With `test_patches` "nine" or "ten", test
     images are returned as that many patches each, float32 (B, V, C, H, W).
     """
 

@@ -29,7 +29,7 @@ def split_indices(
     # numpy guarantees that the stream of RandomState never changes.
     order = np.random.RandomState(1998).permutation(len(labels) if stratify else train_size)
     val, train = order[:val_size], order[val_size:]
-    place = np.empty(len(train))  # of each image among those of its class, 0 to 1
+    place = np.empty(len(train))  # position of each image within its class, 0 to 1
     for label in np.unique(labels):
         mine = labels[train] == label
         place[mine] = np.linspace(0, 1, mine.sum(), endpoint=False)

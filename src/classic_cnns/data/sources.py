@@ -38,7 +38,7 @@ def read(name: str, root: Path, _: Path | None = None) -> Arrays:
         try:
             part = getattr(datasets, name)(root, train=split == "train")
         except RuntimeError as error:  # it speaks of an option of its own
-            raise FileNotFoundError("none, or not as they were published") from error
+            raise FileNotFoundError("missing, or with a wrong checksum") from error
         images = np.asarray(part.data)
         if images.ndim == 4:  # (N, H, W, C)
             images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))

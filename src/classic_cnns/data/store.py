@@ -149,15 +149,16 @@ def file_stamp(path: str) -> tuple[int, int]:
 
 
 def prepare(
-    index: Index, folder: Path, size: int, quality: int, make: bool, must: bool
+    index: Index, folder: Path, size: int, quality: int, create: bool, required: bool
 ) -> dict[str, StoredImages] | None:
-    """The store in `folder`, by split; with `make` it is created or completed.
+    """The store in `folder`, by split; with `create` it is created or completed.
 
     `quality` is that of JPEGs, 1 to 100; 0 means raw pixels. Returns None if there is no store, if
-    the disk has no room for one (with `must` a UserError), or if the folder may not be written to.
+    the disk has no room for one, or if the folder may not be written to; with `required` these are
+    UserErrors.
     """
-    made = folder / MANIFEST
-    if not make and not made.exists():
+    manifest = folder / MANIFEST
+    if not create and not manifest.exists():
         return None
     splits = {split: index[split][0] for split in index}
     if np.array_equal(splits["test"].names, splits["val"].names):
@@ -166,7 +167,7 @@ def prepare(
     today = {"format": FORMAT, "size": size, "quality": quality, "names_sha256": names}
 
     def whole() -> dict[str, StoredImages] | None:
-        known = read_json(made) or {}
+        known = read_json(manifest) or {}
         if known.get("format", 0) > FORMAT:
             raise UserError(
                 f"{folder}: was prepared by a newer version (format {known['format']}, known here "
@@ -178,28 +179,28 @@ def prepare(
         return {"test": stores["val"]} | stores
 
     found = whole()
-    if found or not make:
+    if found or not create:
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             if found := whole():
                 return found
-            known = read_json(made)
+            known = read_json(manifest)
             if known != today:
                 if known is not None:
                     log.info("%s: files were added, removed or changed; preparing again", folder)
                 for file in folder.glob("*.*"):
                     file.unlink()
-            if not has_room(splits, folder, size, quality, must):
+            if not has_room(splits, folder, size, quality, required):
                 return None
-            write_json(made, today)
+            write_json(manifest, today)
             for split, paths in splits.items():
                 write_split(folder / split, EncodedBlocks(paths, size, quality))
-            write_json(made, today | {"whole": True})
+            write_json(manifest, today | {"whole": True})
             return whole()
     except OSError as error:
-        if not must and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if not required and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             log.warning("%s: %s; images are read from their folders", folder, error.strerror)
             return None
         raise UserError(
@@ -223,7 +224,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def has_room(splits: dict, folder: Path, size: int, quality: int, must: bool) -> bool:
+def has_room(splits: dict, folder: Path, size: int, quality: int, required: bool) -> bool:
     """Log how much space each format takes, and return whether there is enough."""
     count = sum(map(len, splits.values()))
     paths = splits["train"]
@@ -239,7 +240,7 @@ def has_room(splits: dict, folder: Path, size: int, quality: int, must: bool) ->
     )
     if fits := 1.05 * needed["jpeg" if quality else "raw"] + 1e8 < free:
         log.info("preparing %s", text)
-    elif must:
+    elif required:
         raise UserError(f"data.store={'jpeg' if quality else 'raw'}: no room; {text}")
     else:
         log.info("no room to prepare %s; images are read from their folders", text)

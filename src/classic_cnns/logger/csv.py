@@ -15,7 +15,7 @@ class CSV(CSVLogger):
     """Writes all metrics to `metrics.csv` in a folder of the run directory.
 
     Rows that an interrupted start wrote for steps from `purge_step` on are left out. `options` are
-    arguments of Lightning's logger, which would delete the file of an earlier start.
+    arguments of CSVLogger, which itself would delete the file of an earlier start.
     """
 
     def __init__(self, save_dir: str | Path, purge_step: int | None = None, **options: Any) -> None:

@@ -55,7 +55,9 @@ class StochasticDiagonalLM(Optimizer):
                 h = self.state[weight]["curvature"] = mean(curvature[weight])
                 rates.append(group["lr"] / (group["mu"] + h.flatten()))
         every = torch.cat(rates)
-        log.info("rates of single weights in this pass: %.1e to %.1e", every.min(), every.max())
+        log.info(
+            "learning rates of the weights in this epoch: %.1e to %.1e", every.min(), every.max()
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -98,7 +98,7 @@ class Table:
             parts += [f"Best: job {best.name}, {self.metric} {value}, {checkpoint}"]
             parts += [f"To repeat it:\n\n    {best.command}"] * bool(best.command)
         elif finished:
-            parts += [f"No run has the metric {self.metric}: sweep.metric names one that has."]
+            parts += [f"No run has the metric {self.metric}; set sweep.metric to another one."]
         failures = [r for r in self.rows if r.error]
         parts += [f"Job {r.name} {r.state}: {r.error} ({r.directory})" for r in failures]
         return "\n\n".join(parts)
@@ -136,7 +136,7 @@ def format_parameter(text: str) -> str:
         return text
 
 
-def read(directories: Sequence[str | Path]) -> Table:
+def read_table(directories: Sequence[str | Path]) -> Table:
     """The table of all runs and sweeps in these directories and below.
 
     Raises UserError for a directory that has none.
@@ -275,6 +275,6 @@ def read_metrics(directory: Path, offset: int = 0) -> tuple[list[dict[str, Any]]
 
 def print_results(directory: Path) -> int:
     """Print a sweep's table; returns exit code 1 if any job failed."""
-    found = read([directory])
+    found = read_table([directory])
     print(f"\n{found.markdown()}")
     return int(any(row.state not in ENDED_WELL for row in found.rows))

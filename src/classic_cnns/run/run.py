@@ -41,7 +41,7 @@ from classic_cnns.run.build import (
 )
 from classic_cnns.trainer import devices
 from classic_cnns.trainer.checkpoint_io import first_intact, read_checkpoint
-from classic_cnns.trainer.launch import report
+from classic_cnns.trainer.launch import send_report
 from classic_cnns.trainer.lightning_internals import disable_sigterm_exchange
 from classic_cnns.trainer.memory import keep_freed_memory
 from classic_cnns.trainer.processes import stop_signals, try_lock
@@ -90,7 +90,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         module, data = build(config)
         with lightning_errors():
             data.prepare_data()  # before a directory exists, so that errors leave nothing behind
-        # The ranks need a Trainer to agree on the directory, and the real one needs the directory.
+        # Only a Trainer can broadcast the directory, and the run's own Trainer is built with it.
         meeting = build_trainer(config, logger=False)
         meeting.strategy.setup_environment()
         rank_0, fresh = meeting.is_global_zero, False
@@ -101,7 +101,7 @@ def run(config: DictConfig) -> dict[str, Any]:
             directory, fresh = open_directory(config, earlier, stack)
             place = directory, found
             if fresh or earlier:
-                report(directory=str(directory))
+                send_report(directory=str(directory))
             if fresh:
                 stack.enter_context(removed_on_user_error(directory, before))
         directory, last = meeting.strategy.broadcast(place)

@@ -9,7 +9,7 @@ from math import prod
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 
 from classic_cnns import UserError
-from classic_cnns.config.compose import parse
+from classic_cnns.config.compose import parse_overrides
 
 
 class Grid:
@@ -20,7 +20,7 @@ class Grid:
 
     def __init__(self, words: Sequence[str], groups: dict[str, list[str]]) -> None:
         self.groups = groups
-        parsed = parse(words)
+        parsed = parse_overrides(words)
         settings = [override for override in parsed if is_setting(override)]
         self.settings = [str(override.input_line) for override in settings]
         self.overrides = [override for override in parsed if override not in settings]

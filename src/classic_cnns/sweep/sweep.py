@@ -232,4 +232,4 @@ class Sweep:
         with atomic_write(self.directory / "sweep.yaml") as file:
             file.write(OmegaConf.to_yaml(self.record).encode())
         if self.jobs:
-            results.read([self.directory]).write(self.directory)
+            results.read_table([self.directory]).write(self.directory)

@@ -50,7 +50,7 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
         state = checkpoint["state_dict"]
         if not all(isinstance(name, str) and torch.is_tensor(x) for name, x in state.items()):
             raise ValueError("has other values than tensors")
-        return upgraded(checkpoint)
+        return upgraded_checkpoint(checkpoint)
     except Exception as error:  # arbitrary bytes can raise anything
         missing = isinstance(error, FileNotFoundError)
         reason = "is not there" if missing else (
@@ -79,7 +79,7 @@ def first_intact(paths: Iterable[Path]) -> Path | None:
     return None
 
 
-def upgraded(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def upgraded_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Upgrade a checkpoint of version 0.1."""
     if "results" not in checkpoint:
         return checkpoint

@@ -9,7 +9,7 @@ from typing import Any
 
 from classic_cnns import UserError
 
-# Nearly as fast as long spinning if alone, and as no spinning if the cores are shared.
+# A run alone is nearly as fast as with long spinning, and runs that share cores as without.
 SPIN_COUNT = 1700
 
 
@@ -59,7 +59,7 @@ def limit_spinning() -> None:
 def launched_processes() -> int | None:
     """The number of processes that torchrun, SLURM or our launcher started; None if there are none.
 
-    Uses the same variables as Lightning, and ignores SLURM jobs without `srun` as it does.
+    Uses the same variables as Lightning, and ignores interactive SLURM jobs, as Lightning does.
     """
     if "LOCAL_RANK" in os.environ:
         return int(os.environ.get("WORLD_SIZE", 1))
@@ -113,7 +113,7 @@ def check_devices(config: dict) -> None:
         )
     if outside not in (None, total):
         raise UserError(
-            f"trainer.devices={devices}: {nodes} x {devices} processes are wanted and {outside} "
+            f"trainer.devices={devices}: {nodes} x {devices} processes are needed and {outside} "
             f"were started; try trainer.devices={outside // nodes}"
         )
     shares, who = total, "processes"

@@ -32,7 +32,7 @@ REPORT = "CLASSIC_CNNS_REPORT"  # environment variable with the descriptor of th
 # --- In a rank -----------------------------------------------------------------------------------
 
 
-def report(**facts: Any) -> None:
+def send_report(**facts: Any) -> None:
     """Send facts to the supervising process, if any, as one line that is written atomically."""
     if REPORT in os.environ:
         line = json.dumps(facts | {"rank": int(os.environ["RANK"])})
@@ -65,7 +65,7 @@ def run_in_rank(task: Callable[[], object]) -> None:
         line = f"{type(error).__name__}: {one_line(error)}"
         trace = traceback.format_exc(limit=-8, chain=False)
         facts |= {"code": 1, "error": line[:500], "trace": trace[:2000]}
-    report(**facts)
+    send_report(**facts)
 
 
 def leave(end: dict[str, int]) -> None:
