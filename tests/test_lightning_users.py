@@ -476,10 +476,12 @@ def test_arguments_of_trainer_may_be_groups_of_keys(train):
 
 
 def test_data_without_a_length_is_trained_on(train, caplog):
-    words = ["data=endless", "model=lenet5_relu", "+trainer.limit_train_batches=60"]
-    assert train(*words, "trainer.max_epochs=1")["steps"] == 60
+    words = ["data=endless", "model=lenet5_relu", "model.net.num_classes=10",
+             "model.net.in_channels=1"]  # fmt: skip
+    steps = ["+trainer.limit_train_batches=60", "trainer.max_epochs=1"]
+    assert train(*words, *steps)["steps"] == 60
     with pytest.raises(SystemExit):
-        train(*words[:2], "estimate=true", "keep=false")
+        train(*words, "estimate=true", "keep=false", "run_dir=null", "optim.scheduler=null")
     (line,) = [text for text in caplog.messages if "estimate: " in text]
     assert "epoch" not in line and "MB for checkpoints" in line
 

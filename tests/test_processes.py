@@ -72,6 +72,18 @@ def test_a_run_stopped_by_a_signal_is_resumed_with_equal_weights(
     assert same(weights(stopped), WEIGHTS)
 
 
+def test_a_diverged_run_ends_with_an_exit_code_and_one_line(
+    fork, tiny_mnist, tiny_config_dir, tmp_path
+):
+    words = ["--config-dir", str(tiny_config_dir), "data=tiny", f"data_dir={tiny_mnist.folder}"]
+    words += ["trainer=cpu", "optim.lr=999", "model=lenet5_relu", "run_dir=run"]
+    process = fork(TRAIN, *words, cwd=tmp_path)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (1, ""), err
+    assert out.splitlines()[-1].startswith("error: the loss became ")
+    assert result(tmp_path / "run")["status"] == "diverged"
+
+
 def test_a_short_run_on_few_images_learns(fork, tmp_path):
     words = ["data.train_size=10000", "trainer.max_epochs=2", "run_dir=quick"]
     process = fork(TRAIN, *words, cwd=tmp_path)

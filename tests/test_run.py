@@ -283,9 +283,7 @@ def test_a_nan_loss_stops_the_run_with_one_line(train, caplog, monkeypatch):
         return original(self, scores, labels) * (float("nan") if len(calls) > 100 else 1)
 
     monkeypatch.setattr(MAPLoss, "forward", breaking)
-    with pytest.raises(SystemExit) as stop:
-        train("a")
-    assert stop.value.code == 1
+    train("a")
     (line,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     assert "the loss became nan in epoch 2" in line and "smaller optim.lr" in line
     assert result(Path("a"))["status"] == "diverged"
@@ -293,8 +291,7 @@ def test_a_nan_loss_stops_the_run_with_one_line(train, caplog, monkeypatch):
     assert "The run so far: a" in line
 
     caplog.clear()
-    with pytest.raises(SystemExit):
-        train("b", "keep=false")
+    train("b", "keep=false")
     (line,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     assert line.endswith("try a smaller optim.lr")  # no directory, since it is removed
 

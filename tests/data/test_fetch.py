@@ -474,7 +474,7 @@ def test_after_a_kill_the_next_start_completes_the_cache(
     assert same(fetch.load("mnist", tiny_mnist.sums, tmp_path / "cache"), tiny_mnist.arrays)
     assert sources.calls == ["only"]
     (line,) = caplog.messages
-    assert ("interrupted" if stop == "download" else "not there whole") in line
+    assert ("interrupted" if stop == "download" else "incomplete") in line
     assert sorted(path.name for path in (tmp_path / "cache" / "mnist").iterdir()) == CACHE
     assert not (tmp_path / "cache" / "mnist.partial").exists()
 

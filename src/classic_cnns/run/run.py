@@ -110,7 +110,8 @@ def run(config: DictConfig) -> dict[str, Any]:
             directories.update_latest(directory)
         if not rank_0:
             try:
-                return train_and_test(config, directory, trainer, module, data, last)
+                found = train_and_test(config, directory, trainer, module, data, last)
+                return found | {"status": "finished"}
             except Diverged:  # rank 0 reports it
                 return {"status": "diverged"}
         kept = fresh or earlier is not None
