@@ -23,6 +23,7 @@ def main() -> None:
     with one_line_errors():
         given = parser.parse_intermixed_args()
         from classic_cnns.config.stored import resolve_latest
+        from classic_cnns.files import make_folder
         from classic_cnns.report.results import read_table
 
         directories = [resolve_latest(name) for name in given.directories]
@@ -30,7 +31,7 @@ def main() -> None:
         folder = given.to or (directories[0] if alone else Path("outputs/results"))
         table = read_table(directories)
         print(table.markdown())
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, "--to")
         table.write(folder)
 
         from classic_cnns.report import curves  # here, since importing matplotlib takes a second

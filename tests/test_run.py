@@ -24,6 +24,7 @@ from tensorboard.summary.writer import event_file_writer
 
 import classic_cnns
 from classic_cnns import UserError, load
+from classic_cnns.callbacks.record import Record
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import Composer, compose
 from classic_cnns.config.stored import find_run
@@ -365,6 +366,27 @@ def test_latest_is_the_run_before_if_a_new_one_is_removed(train):
     assert find_run("outputs/lenet5-tiny/latest") == kept
 
 
+def test_a_run_cannot_be_resumed_with_fewer_epochs_and_keeps_its_config(train, monkeypatch):
+    end = Record.on_train_epoch_end
+
+    def fail(self, trainer, pl_module):
+        end(self, trainer, pl_module)
+        if trainer.current_epoch == 2:
+            raise RuntimeError("no luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "on_train_epoch_end", fail)
+        with pytest.raises(RuntimeError, match="no luck"):
+            train("a")
+    with pytest.raises(UserError, match="max_epochs=1: .* has done 2 epochs already; try .*=4"):
+        train("a", "resume=a", "trainer.max_epochs=1")
+    assert OmegaConf.load("a/config.yaml").trainer.max_epochs == 3
+    (Path("a") / "result.json").write_text('{"stat')  # cut off
+    (Path("a") / "provenance.json").write_text("[")
+    train("a", "resume=a")
+    assert result(Path("a"))["status"] == "finished"
+
+
 def test_a_run_without_checkpoints_is_not_resumed(train):
     train("a", "callbacks=null", "trainer.max_epochs=1")
     with pytest.raises(UserError, match="resume=a: has no last.ckpt"):
@@ -447,10 +469,14 @@ def test_values_that_lightning_refuses_are_reported_with_their_key(train):
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_a_net_of_any_precision_is_loaded_in_float32(train, precision):
+def test_a_net_of_any_precision_is_loaded_in_float32(train, precision, tiny_mnist):
     train("a", f"trainer.precision={precision}", "trainer.max_epochs=1")
     net = load("a")
     assert {weight.dtype for weight in net.parameters()} == {torch.float32}
+    found = result(Path("a"))["metrics"]
+    for split in ("train", "val", "test"):  # not rounded to the precision of the net
+        assert found[f"error/{split}"] + found[f"accuracy/{split}"] == pytest.approx(1, abs=1e-12)
+    assert round(found["error/test"] * len(tiny_mnist.arrays["test_labels"]), 9).is_integer()
     assert net.predict(np.zeros((2, 28, 28, 1), np.uint8)) == 2 * net.predict(
         np.zeros((28, 28), np.uint8)
     )

@@ -78,6 +78,10 @@ def takes_total_steps(scheduler: Callable) -> bool:
     return "total_steps" in known or any(x.kind is x.VAR_KEYWORD for x in known.values())
 
 
+def some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
 def average_softmax(views: Sequence[Tensor]) -> Tensor:
     """Logarithm of the mean softmax (B, classes) over the scores of several patches."""
     each = torch.stack([scores.float().log_softmax(1) for scores in views])
@@ -202,6 +206,13 @@ class Classifier(pl.LightningModule):
         """The metrics that callbacks can monitor after a validation."""
         names = self.train_metrics.means
         return [f"{name}/{split}" for split in ("train", "val") for name in names]
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Convert or move net and loss; the sums of metrics stay exact, also with bf16-true."""
+        super().to(*args, **kwargs)
+        for mean in (m for m in self.modules() if isinstance(m, ExactMean)):
+            mean.set_dtype(EXACT)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores (B, classes) of images (B, C, H, W) or of patches (B, V, C, H, W)."""
@@ -489,3 +500,15 @@ class Classifier(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.resumed_sums = checkpoint.get("train_sums", {})
+        data: Any = getattr(self.trainer, "datamodule", None)
+        stored = checkpoint.get("preprocessing")
+        if not stored or not hasattr(data, "preprocessing"):
+            return
+        of_run = checkpoint["hyper_parameters"]["data"].get("dataset") == data.dataset
+        if of_run and list(stored["classes"]) != list(data.class_names):
+            raise UserError(
+                f"data: has the classes {some(data.class_names)} and the checkpoint those "
+                f"of its run, {some(stored['classes'])}; restore the folders"
+            )
+        if self.trainer.state.fn == "fit" and stored["mean"] is not None:
+            data.preprocessing.mean.copy_(stored["mean"])  # also if images were added since

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 import yaml
 from omegaconf import OmegaConf
 
+from classic_cnns import UserError
+
 MAX_DEPTH = 30  # levels of a file of YAML
 DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR
@@ -35,6 +37,16 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def make_folder(path: Path, option: str) -> None:
+    """Create a folder for output; UserError, which names the `option`, if that is impossible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(0, "may not be written to")
+    except OSError as error:
+        raise UserError(f"{option}={path}: {error.strerror}; try another folder") from error
 
 
 def write_json(path: str | Path, value: object) -> None:

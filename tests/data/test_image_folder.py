@@ -18,11 +18,12 @@ from torchvision.transforms.v2 import functional as vision
 
 from classic_cnns import UserError
 from classic_cnns.classifier import Classifier
-from classic_cnns.config.compose import compose
+from classic_cnns.config.compose import Composer, compose
 from classic_cnns.data import folders
 from classic_cnns.data.image_folder import ImageFolderData, imagenet_names
 from classic_cnns.data.pictures import decode
 from classic_cnns.data.transforms import RandomCrop, RandomFlip
+from classic_cnns.run.evaluate import evaluate
 from classic_cnns.run.run import run
 
 SIDE = 40  # of the decoded images; 256 in conf/
@@ -437,3 +438,35 @@ def test_a_file_without_an_image_extension_is_refused_before_the_run(train, root
     with pytest.raises(UserError, match="notes.txt"):
         train("a")
     assert not Path("a").exists()
+
+
+def test_a_run_is_evaluated_with_overrides_and_after_its_folder_was_moved(train, root):
+    directory = train("whole")
+    expected = evaluate(*Composer().load_run(directory), "test").metrics
+    assert expected == {
+        name: value
+        for name, value in json.loads((directory / "result.json").read_text())["metrics"].items()
+        if "/test" in name
+    }
+    ten = evaluate(*Composer().load_run(directory, ["data.test_patches=ten"]), "test").metrics
+    assert ten["error/test_centre"] == expected["error/test"]
+    moved = root.rename(root.with_name("moved"))
+    words = [f"data.root={moved}", "trainer.devices=1"]
+    assert evaluate(*Composer().load_run(directory, words), "test").metrics == expected
+
+
+def test_a_folder_that_has_changed_since_the_run_is_reported(train, root, caplog):
+    directory = train("whole")
+    mean = torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)["preprocessing"]
+    picture(77, (50, 44)).save(root / "train" / "cat" / "new.png")
+    train("whole", f"resume={directory}", "trainer.max_epochs=3")
+    assert "the data have changed since this run was started" in caplog.text
+    later = torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)["preprocessing"]
+    assert torch.equal(mean["mean"], later["mean"])
+    for split in ("train", "val"):  # the numbers of the classes change
+        (root / split / "dog").rename(root / split / "aardvark")
+    line = "data: has the classes aardvark, cat and the checkpoint those of its run, cat, dog; res"
+    with pytest.raises(UserError, match=line):
+        train("whole", f"resume={directory}", "trainer.max_epochs=4")
+    with pytest.raises(UserError, match=line):
+        evaluate(*Composer().load_run(directory), "test")

@@ -70,7 +70,7 @@ def test_the_table_has_the_exact_values_of_each_run(runs, tmp_path):
         assert float(row["last error/val"]) == error + 0.001
         assert float(row["error/test"]) == error + 0.002
     assert list(rows[0])[1:3] == ["optim.lr", "seed"]  # without the name, equal in all runs
-    assert rows[4]["error"] == "the | last" and rows[4]["state"] == "failed"
+    assert rows[4]["error"] == "a the | last" and rows[4]["state"] == "failed"
 
 
 def test_seeds_are_summarized_by_mean_deviation_and_number(runs):
@@ -85,7 +85,7 @@ def test_the_best_run_is_named_with_the_command_to_repeat_it(runs):
     text = read_table(runs).markdown()
     assert f"Best: job 0.2-0, error/val 2.00%, {runs[3]}/checkpoints/best.ckpt\n" in text
     assert "\n    python src/train.py optim.lr=0.2 seed=0\n" in text
-    assert "Job bad failed: the | last" in text
+    assert "Job bad failed: a the | last" in text
 
 
 def test_the_table_is_sorted_and_failed_runs_are_last(runs):
@@ -240,3 +240,21 @@ def test_a_sweep_without_a_job_is_reported_in_one_line(tmp_path):
 def test_metrics_that_no_run_has_get_no_column(runs):
     assert Table(read_table(runs).rows, "seconds").columns == ["seconds", "error/test"]
     assert format_value("top5_error/val", 0.1234) == "12.34%"
+
+
+def test_the_command_of_a_continued_job_has_what_was_changed(tmp_path):
+    words = ["optim.lr=0.1", "trainer.max_epochs=1"]
+    job = run(tmp_path / "0", words, "finished", 0.1)
+    starts = json.loads((job / "provenance.json").read_text())
+    later = {"command": ["python", "src/train.py", f"resume={job}", "trainer.max_epochs=5"]}
+    (job / "provenance.json").write_text(json.dumps([*starts, later]))
+    record = {"program": ["python", "src/train.py"], "varied": ["optim.lr"], "jobs": [words]}
+    OmegaConf.save(record | {"metric": "error/val", "direction": "minimize"},
+                   tmp_path / "sweep.yaml")  # fmt: skip
+    text = read_table([tmp_path]).markdown()
+    assert text.endswith("src/train.py optim.lr=0.1 trainer.max_epochs=1 trainer.max_epochs=5")
+
+
+def test_a_damaged_provenance_costs_only_the_command(runs):
+    (runs[0] / "provenance.json").write_text("[{")
+    assert len(read_table(runs).rows) == 5

@@ -61,3 +61,8 @@ def test_invalid_grids_are_refused(words, expected):
         grid.first()
         grid.jobs(99)
     assert not [text for text in expected if text not in str(error.value)], error.value
+
+
+def test_a_value_given_twice_is_refused():
+    with pytest.raises(UserError, match="^seed=0,0,1: has seed=0 more than once; leave it out"):
+        Grid(["seed=0,0,1"], {}).jobs(9)

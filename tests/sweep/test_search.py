@@ -217,3 +217,27 @@ def test_values_of_a_log_interval_are_those_of_optunas_sampler(sweep, experiment
         study_of_one = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         expected.append(log(study_of_one.ask().suggest_float("x", 0.01, 0.4, log=True)))
     assert found == pytest.approx(expected)
+
+
+def test_a_damaged_or_missing_study_is_reported_in_one_line(sweep, experiment):
+    words = [*experiment(1), LR, "sweep.dir=s"]
+    assert sweep(*words).code == 0
+    study_file = sweep.folder / "s" / "study.db"
+    study_file.write_text("x" * 5000)
+    done = sweep(*words)
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert "s/study.db: is not the study of a search (" in done.err
+    study_file.unlink()
+    done = sweep(*words)
+    assert (done.code, done.err) == (
+        2, "error: s/study.db: is missing; restore it, or try another sweep.dir\n",
+    )  # fmt: skip
+
+
+def test_the_pruner_waits_for_its_warm_up_epochs(sweep, experiment):
+    pruner = {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 1}
+    words = [*experiment(6, pruner=pruner | {"n_warmup_steps": 2}), LR, "sweep.dir=s"]
+    done = sweep(*words, "sweep.parallel=1", "trainer.max_epochs=6", EPOCH_SECONDS="0.15")
+    assert done.code == 0, done.err
+    pruned = [t for t in study(sweep.folder).trials if t.state.name == "PRUNED"]
+    assert pruned and all(max(trial.intermediate_values) >= 2 for trial in pruned)

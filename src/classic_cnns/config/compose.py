@@ -50,6 +50,8 @@ def compose(*words: str, config_dirs: Sequence[str] = (), trust: Sequence[str] =
     `--config-dir`. `trust` are packages whose code the config of an earlier run may use, as for
     `--trust`.
     """
+    if not all(isinstance(word, str) for word in words):
+        raise UserError("compose() takes words, as in compose('model=lenet5', 'data=mnist')")
     config = Composer(config_dirs, trusted=trust).compose(words)
     OmegaConf.set_readonly(config, True)
     return config
@@ -358,6 +360,8 @@ def example_values(default: DictConfig) -> dict[str, Any]:
 def check_folder(key: str, value: Any) -> None:
     """Raise UserError if `value` is given and cannot be created as a folder and written to."""
     folder = Path(str(value or ".")).expanduser().absolute()
+    if folder.name == "latest":
+        raise UserError(f"{key}={value}: latest means the newest run; try another name")
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not there.is_dir() or (there != folder and not os.access(there, os.W_OK)):
         raise UserError(

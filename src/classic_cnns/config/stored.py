@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from classic_cnns import UserError, one_line
 from classic_cnns.config.trust import check_stored
-from classic_cnns.files import read_json, read_yaml
+from classic_cnns.files import read_yaml
 
 OUTPUTS = Path("outputs")
 # Files that a sweep, or an earlier start, may leave in a job's directory.
@@ -154,21 +154,8 @@ def resumed_config(
     for key in (*PLACEMENT, *DURATION):
         if f"trainer.{key}" in named or (key in PLACEMENT and "trainer" in named):
             own.trainer[key] = config.trainer[key]
-    if "trainer.max_epochs" in named:
-        check_epochs(own, config)
     own.resume = config.resume
     return own
-
-
-def check_epochs(own: DictConfig, config: DictConfig) -> None:
-    """Raise UserError if the run has already done more epochs than requested."""
-    result = read_json(find_run(config.resume) / "result.json") or {}
-    done, wanted = result.get("epochs", 0), own.trainer.max_epochs
-    if wanted != -1 and wanted < done:
-        raise UserError(
-            f"trainer.max_epochs={wanted}: {config.resume} has done "
-            f"{done} epoch{'s' * (done != 1)} already; try trainer.max_epochs={2 * done}"
-        )
 
 
 def upgraded_config(own: DictConfig, today: DictConfig) -> DictConfig:

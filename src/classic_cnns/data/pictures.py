@@ -50,7 +50,7 @@ def read_picture(
         raise
     except Exception as error:  # a damaged file can raise anything
         name = source if isinstance(source, (str, Path)) else type(source).__name__
-        reason = one_line(error)[:160] or type(error).__name__
+        reason = getattr(error, "strerror", None) or one_line(error)[:160] or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "its bytes are those of no picture"
         if isinstance(error, Image.DecompressionBombError):

@@ -16,6 +16,7 @@ from classic_cnns import UserError, one_line
 from classic_cnns.files import atomic_write, read_json, read_yaml
 from classic_cnns.report.markdown import markdown_table
 
+OF_DIRECTORY = ("run_dir=", "varied=")  # words that do not belong to the command of a user
 ENDED_WELL = ("finished", "pruned")  # states of a run that has ended well
 
 
@@ -117,8 +118,8 @@ class Table:
         return cells
 
 
-def last_line(text: str) -> str:
-    return text.strip().rpartition("\n")[2]
+def in_one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
 
 
 def format_value(metric: str, value: float) -> str:
@@ -212,15 +213,17 @@ def plain_yaml(path: Path) -> dict[str, Any]:
 def sweep_rows(directory: Path, record: dict[str, Any], prefix: str = "") -> list[Row]:
     rows = []
     for number, words in enumerate(record["jobs"]):
-        run, command = directory / str(number), shlex.join([*record["program"], *words])
+        run = directory / str(number)
+        later = [word for start in read_starts(run)[1:] for word in start["command"]]
+        changed = [word for word in later if word.lstrip("+").startswith("trainer.")]
+        command = shlex.join([*record["program"], *words, *changed])
         rows.append(make_row(f"{prefix}{number}", assignments(words), run, command))
     return rows
 
 
 def run_row(directory: Path) -> Row:
     """The row of a single run, with the parameters of its command."""
-    starts = read_json(directory / "provenance.json") or [{"command": []}]
-    words = [w for w in starts[0]["command"][1:] if not w.startswith(("run_dir=", "varied="))]
+    words = [w for w in read_starts(directory)[0]["command"][1:] if not w.startswith(OF_DIRECTORY)]
     command = shlex.join(["python", *words]) if words else ""  # unknown
     return make_row(directory.name, assignments(words), directory, command)
 
@@ -235,8 +238,19 @@ def make_row(name: str, parameters: dict[str, str], directory: Path, command: st
         }
         values |= {"seconds": result["seconds"]} if "seconds" in result else {}
         values = {name: x for name, x in values.items() if isinstance(x, int | float)}
-    error = "" if state in ENDED_WELL else last_line(result.get("error", ""))
+    error = "" if state in ENDED_WELL else in_one_line(result.get("error", ""))
     return Row(name, parameters, directory, command, state, error, values)
+
+
+def read_starts(directory: Path) -> list[dict[str, Any]]:
+    """The entries of a run's `provenance.json`; one without content if there is no such file."""
+    try:
+        starts = read_json(directory / "provenance.json") or []
+        return [start | {"command": list(start["command"])} for start in starts] or [
+            {"command": []}
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError):  # cut off, or from elsewhere
+        return [{"command": []}]
 
 
 def read_result(directory: Path) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError
 from classic_cnns.config.stored import OUTPUTS, check_new, stored_values
-from classic_cnns.files import atomic_write, read_json, write_json
+from classic_cnns.files import atomic_write, write_json
+from classic_cnns.report.results import read_starts
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 
@@ -96,7 +97,7 @@ def write_provenance(directory: Path, facts: dict) -> None:
         "processor": processor(),
         "threads": torch.get_num_threads(),
     }
-    earlier = read_json(path) or []
+    earlier = [start for start in read_starts(directory) if len(start) > 1]
     write_json(path, [*earlier, start | facts])
 
 

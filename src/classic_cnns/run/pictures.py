@@ -9,10 +9,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
+from classic_cnns import UserError
 from classic_cnns.callbacks.activations import activations
 from classic_cnns.classifier import Classifier
 from classic_cnns.data.batches import generator
 from classic_cnns.data.transforms import patches_of
+from classic_cnns.files import make_folder
 from classic_cnns.report import pictures
 from classic_cnns.run.explain import explain, top_classes
 from classic_cnns.run.trained import data_of, load_net
@@ -86,8 +88,12 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
     """Draw the figures of the first run, and the robustness of all; yields their paths."""
     trained = [TrainedNet(*run) for run in runs]
     first, checkpoint = trained[0], runs[0][0]
-    folder = folder or checkpoint.parent.parent / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
+    run = checkpoint.parent.parent
+    in_run = checkpoint.parent.name == "checkpoints" and (run / "config.yaml").exists()
+    if not folder and not in_run:
+        raise UserError(f"--to: is needed for {checkpoint}, which is in no run directory")
+    folder = folder or run / "pictures"
+    make_folder(folder, "--to")
     net, prepared = first.net.net, first.net.prepared
     images, labels = first.images("test", TESTED)
     scores = first.scores(images)

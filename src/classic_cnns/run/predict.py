@@ -1,7 +1,6 @@
 """Classification of picture files: decoded by several processes, in batches."""
 
 import json
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from classic_cnns import UserError
 from classic_cnns.data.preprocessing import Preprocessing
+from classic_cnns.files import make_folder
 from classic_cnns.report.pictures import save_figure
 from classic_cnns.run.explain import explain, top_classes
 from classic_cnns.run.trained import load_net
@@ -110,12 +110,7 @@ def predict(
 
 def figure_paths(folder: Path, paths: Sequence[str]) -> list[Path]:
     """A unique path in `folder` for each figure; UserError if the folder cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(0, "may not be written to")
-    except OSError as error:
-        raise UserError(f"--explain={folder}: {error.strerror}; try another folder") from error
+    make_folder(folder, "--explain")
     named: dict[str, int] = {}  # number of files with this name so far
     for stem in (Path(path).stem for path in paths):
         while (name := f"{stem}-{named[stem] + 1}" if stem in named else stem) in named:

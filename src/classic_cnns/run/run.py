@@ -1,5 +1,6 @@
 """One run: build, train, test, and record the result, also after a failure."""
 
+import json
 import logging
 import os
 import shutil
@@ -30,7 +31,7 @@ from classic_cnns.config.stored import AVERAGED, BEST, LAST, LIMITS, OUTPUTS, fi
 from classic_cnns.files import is_disk_error, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.log import show_log, train_log
-from classic_cnns.report.results import read_metrics, read_result
+from classic_cnns.report.results import read_metrics, read_result, read_starts
 from classic_cnns.run import directory as directories
 from classic_cnns.run.build import (
     build,
@@ -56,6 +57,8 @@ def train(config: DictConfig) -> dict[str, Any]:
     ones, `epochs`, `steps` and `seconds`. Raises UserError for several devices, which need the
     command line.
     """
+    if not isinstance(config, DictConfig):
+        raise UserError(f"train() takes a config of compose(), and got {type(config).__name__}")
     if devices.device_count(config.trainer) > 1 and devices.launched_processes() is None:
         raise UserError(
             f"trainer.devices={config.trainer.devices}: only the command starts a process for "
@@ -110,8 +113,8 @@ def run(config: DictConfig) -> dict[str, Any]:
             directories.update_latest(directory)
         if not rank_0:
             try:
-                found = train_and_test(config, directory, trainer, module, data, last)
-                return found | {"status": "finished"}
+                result = train_and_test(config, directory, trainer, module, data, last)
+                return result | {"status": "finished"}
             except Diverged:  # rank 0 reports it
                 return {"status": "diverged"}
         kept = fresh or earlier is not None
@@ -128,7 +131,7 @@ def is_finished(result: dict, config: DictConfig) -> bool:
         return False
     same = result.get("max_epochs", result.get("epochs")) == wanted
     steps = result.get("max_steps") or inf
-    return same or 0 < wanted <= result["epochs"] or result["steps"] >= steps > 0
+    return same or result["steps"] >= steps > 0
 
 
 def hold(directory: Path, stack: ExitStack) -> None:
@@ -221,7 +224,21 @@ def resume_step(last: Path, config: DictConfig) -> int:
     checkpoint = read_checkpoint(last)
     needed = {"epoch", "global_step", "loops", "optimizer_states", "lr_schedulers"}
     check_weights(last, config, checkpoint if needed <= checkpoint.keys() else {})
+    done, wanted = epochs_of(checkpoint), config.trainer.max_epochs
+    if wanted != -1 and wanted < done:
+        raise UserError(
+            f"trainer.max_epochs={wanted}: {config.resume} has done "
+            f"{done} epoch{'s' * (done != 1)} already; try trainer.max_epochs={2 * done}"
+        )
     return checkpoint["global_step"]
+
+
+def epochs_of(checkpoint: dict[str, Any]) -> int:
+    """The number of epochs that were finished when a checkpoint was written."""
+    try:
+        return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    except (KeyError, TypeError):  # a file from elsewhere can contain anything
+        return 0
 
 
 def check_weights(path: Path, config: DictConfig, checkpoint: dict[str, Any]) -> None:
@@ -315,6 +332,9 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
     directories.write_provenance(
         directory, {"device": name, "precision": trainer.precision, "data": facts}
     )
+    first = read_starts(directory)[0].get("data")
+    if first != json.loads(json.dumps(facts)):
+        log.warning("the data have changed since this run was started: then %s", first)
     log.info("%s on %s, %s", config.name, name, directory)
     params: Any = OmegaConf.to_container(config, resolve=True)
     for logger in trainer.loggers:

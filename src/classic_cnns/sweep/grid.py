@@ -74,6 +74,10 @@ class Grid:
                     f"or try values, as in {override.get_key_element()}=a,b"
                 )
         values = [list(islice(self.values(override), limit + 1)) for override in self.overrides]
+        for override, words in zip(self.overrides, values, strict=True):
+            if len(set(words)) < len(words):
+                twice = next(word for word in words if words.count(word) > 1)
+                raise UserError(f"{override.input_line}: has {twice} more than once; leave it out")
         if prod(map(len, values)) > limit:
             raise UserError(
                 f"the grid has more than {limit:,} jobs; try a smaller one, or "

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig
 
 from classic_cnns import UserError, program
+from classic_cnns.files import make_folder
 from classic_cnns.report import results
 from classic_cnns.sweep.grid import Grid
 from classic_cnns.sweep.search import Search
@@ -49,7 +50,7 @@ def open_directory(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
             f"sweep.dir={directory}: contains no sweep (it would have a sweep.yaml); try "
             "another sweep.dir, or leave it out for a new one"
         )
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory, "sweep.dir")
     if try_lock(directory / ".lock") is None:  # held until this process ends
         raise UserError(
             f"sweep.dir={directory}: another process is running this sweep now; try "

@@ -74,7 +74,7 @@ def result_from_exit(code: int, log: Path) -> dict[str, str]:
     """The result of a job that wrote none, from its exit code and the last line of its log."""
     if code < 0:
         return {"status": "killed", "error": exit_reason(code)}
-    line = log.read_text(errors="replace").strip().rpartition("\n")[2]
+    line = log.read_text(errors="replace").strip().rpartition("\n")[2] if code else ""
     return {"status": "failed", "error": line or exit_reason(code)}
 
 

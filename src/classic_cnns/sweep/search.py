@@ -92,17 +92,22 @@ class Search:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-        self.study = optuna.create_study(
-            storage=storage,
-            study_name=STUDY,
-            direction=self.direction,
-            sampler=self.new_sampler(0),
-            pruner=build_part("pruner", self.pruner) or optuna.pruners.NopPruner(),
-            load_if_exists=True,
-        )
+        pruner = build_part("pruner", self.pruner) or optuna.pruners.NopPruner()
+        try:
+            storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+            self.study = optuna.create_study(
+                storage=storage,
+                study_name=STUDY,
+                direction=self.direction,
+                sampler=self.new_sampler(0),
+                pruner=pruner,
+                load_if_exists=True,
+            )
+        except Exception as error:  # a file from elsewhere can raise anything
+            line = one_line(error)[:100]
+            raise UserError(f"{path}: is not the study of a search ({line}); restore it") from error
         self.trials: list[Any] = []
-        self.reported: list[set[int]] = []  # epochs
+        self.reported: list[set[int]] = []  # epochs, from 0 on
         self.over: set[int] = set()  # numbers of trials
         study = storage.get_study_id_from_name(STUDY)
         for known in self.study.trials:
@@ -131,10 +136,10 @@ class Search:
     def report(self, number: int, line: dict[str, Any]) -> bool:
         """Report one line of metrics.jsonl to the pruner; returns whether to prune the trial."""
         value, epoch = line["metrics"].get(self.metric), line["epoch"]
-        if value is None or epoch in self.reported[number]:
+        if value is None or epoch - 1 in self.reported[number]:
             return False
-        self.reported[number].add(epoch)
-        self.trials[number].report(value, epoch)
+        self.reported[number].add(epoch - 1)
+        self.trials[number].report(value, epoch - 1)  # Optuna counts warm-up steps from 0
         return self.trials[number].should_prune()
 
     def tell(self, number: int, state: str, metrics: dict[str, float]) -> None:

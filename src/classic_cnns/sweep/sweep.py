@@ -36,6 +36,11 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
     Each job is a separate command with the same `flags`. Raises UserError for a mistake in the
     sweep or in any job, before a directory is created.
     """
+    if (devices.launched_processes() or 1) > 1:
+        raise UserError(
+            "-m: torchrun and srun start the processes of one run, and a sweep starts those of all "
+            "its runs; start it without them"
+        )
     for name in os.environ.keys() - clean_environment().keys():  # also for the checks below
         del os.environ[name]
     grid = Grid(words, composer.groups)
@@ -63,7 +68,10 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
     record = new_record(words, flags, grid, search, settings)
     earlier = open_directory(directory, record)
     if search:
-        search.open(directory / "study.db")
+        study = directory / "study.db"
+        if earlier.get("jobs") and not study.exists():
+            raise UserError(f"{study}: is missing; restore it, or try another sweep.dir")
+        search.open(study)
         jobs = [search.suggest(trial) for trial in search.trials]
     for number, job in enumerate(earlier.get("jobs", [])):
         if jobs[number : number + 1] != [job]:
@@ -126,7 +134,7 @@ class Sweep:
         """Run all remaining jobs; returns the exit code."""
         over = sum(job.state != "waiting" for job in self.jobs)
         total = len(self.jobs) + self.left
-        known = f", of which {over} are over already" if over else ""
+        known = f", {over} over already" if over else ""
         with stop_signals() as signals:  # after Ray has set its own handlers
             self.display.say(f"{total} job{'s' * (total != 1)} in {self.directory}{known}")
             self.write()

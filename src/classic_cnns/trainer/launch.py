@@ -167,5 +167,6 @@ def exit_with_reason(
             result = {"status": status, "directory": directory, "error": line}
             write_json(Path(directory) / "result.json", result)
         resume = f"; continue with: {program()} resume={directory}" if code != 2 else ""
-    print(f"{trace}error: {line}{resume}", file=sys.stderr)
+    reason = f"interrupted by {line}" if stop_requests else line
+    print(f"{trace}error: {reason}{resume}", file=sys.stderr)
     sys.exit(code)

@@ -108,7 +108,7 @@ def end_with_parent() -> None:
 
 def try_lock(path: Path) -> int | None:
     """A descriptor that holds the lock until all of its owners end; None if it is taken."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return descriptor
