@@ -32,6 +32,14 @@ def test_a_sweep_has_a_row_for_each_job_and_names_the_best(sweep):
         assert "sweep" not in config and "varied" in config and "model=" in config
 
 
+def test_a_sweep_is_not_started_once_for_each_rank(sweep):
+    done = sweep("seed=0,1", "sweep.dir=s", TORCHELASTIC_RUN_ID="none", WORLD_SIZE="2")
+    assert (done.code, done.out) == (2, "") and not (sweep.folder / "s").exists()
+    assert (
+        done.err == "error: -m: a sweep starts the processes of its jobs; try it without torchrun\n"
+    )
+
+
 def test_a_sweep_without_a_directory_gets_a_new_one(sweep):
     done = sweep("seed=0,1")
     assert done.code == 0, done.err

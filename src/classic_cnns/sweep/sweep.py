@@ -36,11 +36,8 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
     Each job is a separate command with the same `flags`. Raises UserError for a mistake in the
     sweep or in any job, before a directory is created.
     """
-    if (devices.launched_processes() or 1) > 1:
-        raise UserError(
-            "-m: torchrun and srun start the processes of one run, and a sweep starts those of all "
-            "its runs; start it without them"
-        )
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError("-m: a sweep starts the processes of its jobs; try it without torchrun")
     for name in os.environ.keys() - clean_environment().keys():  # also for the checks below
         del os.environ[name]
     grid = Grid(words, composer.groups)
@@ -134,7 +131,7 @@ class Sweep:
         """Run all remaining jobs; returns the exit code."""
         over = sum(job.state != "waiting" for job in self.jobs)
         total = len(self.jobs) + self.left
-        known = f", {over} over already" if over else ""
+        known = f", of which {over} {'are' if over > 1 else 'is'} over already" if over else ""
         with stop_signals() as signals:  # after Ray has set its own handlers
             self.display.say(f"{total} job{'s' * (total != 1)} in {self.directory}{known}")
             self.write()
