@@ -4,6 +4,7 @@ import csv
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -525,3 +526,14 @@ def test_layers_with_several_outputs_are_listed():
             return self.output(self.rnn(images[:, 0])[0][:, -1])
 
     assert "rnn" in summary.table(Recurrent(), torch.zeros(1, 1, 28, 28))
+
+
+def test_a_run_without_a_validation_or_a_test_has_the_usual_lines(train, caplog):
+    caplog.set_level("INFO")
+    train("+trainer.limit_val_batches=0", "+trainer.limit_test_batches=0", "trainer.max_epochs=1",
+          "callbacks=default")  # fmt: skip
+    (line,) = [text for text in caplog.messages if text.startswith("epoch   1/1")]
+    assert re.fullmatch(r"epoch +1/1 +loss +[\d.]+ +error +[\d.]+% training +[\d,]+ images/s", line)
+    title, row, end = caplog.messages[-1].strip("\n").splitlines()
+    assert title.split() == ["loss", "error", "accuracy"] and row.split()[0] == "training"
+    assert end.startswith("1 epoch in ")

@@ -76,10 +76,11 @@ class Progress(ProgressBar):
 
 def summary(values: dict[str, float]) -> str:
     """The metrics of an epoch in one line: the main ones of `Classifier`, or all of others."""
-    if not {"loss/train", "error/train", "error/val"} <= values.keys():
+    if not {"loss/train", "error/train"} <= values.keys():
         return "   ".join(f"{name} {value:.4g}" for name, value in sorted(values.items()))
-    return (
-        f"loss {values['loss/train']:7.4f}"
-        f"   error {values['error/train']:6.2%} training {values['error/val']:6.2%} validation"
-        f"   {values.get('speed/images_per_second', 0):7,.0f} images/s"
-    )
+    shown = {"train": "training", "val": "validation"}
+    errors = [
+        f"{values[f'error/{k}']:6.2%} {n}" for k, n in shown.items() if f"error/{k}" in values
+    ]
+    speed = values.get("speed/images_per_second", 0)
+    return f"loss {values['loss/train']:7.4f}   error {' '.join(errors)}   {speed:7,.0f} images/s"

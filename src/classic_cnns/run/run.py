@@ -428,12 +428,13 @@ def final_table(result: dict, kept: bool = True) -> str:
     """A table of the training, validation and test metrics of `Classifier`, or of all metrics."""
     metrics = result["metrics"]
     lines = []
-    if "error/test" in metrics:
-        names = [n for n in ("loss", "error", "accuracy", "top5_error") if f"{n}/test" in metrics]
+    titles = {"train": "training", "val": "validation", "test": "test"}
+    titles["test_centre"] = "test, centre"  # to show the gain of several patches
+    rows = {split: title for split, title in titles.items() if f"error/{split}" in metrics}
+    if rows:
+        known = ("loss", "error", "accuracy", "top5_error")
+        names = [n for n in known if any(f"{n}/{split}" in metrics for split in rows)]
         lines.append("\n" + f"{'':12}" + "".join(f"{name:>11}" for name in names))
-        rows = {"train": "training", "val": "validation", "test": "test"}
-        if "error/test_centre" in metrics:  # to show the gain of several patches
-            rows |= {"test_centre": "test, centre"}
         for split, title in rows.items():
             forms = ["{:11.4f}", *["{:11.2%}"] * (len(names) - 1)]
             values = [metrics.get(f"{name}/{split}") for name in names]

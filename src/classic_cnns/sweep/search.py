@@ -172,6 +172,8 @@ def sweep_param(override: Override, grid: Grid) -> dict[str, Any]:
     value = override.value()
     if isinstance(value, IntervalSweep):
         return {"low": value.start, "high": value.end, "log": "log" in value.tags}
+    if isinstance(value, RangeSweep) and "log" in value.tags:
+        raise UserError(f"{override.input_line}: steps are not on a log scale; try interval(a,b)")
     if isinstance(value, RangeSweep):
         values = sorted(value.range())
         return {"low": values[0], "high": values[-1], "step": abs(value.step)}
