@@ -4,6 +4,7 @@ import inspect
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from math import ceil, inf, isfinite, log
 from pathlib import Path
@@ -504,11 +505,14 @@ class Classifier(pl.LightningModule):
         stored = checkpoint.get("preprocessing")
         if not stored or not hasattr(data, "preprocessing"):
             return
-        of_run = checkpoint["hyper_parameters"]["data"].get("dataset") == data.dataset
+        of_run = False  # evaluation may use another data set
+        with suppress(KeyError, TypeError):  # a file from elsewhere can contain anything
+            of_run = checkpoint["hyper_parameters"]["data"]["dataset"] == data.dataset
         if of_run and list(stored["classes"]) != list(data.class_names):
             raise UserError(
                 f"data: has the classes {some(data.class_names)} and the checkpoint those "
                 f"of its run, {some(stored['classes'])}; restore the folders"
             )
-        if self.trainer.state.fn == "fit" and stored["mean"] is not None:
-            data.preprocessing.mean.copy_(stored["mean"])  # also if images were added since
+        mean = data.preprocessing.mean
+        if self.trainer.state.fn == "fit" and mean is not None and stored["mean"] is not None:
+            mean.copy_(stored["mean"])  # also if images were added since

@@ -109,7 +109,10 @@ def launch(count: int) -> None:
         for thread in pumps:
             thread.join(timeout=1)
         if first:
-            reports = [json.loads(line) for line in read_all(receiver).splitlines()]
+            reports = []
+            for line in read_all(receiver).splitlines():
+                with suppress(ValueError):  # a rank was killed while it was writing
+                    reports.append(json.loads(line))
             exit_with_reason(first, reports, stop_requests)
 
 
