@@ -55,7 +55,9 @@ def run(words: list[str]) -> None:
         line = {"epoch": epoch, "epochs": epochs, "seconds": 0.5 * epoch, "metrics": metrics}
         with open(directory / "metrics.jsonl", "a") as file:
             print(json.dumps(line), file=file)
-        last.write_text(str(epoch))
+        beside = last.with_suffix(".partial")
+        beside.write_text(str(epoch))
+        beside.replace(last)  # whole, whenever the job is killed
         if (failure := FAILURES.get(lr)) == "raise":
             raise RuntimeError("first line\nno memory is left")
         if failure == "kill":
