@@ -205,3 +205,27 @@ def test_a_checkpoint_elsewhere_is_not_read_with_the_config_beside_it(
     torch.save(broken, checkpoint)
     with pytest.raises(UserError, match="^the test loss became inf; try another checkpoint"):
         evaluate(checkpoint, config, "test")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "resumed"),
+    [
+        ("preprocessing", {"classes": "abc"}, "data: has the classes 0, 1, 2"),
+        ("loops", {"fit_loop": {"epoch_progress": {"current": {"processed": "x"}}}},
+         "is not a checkpoint of this run's net"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_with_other_values_is_reported_in_one_line(
+    key, value, resumed, tiny_mnist, tiny_config_dir, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["data=tiny", f"data_dir={tiny_mnist.folder}", "trainer.accelerator=cpu", "run_dir=run",
+             "trainer.max_epochs=1", "trainer.log_every_n_steps=2",
+             "~callbacks.pictures"]  # fmt: skip
+    run(compose(*words, config_dirs=[str(tiny_config_dir)]))
+    for path in Path("run/checkpoints").iterdir():
+        torch.save(torch.load(path, weights_only=True) | {key: value}, path)
+    with pytest.raises(UserError, match=resumed):
+        run(compose("resume=run", "trainer.max_epochs=2"))
+    with pytest.raises(UserError, match="has an invalid config"):
+        evaluate(*Composer().load_run("run"), "test")

@@ -99,7 +99,8 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
         raise UserError(f"split={split}: the data module has no such set; try split={other}")
     stored = found.get("preprocessing")
     if stored and hasattr(data, "preprocessing"):  # use the mean image of its own training set
-        data.preprocessing.mean, data.fitted = stored["mean"], True
+        with config_errors(checkpoint):
+            data.preprocessing.mean, data.fitted = stored["mean"], True
         if hasattr(data, "sets"):  # validation images are a part of the training set
             data.sets = ("test",) if split == "test" else ("train",)
     classes = Classes()

@@ -223,8 +223,9 @@ def resume_step(last: Path, config: DictConfig) -> int:
     """The step of a checkpoint; UserError if it does not belong to a run of this net."""
     checkpoint = read_checkpoint(last)
     needed = {"epoch", "global_step", "loops", "optimizer_states", "lr_schedulers"}
-    check_weights(last, config, checkpoint if needed <= checkpoint.keys() else {})
-    done, wanted = epochs_of(checkpoint), config.trainer.max_epochs
+    done, wanted = finished_epochs(checkpoint), config.trainer.max_epochs
+    whole = needed <= checkpoint.keys() and type(done) is int
+    check_weights(last, config, checkpoint if whole else {})
     if wanted != -1 and wanted < done:
         raise UserError(
             f"trainer.max_epochs={wanted}: {config.resume} has done "
@@ -233,12 +234,11 @@ def resume_step(last: Path, config: DictConfig) -> int:
     return checkpoint["global_step"]
 
 
-def epochs_of(checkpoint: dict[str, Any]) -> int:
-    """The number of epochs that were finished when a checkpoint was written."""
-    try:
+def finished_epochs(checkpoint: dict[str, Any]) -> Any:
+    """The number of epochs before a checkpoint; None if the file does not say it."""
+    with suppress(KeyError, TypeError):  # a file from elsewhere can contain anything
         return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    except (KeyError, TypeError):  # a file from elsewhere can contain anything
-        return 0
+    return None
 
 
 def check_weights(path: Path, config: DictConfig, checkpoint: dict[str, Any]) -> None:
