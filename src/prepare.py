@@ -24,9 +24,9 @@ def main() -> None:
         composer = Composer(given.config_dir)
         chosen = dict(word.partition("=")[::2] for word in given.words)
         data = chosen.get("data", "image_folder")
-        if data in composer.groups["data"]:
-            if "store" not in composer.read_files((f"data={data}",)).data:
-                raise UserError(f"data={data}: has no images to prepare; try data=image_folder")
+        known = data in composer.groups["data"]
+        if known and "store" not in composer.read_files((f"data={data}",)).data:
+            raise UserError(f"data={data}: has no images to prepare; try data=image_folder")
         usual = {"data": "image_folder", "model": "alexnet"}
         added = [f"{key}={value}" for key, value in usual.items() if key not in chosen]
         config = composer.compose([*added, *given.words])

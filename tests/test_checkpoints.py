@@ -210,7 +210,7 @@ def test_a_checkpoint_elsewhere_is_not_read_with_the_config_beside_it(
 @pytest.mark.parametrize(
     ("key", "value", "resumed"),
     [
-        ("preprocessing", {"classes": "abc"}, "data: has the classes 0, 1, 2"),
+        ("preprocessing", {"classes": "abc"}, "data: its classes are 0, 1, 2"),
         ("loops", {"fit_loop": {"epoch_progress": {"current": {"processed": "x"}}}},
          "is not a checkpoint of this run's net"),
     ],

@@ -273,7 +273,7 @@ def test_help_and_mistakes_take_at_most_1_5_seconds(server_without_torch, tmp_pa
     before = seconds()
     command, env = [sys.executable, TRAIN, argument], server_without_torch.environment
     answer = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True)
-    assert seconds() - before < 1.5
+    assert seconds() - before < 1.0  # of 1.5 by the clock
     mistake = not argument.startswith("--")
     assert answer.returncode == (2 if mistake else 0)
     assert answer.stderr.count(b"\n") == mistake and list(tmp_path.iterdir()) == []

@@ -79,7 +79,7 @@ def takes_total_steps(scheduler: Callable) -> bool:
     return "total_steps" in known or any(x.kind is x.VAR_KEYWORD for x in known.values())
 
 
-def some(names: Sequence[str]) -> str:
+def first_five(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
@@ -508,11 +508,12 @@ class Classifier(pl.LightningModule):
         of_run = False  # evaluation may use another data set
         with suppress(KeyError, TypeError):  # a file from elsewhere can contain anything
             of_run = checkpoint["hyper_parameters"]["data"]["dataset"] == data.dataset
-        if of_run and list(stored["classes"]) != list(data.class_names):
+        classes, mean = list(stored.get("classes", ())), stored.get("mean")
+        if of_run and classes != list(data.class_names):
             raise UserError(
-                f"data: has the classes {some(data.class_names)} and the checkpoint those "
-                f"of its run, {some(stored['classes'])}; restore the folders"
+                f"data: its classes are {first_five(data.class_names)}, and the run was trained "
+                f"with {first_five(classes)}; restore the folders"
             )
-        mean = data.preprocessing.mean
-        if self.trainer.state.fn == "fit" and mean is not None and stored["mean"] is not None:
-            mean.copy_(stored["mean"])  # also if images were added since
+        own = data.preprocessing.mean
+        if self.trainer.state.fn == "fit" and own is not None and mean is not None:
+            own.copy_(mean)  # also if images were added since

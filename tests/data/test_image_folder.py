@@ -465,7 +465,7 @@ def test_a_folder_that_has_changed_since_the_run_is_reported(train, root, caplog
     assert torch.equal(mean["mean"], later["mean"])
     for split in ("train", "val"):  # the numbers of the classes change
         (root / split / "dog").rename(root / split / "aardvark")
-    line = "data: has the classes aardvark, cat and the checkpoint those of its run, cat, dog; res"
+    line = "data: its classes are aardvark, cat, and the run was trained with cat, dog; restore"
     with pytest.raises(UserError, match=line):
         train("whole", f"resume={directory}", "trainer.max_epochs=4")
     with pytest.raises(UserError, match=line):

@@ -64,5 +64,7 @@ def test_invalid_grids_are_refused(words, expected):
 
 
 def test_a_value_given_twice_is_refused():
-    with pytest.raises(UserError, match="^seed=0,0,1: has seed=0 more than once; leave it out"):
+    with pytest.raises(
+        UserError, match="^seed=0,0,1: has seed=0 more than once; give each value once"
+    ):
         Grid(["seed=0,0,1"], {}).jobs(9)

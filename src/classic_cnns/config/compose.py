@@ -249,7 +249,7 @@ class Composer:
         if override.is_delete():
             if group not in LIST_GROUPS or key not in known or "." in rest:
                 raise UserError(
-                    f"{word}: keys cannot be removed; set it to null if --cfg job shows null"
+                    f"{word}: a key cannot be removed; set it to null if --cfg job shows null"
                 )
             del config[group][rest]
             return

@@ -97,7 +97,8 @@ class Table:
             value = format_value(self.metric, best.values[self.metric])
             checkpoint = best.directory / "checkpoints" / "best.ckpt"
             parts += [f"Best: job {best.name}, {self.metric} {value}, {checkpoint}"]
-            parts += [f"To repeat it:\n\n    {best.command}"] * bool(best.command)
+            if best.command:
+                parts += [f"To repeat it:\n\n    {best.command}"]
         elif finished:
             parts += [f"No run has the metric {self.metric}; set sweep.metric to another one."]
         failures = [r for r in self.rows if r.error]
@@ -246,11 +247,10 @@ def read_starts(directory: Path) -> list[dict[str, Any]]:
     """The entries of a run's `provenance.json`; one without content if there is no such file."""
     try:
         starts = read_json(directory / "provenance.json") or []
-        return [start | {"command": list(start["command"])} for start in starts] or [
-            {"command": []}
-        ]
+        found = [start | {"command": list(start["command"])} for start in starts]
     except (AttributeError, KeyError, TypeError, ValueError):  # cut off, or from elsewhere
-        return [{"command": []}]
+        found = []
+    return found or [{"command": []}]
 
 
 def read_result(directory: Path) -> dict[str, Any]:

@@ -334,7 +334,7 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
     )
     first, today = read_starts(directory)[0].get("data") or {}, json.loads(json.dumps(facts))
     if first != today and first.keys() == today.keys():  # else of an earlier version
-        log.warning("the data have changed since this run was started: then %s", first)
+        log.warning("the data have changed since this run was started; then they were %s", first)
     log.info("%s on %s, %s", config.name, name, directory)
     params: Any = OmegaConf.to_container(config, resolve=True)
     for logger in trainer.loggers:

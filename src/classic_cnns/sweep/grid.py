@@ -77,7 +77,9 @@ class Grid:
         for override, words in zip(self.overrides, values, strict=True):
             if len(set(words)) < len(words):
                 twice = next(word for word in words if words.count(word) > 1)
-                raise UserError(f"{override.input_line}: has {twice} more than once; leave it out")
+                raise UserError(
+                    f"{override.input_line}: has {twice} more than once; give each value once"
+                )
         if prod(map(len, values)) > limit:
             raise UserError(
                 f"the grid has more than {limit:,} jobs; try a smaller one, or "

@@ -227,8 +227,8 @@ class Sweep:
             self.search.tell(job.number, job.state, metrics)
             if job.state == "finished" and metric not in metrics and not self.error:
                 self.error = UserError(
-                    f"sweep.metric={metric}: job {job.number} has no such result, by which to "
-                    f"search; try one of {', '.join(sorted(metrics))}, with another sweep.dir"
+                    f"sweep.metric={metric}: job {job.number} has no such result; "
+                    f"try one of {', '.join(sorted(metrics))}, with another sweep.dir"
                 )
 
     def write(self) -> None:
