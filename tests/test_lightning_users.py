@@ -326,6 +326,8 @@ MISTAKES = {
         "callbacks: LearningRateFinder needs .*; try rates instead: -m optim.lr=",
     "+callbacks.a._target_=lightning.pytorch.callbacks.BackboneFinetuning":
         "callbacks: BackboneFinetuning: .*'backbone'",
+    "model=gan trainer.channels_last=true": "trainer.channels_last=true: .*nets of model.net",
+    "model=gan trainer.compile=inductor": "trainer.compile=inductor: .*nets of model.net",
     "optim.optimizer={_target_:torch.optim.SparseAdam,_partial_:true}":
         "optim.optimizer: SparseAdam does not support dense gradients",
 }  # fmt: skip

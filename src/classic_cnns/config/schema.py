@@ -109,7 +109,7 @@ RULES = {
          and x >= -1, 1): "trainer.max_epochs optim.schedule_epochs",
     null_or(integer(0)): "data.workers",
     null_or(integer(1)): "sweep.parallel data.val_size model.input.size",
-    null_or(one_of(True, False)): "top5_error",
+    null_or(one_of(True, False)): "top5_error trainer.channels_last",
     number(0, 1): "model.net.dropout optim.momentum",
     number(0, above=True): "model.net.weight_std optim.mu",
     number(0, 1000, above=True): "optim.bias_lr optim.lr",
@@ -237,7 +237,12 @@ def check_trainer(config: dict) -> None:
             "LeNet-5 alone, with trainable subsampling and no batch normalisation; try "
             "model=lenet5, or another optim"
         )
-    compile = trainer.get("compile")
+    compile, layout = trainer.get("compile"), trainer.get("channels_last")
+    if layout is not None and not net:
+        raise UserError(
+            f"trainer.channels_last={as_word(layout)}: is for the nets of model.net; convert the "
+            "layers in your own LightningModule"
+        )
     if compile and not net:
         raise UserError(
             f"trainer.compile={compile}: is for the nets of model.net; call torch.compile in your "

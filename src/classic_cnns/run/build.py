@@ -204,7 +204,8 @@ def build_trainer(
     node: dict[str, Any] = dict(config.trainer)  # type: ignore[arg-type]
     if node["strategy"] == "auto" and several:
         node["strategy"] = {"_target_": "classic_cnns.trainer.ddp.DDP"}
-    node.pop("compile", None)  # not an argument of Trainer
+    for name in ("compile", "channels_last"):  # not arguments of Trainer
+        node.pop(name, None)
     # Otherwise Lightning would add a bar and checkpoints of its own.
     node.setdefault("enable_progress_bar", any(isinstance(c, ProgressBar) for c in callbacks))
     node["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)

@@ -109,7 +109,7 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
         callbacks=[classes],
         logger=False,
     )
-    apply_precision(trainer, module)
+    apply_precision(trainer, module, config.trainer.get("channels_last"))
     measure = trainer.test if split == "test" else trainer.validate
     with config_errors(checkpoint), lightning_errors(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # no callbacks

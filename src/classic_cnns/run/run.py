@@ -261,7 +261,7 @@ def train_and_test(
         log_setup(config, directory, trainer, module, data)
     if config.trainer.get("compile"):  # absent in configs of earlier versions
         module.net.compile(backend=config.trainer.compile)
-    apply_precision(trainer, module)
+    apply_precision(trainer, module, config.trainer.get("channels_last"))
     record = next(c for c in trainer.callbacks if isinstance(c, Record))
 
     with lightning_errors():
@@ -292,9 +292,11 @@ def train_and_test(
     }
 
 
-def apply_precision(trainer: Any, module: Any) -> None:
-    if trainer.precision.startswith("bf16") and isinstance(module, Classifier):
-        module.net.to(memory_format=torch.channels_last)  # bfloat16 is faster in this layout
+def apply_precision(trainer: Any, module: Any, channels_last: bool | None) -> None:
+    if channels_last is None:  # bfloat16 is faster in this layout
+        channels_last = trainer.precision.startswith("bf16") and isinstance(module, Classifier)
+    if channels_last:
+        module.net.to(memory_format=torch.channels_last)
     if trainer.precision == "64-true":
         module.double()  # before a checkpoint is loaded, which would be rounded to float32
 
