@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional as vision
 
 from classic_cnns import UserError
@@ -129,6 +129,23 @@ def test_16_bit_grey_palette_and_animated_images_are_converted(tmp_path):
     np.testing.assert_array_equal(
         *(decode(str(tmp_path / f"{n}.gif"), SIDE) for n in ("film", "first"))
     )
+
+
+def test_photographs_are_decoded_upright_and_transparent_pixels_on_white(tmp_path):
+    upright = picture(1, (60, 44)).resize((60, 44))
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # a viewer turns it a quarter clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=turned)
+    upright.save(tmp_path / "b.png")
+    np.testing.assert_array_equal(
+        *(decode(str(tmp_path / f"{name}.png"), SIDE) for name in ("a", "b"))
+    )
+    clear = np.zeros((SIDE, SIDE, 4), np.uint8)  # black, and all transparent
+    clear[:, :9] = 200, 100, 50, 255
+    Image.fromarray(clear).save(tmp_path / "c.png")
+    expected = np.full((SIDE, SIDE, 3), 255)
+    expected[:, :9] = 200, 100, 50
+    np.testing.assert_array_equal(decode(str(tmp_path / "c.png"), SIDE), expected)
 
 
 def test_a_decompression_bomb_and_a_deleted_file_are_skipped_and_reported(root, caplog):
@@ -342,9 +359,6 @@ MISTAKES = {
     "has no val/": lambda root: shutil.rmtree(root / "val"),
     "1 class folder ": one_class,
     "val/ has the class cow that train/ lacks": lambda root: (root / "val" / "cow").mkdir(),
-    "1 of 22 files in train/ do not have the extension of an image; remove or rename .*notes.txt": (
-        lambda root: (root / "train" / "cat" / "notes.txt").write_text("cats")
-    ),
     "train/cow has no images": lambda root: (root / "train" / "cow").mkdir(),
     "val/ has no images": lambda root: [p.unlink() for p in (root / "val").rglob("*.*")],
 }
@@ -433,11 +447,16 @@ def test_a_run_reports_a_damaged_file_and_is_resumed_with_equal_weights(train, r
     )
 
 
-def test_a_file_without_an_image_extension_is_refused_before_the_run(train, root):
-    (root / "val" / "dog" / "notes.txt").write_text("dogs")
-    with pytest.raises(UserError, match="notes.txt"):
-        train("a")
-    assert not Path("a").exists()
+def test_files_without_an_image_extension_are_left_out_in_one_line(root, caplog):
+    expected = [list(folders.files(str(root), split)[0]) for split in ("train", "val")]
+    wrong = root / "train" / "cat" / "notes.txt"
+    wrong.write_text("cats")
+    (root / "val" / "dog" / "Thumbs.db").write_bytes(b"dogs")
+    found = [list(folders.files(str(root), split)[0]) for split in ("train", "val")]
+    assert found == expected
+    line = f"{root}/train: 1 of 22 files do not have the extension of an image and are left out: "
+    assert caplog.messages[0] == line + str(wrong)
+    assert "Thumbs.db" in caplog.messages[1]
 
 
 def test_a_run_is_evaluated_with_overrides_and_after_its_folder_was_moved(train, root):
@@ -453,6 +472,23 @@ def test_a_run_is_evaluated_with_overrides_and_after_its_folder_was_moved(train,
     moved = root.rename(root.with_name("moved"))
     words = [f"data.root={moved}", "trainer.devices=1"]
     assert evaluate(*Composer().load_run(directory, words), "test").metrics == expected
+
+
+def test_a_run_is_resumed_after_its_folder_was_moved(train, root):
+    shutil.copytree(train("a"), "b")
+    train("a", "resume=a", "trainer.max_epochs=3")
+    moved, cache = root.rename(root.with_name("moved")), root.with_name("cache")
+    words = [f"data.root={moved}", f"data_dir={cache}"]
+    train("b", "resume=b", "trainer.max_epochs=3", *words)
+    a, b = (
+        torch.load(Path(run) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in "ab"
+    )
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert (cache / "folders").is_dir()
+    assert json.loads(Path("b/provenance.json").read_text())[1]["data"]["root"] == str(moved)
+    with pytest.raises(UserError, match=f"^data.root={root}: has no train/"):
+        train("b", "resume=b", "trainer.max_epochs=4", f"data.root={root}")
 
 
 def test_a_folder_that_has_changed_since_the_run_is_reported(train, root, caplog):

@@ -81,6 +81,14 @@ def test_seeds_are_summarized_by_mean_deviation_and_number(runs):
     assert re.search(r"\| 0.2 +\| 1 +\| 2.00% +\|", text), text
 
 
+def test_the_best_run_is_of_the_best_mean_over_seeds(tmp_path):
+    errors = {("0.1", 0): 0.01, ("0.1", 1): 0.05, ("0.2", 0): 0.03, ("0.2", 1): 0.02}
+    words = {key: [f"optim.lr={key[0]}", f"seed={key[1]}"] for key in errors}
+    for key, error in errors.items():
+        run(tmp_path / "-".join(map(str, key)), words[key], "finished", error)
+    assert "Best: job 0.2-1, error/val 2.00%" in read_table([tmp_path]).markdown()
+
+
 def test_the_best_run_is_named_with_the_command_to_repeat_it(runs):
     text = read_table(runs).markdown()
     assert f"Best: job 0.2-0, error/val 2.00%, {runs[3]}/checkpoints/best.ckpt\n" in text

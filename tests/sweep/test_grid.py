@@ -63,6 +63,15 @@ def test_invalid_grids_are_refused(words, expected):
     assert not [text for text in expected if text not in str(error.value)], error.value
 
 
+def test_whole_numbers_need_an_interval_of_whole_numbers():
+    grid = Grid(["optim.lr=interval(1,2)", "data.batch_size=interval(8,32)"], {})
+    hint = grid.interval_hint("data.batch_size=8.0: must be a whole number of at least 1")
+    assert hint and hint.endswith("try 'data.batch_size=int(interval(8,32))'")
+    assert grid.interval_hint("optim.lr=1.0: must be below 1") is None
+    whole = Grid(["data.batch_size=int(interval(8,32))"], {})
+    assert whole.first() == ["data.batch_size=8"]
+
+
 def test_a_value_given_twice_is_refused():
     with pytest.raises(
         UserError, match="^seed=0,0,1: has seed=0 more than once; give each value once"

@@ -173,6 +173,17 @@ def test_a_search_is_described_on_the_command_line(sweep):
     assert [t.state.name for t in study(sweep.folder).trials] == 3 * ["COMPLETE"]
 
 
+def test_the_bounds_of_a_file_can_be_replaced(sweep, experiment):
+    params = {"optim.lr": {"low": 0.001, "high": 0.3, "log": True}}
+    low, high = (f"sweep.search.params.optim.lr.{end}" for end in ("low=0.1", "high=0.2"))
+    done = sweep(*experiment(3, params=params), low, high, "sweep.dir=s")
+    assert done.code == 0, done.err
+    assert all(0.1 <= float(row["optim.lr"]) <= 0.2 for row in read_table(sweep.folder / "s"))
+    done = sweep("sweep.search.n_trials=3", low, high, "sweep.dir=t")
+    assert done.code == 0, done.err
+    assert len(read_table(sweep.folder / "t")) == 3
+
+
 def test_a_search_by_a_metric_that_is_not_logged_ends_with_the_first_job(sweep, experiment):
     words = [*experiment(), LR, "sweep.dir=s", "sweep.metric=error/vall", "sweep.parallel=1"]
     done = sweep(*words)
@@ -194,6 +205,7 @@ REFUSED = {
         ["optim.momentum=1.5", "below 1"],
     ),
     "key": ({"params": {"optim.lrr": {"low": 0.5, "high": 1.5}}}, ["optim.lrr=0.5", "optim.lr"]),
+    "name": ({"params": {"optim.lr": {"low": 1, "high": 2}, "seed": {}}}, ["params.seed: miss"]),
     "nothing": ({}, ["has no parameters"]),
 }
 
@@ -201,7 +213,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_invalid_search_is_reported_in_one_line(sweep, experiment, name):
     search, expected = REFUSED[name]
-    words = [*experiment(**search), *([] if name == "nothing" else ["seed=0,1"])]
+    words = [*experiment(**search), *([] if name in ("nothing", "name") else ["seed=0,1"])]
     done = sweep(*words, HIDDEN="optuna" if name == "optuna" else "")
     assert (done.code, done.err.count("\n"), done.out) == (2, 1, ""), done.err
     assert not [text for text in expected if text not in done.err], done.err

@@ -31,6 +31,8 @@ HERE = Path(__file__)
 # In an installed package the configs are inside it, in a checkout next to src/.
 CONF = next(c for c in (HERE.parents[1] / "conf", HERE.parents[3] / "conf") if c.is_dir())
 SEARCH = "sweep.search."  # null in its file, so its keys are added
+PARAMS = f"{SEARCH}params."
+ENDS = (".low", ".high", ".step", ".log", ".choices")  # of a parameter
 LIST_GROUPS = ("callbacks", "logger")  # groups that take a list of options, or null
 READ: dict[tuple, tuple[dict, dict]] = {}  # cache, valid while no config file changes
 # One time stamp for all jobs of a sweep.
@@ -103,6 +105,9 @@ class Composer:
         value of the wrong type or out of range.
         """
         overrides = parse_overrides(words)
+        roots = [o for o in overrides if o.get_key_element() == "data.root"]
+        if any(o.get_key_element() == "resume" for o in overrides):  # these data are of the run
+            overrides = [o for o in overrides if o not in roots]
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
         default = self.read_files(choices)
         config = deepcopy(default)
@@ -124,6 +129,10 @@ class Composer:
             return resolved if resolve else config
         with stored.config_errors(config.resume):
             own = stored.resumed_config(resolved, words, self.trusted, self.folders)
+            for override in roots:
+                if "root" not in own.data:
+                    raise UserError(f"{override.input_line}: that run's data have no root")
+                own.data.root = override.value()
             if self.trusted:
                 add_to_path(modules_in(own.config_dirs))
             check_devices(to_plain(own))
@@ -257,6 +266,13 @@ class Composer:
             for inner in flatten(value, f"{key}.", groups=True):
                 if not can_add(inner[0], known) and inner[0] not in known:
                     raise UserError(f"{word}: {unknown_key(inner[0], known)}")
+        if key.startswith(PARAMS) and key.endswith(ENDS):  # names of parameters contain dots
+            name, _, end = key.removeprefix(PARAMS).rpartition(".")
+            search = to_plain(config.sweep.search or {})
+            params = search.get("params") or {}
+            params[name] = {**(params.get(name) or {}), end: value}
+            config.sweep.search = search | {"params": params}
+            return
         if key not in known:
             if key.startswith("trainer.") and "." not in rest:
                 check_trainer_argument(word, rest, override.is_add() or override.is_force_add())

@@ -204,11 +204,20 @@ def check_values(config: dict, default: dict, copies: Iterable[str] = ()) -> Non
     kinds = {key: same_kind(examples.get(key)) for key, _ in values}
     check_rules(values, kinds | rules(default), examples)
     check_rules(values, dependent_rules(config), examples)
+    check_quality(config["data"], default["data"])
     check_init(config)
     check_trainer(config)
     check_fit(config["model"]["input"], config["data"])
     if config["resume"] is None:  # a resumed run has its own devices
         check_devices(config)
+
+
+def check_quality(data: dict, default: dict) -> None:
+    quality = data.get("jpeg_quality")
+    if data.get("store") == "raw" and quality != default.get("jpeg_quality"):
+        raise UserError(
+            f"data.jpeg_quality={quality}: has no effect on raw pixels; add data.store=jpeg"
+        )
 
 
 def check_init(config: dict) -> None:
@@ -236,6 +245,11 @@ def check_trainer(config: dict) -> None:
             "optim.optimizer: stochastic diagonal Levenberg-Marquardt is for the RBF units of "
             "LeNet-5 alone, with trainable subsampling and no batch normalisation; try "
             "model=lenet5, or another optim"
+        )
+    if trainer.get("limit_train_batches") == 0:
+        raise UserError(
+            "+trainer.limit_train_batches=0: trains nothing; src/evaluate.py measures an earlier "
+            "run, and +trainer.limit_train_batches=1 takes one batch"
         )
     compile, layout = trainer.get("compile"), trainer.get("channels_last")
     if layout is not None and not net:

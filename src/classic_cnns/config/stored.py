@@ -135,13 +135,14 @@ def config_errors(place: Any) -> Iterator[None]:
 def resumed_config(
     config: DictConfig, words: Sequence[str], trusted: Sequence[str], folders: Sequence[str]
 ) -> DictConfig:
-    """The config of the run `config.resume` with the devices and epochs that `words` set.
+    """The config of the run `config.resume` with devices, epochs and folders as `words` set them.
 
     `config` is composed from the same words, as for a new run. `trusted` and `folders` are passed
     to `check_stored`. Raises UserError for overrides of other keys.
     """
     named = {word.lstrip("+").partition("=")[0]: word for word in words}
     free = {"resume", "trainer", *(f"trainer.{key}" for key in (*PLACEMENT, *DURATION))}
+    free |= {"data.root", "data_dir"}  # the data may have moved
     for key, word in named.items():
         if key not in free:
             raise UserError(
@@ -154,6 +155,10 @@ def resumed_config(
     for key in (*PLACEMENT, *DURATION):
         if f"trainer.{key}" in named or (key in PLACEMENT and "trainer" in named):
             own.trainer[key] = config.trainer[key]
+    if "data_dir" in named:
+        own.data_dir = config.data_dir
+        if "data_dir" in own.data:
+            own.data.data_dir = config.data_dir
     own.resume = config.resume
     return own
 

@@ -160,9 +160,10 @@ Index = dict[str, tuple[Paths, Any]]
 def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Paths, np.ndarray]:
     """The sorted paths of all images of a split, and their labels (int64).
 
-    `seen` receives the visited folders and their modification times (ns). Raises UserError if there
-    are no images, or files without an image's extension. Files are not opened, which would take
-    minutes for a million; those that cannot be decoded are reported during training.
+    `seen` receives the visited folders and their modification times (ns). Files without an image's
+    extension are left out and logged. Files are not opened, which would take minutes for a million;
+    those that cannot be decoded are reported during training. Raises UserError if there are no
+    images.
     """
     import numpy as np
 
@@ -173,9 +174,10 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
 
     def names() -> Iterator[list[str]]:
         for name in classes(root):
-            own = sorted(walk(folder / name, {} if seen is None else seen))
+            own: list[str] = []
+            for path in sorted(walk(folder / name, {} if seen is None else seen)):
+                (own if os.path.splitext(path)[1].lower() in known else wrong).append(path)
             counts.append(len(own))
-            wrong.extend(path for path in own if os.path.splitext(path)[1].lower() not in known)
             yield [path[len(base) + 1 :] for path in own]
 
     with folder_errors(root):
@@ -191,11 +193,11 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
             f"{folder.name}/<class>/<name>.jpg"
         )
     if wrong:
-        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UserError(
-            f"data.root={root}: {len(wrong)} of {len(paths)} files in {folder.name}/ do not "
-            f"have the extension of an image; remove or rename {', '.join(wrong[:5])}{more}"
-        )
+        log.warning(
+            "%s: %d of %d files do not have the extension of an image and are left out: %s%s",
+            folder, len(wrong), len(wrong) + len(paths), ", ".join(wrong[:5]),
+            ", ..." if len(wrong) > 5 else "",
+        )  # fmt: skip
     return paths, np.repeat(np.arange(len(counts)), counts)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from classic_cnns import UserError, one_line
@@ -26,9 +26,9 @@ def read_picture(
     picture.
     """
     try:
-        image = open_oriented(source, LARGEST_PAGE * side if digits else side)
         if channels == 3:
-            return np.asarray(resize_and_crop(to_mode(image, "RGB"), side)).transpose(2, 0, 1), {}
+            return decode(source, side).transpose(2, 0, 1), {}
+        image = open_oriented(source, LARGEST_PAGE * side if digits else side)
         pixels = np.asarray(to_mode(image, "L"))
         if inverted := has_bright_border(pixels):
             pixels = 255 - pixels
@@ -59,17 +59,16 @@ def read_picture(
 
 
 def open_oriented(source: Any, side: int) -> Image.Image:
-    """The image rotated as its EXIF data says; large JPEGs may be decoded at reduced size."""
+    """An upright image; JPEGs of at least twice the size `side` are decoded at half size."""
     if isinstance(source, (str, Path)):
         with Image.open(source) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             file.draft(None, (side, side))
             file.load()
-            ImageOps.exif_transpose(file, in_place=True)
-            return file
+            return oriented(file)
     if isinstance(source, Image.Image):
-        return ImageOps.exif_transpose(source)
+        return oriented(source)
     if isinstance(source, Tensor):
         source = source.cpu().numpy()
         source = source.transpose(1, 2, 0) if source.ndim == 3 else source
@@ -78,6 +77,12 @@ def open_oriented(source: Any, side: int) -> Image.Image:
     if source.dtype != np.uint8:
         raise TypeError(f"pixels have to be uint8, 0 to 255, and are {source.dtype}")
     return Image.fromarray(source.squeeze(2) if source.shape[2:] == (1,) else source)
+
+
+def oriented(image: Image.Image) -> Image.Image:
+    """The image rotated or mirrored as its EXIF data says, as viewers show it."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return ImageOps.exif_transpose(image) if turned else image
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -140,19 +145,10 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def decode(path: str, size: int) -> np.ndarray:
-    """The centre of an image after resizing its shorter side to `size`: (size, size, 3) uint8.
+def decode(source: Any, size: int) -> np.ndarray:
+    """The centre of a picture after resizing its shorter side to `size`: (size, size, 3) uint8.
 
-    Images in other modes are converted to RGB; transparency is dropped.
+    In training, evaluation and prediction alike. `source` is as for `read_picture`; pictures in
+    other modes are converted to RGB.
     """
-    with Image.open(path) as file:
-        file.draft(None, (size, size))  # JPEGs of at least twice the size are decoded at half size
-        image = rgb(file)
-    return np.asarray(resize_and_crop(image, size))
-
-
-def rgb(file: Image.Image) -> Image.Image:
-    """The image in RGB with 8 bits; Pillow alone would clip 16-bit grey at 255."""
-    if file.mode.startswith("I"):
-        return Image.fromarray((np.asarray(file) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    return file.convert("RGB")
+    return np.asarray(resize_and_crop(to_mode(open_oriented(source, size), "RGB"), size))

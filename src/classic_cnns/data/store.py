@@ -40,7 +40,7 @@ from classic_cnns.trainer.devices import core_count
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2  # 1 had images that EXIF data rotates as they are in the file
 MANIFEST = "store.json"  # describes the content of a store
 RECORD = np.dtype([("length", "<u4"), ("crc", "<u4"), ("size", "<i8"), ("changed", "<i8")])
 BLOCK = 64  # images in a block
@@ -189,7 +189,13 @@ def prepare(
             known = read_json(manifest)
             if known != today:
                 if known is not None:
-                    log.info("%s: files were added, removed or changed; preparing again", folder)
+                    old = known.get("format", FORMAT) < FORMAT
+                    why = (
+                        "an earlier version made it"
+                        if old
+                        else "files were added, removed or changed"
+                    )
+                    log.info("%s: %s; preparing again", folder, why)
                 for file in folder.glob("*.*"):
                     file.unlink()
             if not has_room(splits, folder, size, quality, required):

@@ -88,17 +88,19 @@ class Table:
         groups: dict[tuple, list[Row]] = {}
         for r in finished:
             groups.setdefault(r.group, []).append(r)
+        best = finished[:1]
         if any(len(group) > 1 for group in groups.values()) and "seed" in rows[0].parameters:
+            best = min(groups.values(), key=self.mean_rank)  # not the luckiest seed of all
             cells = [[*(key for key, _ in rows[0].group), "n", *self.columns]]
             for shared, group in sorted(groups.items(), key=lambda item: self.mean_rank(item[1])):
                 cells.append([*(value for _, value in shared), str(len(group)), *self.shown(group)])
             parts += ["Mean ± standard deviation over seeds:", markdown_table(cells)]
-        if finished and self.metric in (best := finished[0]).values:
-            value = format_value(self.metric, best.values[self.metric])
-            checkpoint = best.directory / "checkpoints" / "best.ckpt"
-            parts += [f"Best: job {best.name}, {self.metric} {value}, {checkpoint}"]
-            if best.command:
-                parts += [f"To repeat it:\n\n    {best.command}"]
+        if best and self.metric in best[0].values:
+            name, value = best[0].name, format_value(self.metric, best[0].values[self.metric])
+            checkpoint = best[0].directory / "checkpoints" / "best.ckpt"
+            parts += [f"Best: job {name}, {self.metric} {value}, {checkpoint}"]
+            if best[0].command:
+                parts += [f"To repeat it:\n\n    {best[0].command}"]
         elif finished:
             parts += [f"No run has the metric {self.metric}; set sweep.metric to another one."]
         failures = [r for r in self.rows if r.error]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice, product
 from math import prod
+from typing import Any
 
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 
@@ -64,6 +65,20 @@ class Grid:
         if not all(firsts) or not firsts:
             raise UserError("-m: the grid is empty; try -m 'seed=range(3)', or leave -m out")
         return [word for (word,) in firsts]
+
+    def interval_hint(self, error: str) -> str | None:
+        """What to write if an interval's values are refused since a whole number is needed."""
+        for override in self.varied:
+            key, value = override.get_key_element(), override.value()
+            if not isinstance(value, IntervalSweep) or not error.startswith(
+                f"{key}={value.start}:"
+            ):
+                continue
+            ends: Any = value.start, value.end
+            if all(float(end).is_integer() for end in ends) and "whole number" in error:
+                whole = f"{key}=int(interval({ends[0]:g},{ends[1]:g}))"
+                return f"{override.input_line}: draws numbers with decimals; try '{whole}'"
+        return None
 
     def jobs(self, limit: int) -> list[list[str]]:
         """The overrides of each job, in Hydra's order: the last key varies fastest."""

@@ -66,13 +66,7 @@ class Search:
         jobs = []
         for key, values in ends.items():
             for value in values:
-                try:
-                    jobs.append(self.suggest(FixedTrial(first | {key: value})))
-                except (TypeError, ValueError) as error:
-                    raise UserError(
-                        f"sweep.search.params.{key}: {one_line(error)}; try low and high, with "
-                        "log or step, or choices"
-                    ) from error
+                jobs.append(self.suggest(FixedTrial(first | {key: value})))
         return jobs
 
     def suggest(self, trial: Any) -> list[str]:
@@ -161,10 +155,17 @@ class Search:
 
 
 def suggest(trial: Any, key: str, param: dict[str, Any]) -> str:
-    if "choices" in param:
-        return trial.suggest_categorical(key, **param)
+    """The trial's value for a parameter, as a word; UserError for an invalid parameter."""
     whole = all(type(param.get(end)) is int for end in ("low", "high"))
-    return repr((trial.suggest_int if whole else trial.suggest_float)(key, **param))
+    try:
+        if "choices" in param:
+            return trial.suggest_categorical(key, **param)
+        return repr((trial.suggest_int if whole else trial.suggest_float)(key, **param))
+    except (TypeError, ValueError) as error:
+        line = one_line(error).partition("() ")[2] or one_line(error).rstrip(".")
+        raise UserError(
+            f"sweep.search.params.{key}: {line}; try low and high, with log or step, or choices"
+        ) from error
 
 
 def sweep_param(override: Override, grid: Grid) -> dict[str, Any]:
@@ -193,7 +194,8 @@ def build_part(name: str, config: dict[str, Any] | None) -> Any:
     try:
         return instantiate(config)
     except InstantiationException as error:
-        raise UserError(f"sweep.search.{name}: {one_line(error)}") from error
+        line = one_line(error.__cause__ or error)
+        raise UserError(f"sweep.search.{name}: {line}; try one of optuna.{name}s") from error
 
 
 def check_optuna() -> None:

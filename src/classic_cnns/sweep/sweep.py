@@ -41,7 +41,10 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
     for name in os.environ.keys() - clean_environment().keys():  # also for the checks below
         del os.environ[name]
     grid = Grid(words, composer.groups)
-    config = composer.compose([*grid.settings, *grid.first()])
+    try:
+        config = composer.compose([*grid.settings, *grid.first()])
+    except UserError as error:
+        raise UserError(grid.interval_hint(str(error)) or str(error)) from error
     settings = config.sweep
     check_folder("sweep.dir", settings.dir)
     if config.keep is False or config.trainer.get("fast_dev_run"):
