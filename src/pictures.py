@@ -8,7 +8,7 @@ from pathlib import Path
 
 from classic_cnns.config.command_line import Parser, one_line_errors
 from classic_cnns.config.compose import Composer
-from classic_cnns.trainer.devices import limit_spinning
+from classic_cnns.trainer.spinning import limit_spinning
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from classic_cnns.trainer.devices import core_count, limit_spinning
+from classic_cnns.trainer.devices import core_count
 from tests.forks import SRC, Process, Server
 
 # Background processes of a shell ignore SIGINT, and children would inherit that.
@@ -23,8 +23,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # With it a child writes a line in two parts, and another child may write between them.
 os.environ.pop("PYTHONUNBUFFERED", None)
 
-# As the command does before it imports torch, since tests train in this process too.
-limit_spinning()
+# Tests share the cores; torch reads this variable when it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Parallel test processes share the cores. torch reads this variable when it is imported.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, core_count() // int(workers))))

@@ -678,11 +678,11 @@ def test_a_run_uses_the_given_precision(train, precision):
 
 
 def test_channels_last_stores_and_computes_the_net_in_that_memory_format(train):
-    words = ["model=lenet5_relu", "optim.lr=0.01"]  # without dropout
+    words = ["model=lenet5_relu", "optim.lr=0.01", "trainer.max_epochs=1"]  # without dropout
     runs = [train(f"net_{x}", f"trainer.channels_last={x}", *words) for x in ("true", "false")]
     nets = [weights(run) for run in runs]
     name = next(name for name, x in nets[0].items() if x.dim() == 4 and x.shape[1] > 1)
     last, first = (net[name].is_contiguous(memory_format=torch.channels_last) for net in nets)
     assert last and not first
     for (name, ours), (_, other) in zip(nets[0].items(), nets[1].items(), strict=True):
-        torch.testing.assert_close(ours, other, rtol=0.01, atol=1e-3, msg=name)
+        torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-6, msg=name)

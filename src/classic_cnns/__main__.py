@@ -12,6 +12,7 @@ from classic_cnns.config import command_line
 from classic_cnns.config.compose import CONF, Composer
 from classic_cnns.trainer import devices
 from classic_cnns.trainer.launch import launch, run_in_rank
+from classic_cnns.trainer.spinning import limit_spinning
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
 
 def run_single(config: DictConfig) -> None:
     """Run in this process, or in one process for each device."""
-    devices.limit_spinning()
+    limit_spinning()
     count = devices.device_count(config.trainer)
     if count > 1 and devices.launched_processes() is None:
         return launch(count)

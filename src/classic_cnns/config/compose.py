@@ -25,7 +25,8 @@ from classic_cnns import UserError, one_line
 from classic_cnns.config import stored
 from classic_cnns.config.schema import RESERVED, check_values, flatten, trainer_arguments
 from classic_cnns.data import folders
-from classic_cnns.trainer.devices import check_devices, limit_spinning
+from classic_cnns.trainer.devices import check_devices
+from classic_cnns.trainer.spinning import limit_spinning
 
 HERE = Path(__file__)
 # In an installed package the configs are inside it, in a checkout next to src/.

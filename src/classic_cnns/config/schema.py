@@ -246,11 +246,6 @@ def check_trainer(config: dict) -> None:
             "LeNet-5 alone, with trainable subsampling and no batch normalisation; try "
             "model=lenet5, or another optim"
         )
-    if trainer.get("limit_train_batches") == 0:
-        raise UserError(
-            "+trainer.limit_train_batches=0: trains nothing; src/evaluate.py measures an earlier "
-            "run, and +trainer.limit_train_batches=1 takes one batch"
-        )
     compile, layout = trainer.get("compile"), trainer.get("channels_last")
     if layout is not None and not net:
         raise UserError(

@@ -46,6 +46,7 @@ from classic_cnns.trainer.launch import send_report
 from classic_cnns.trainer.lightning_internals import disable_sigterm_exchange
 from classic_cnns.trainer.memory import keep_freed_memory
 from classic_cnns.trainer.processes import stop_signals, try_lock
+from classic_cnns.trainer.spinning import limit_spinning
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     """
     show_log()
     keep_freed_memory()
+    limit_spinning()  # commands have called it before, train() has not
     config = deepcopy(config)
     OmegaConf.set_readonly(config, False)  # a run that keeps nothing has a temporary directory
     earlier = find_run(config.resume) if config.resume else None

@@ -9,9 +9,6 @@ from typing import Any
 
 from classic_cnns import UserError
 
-# A run alone is nearly as fast as with long spinning, and runs that share cores as without.
-SPIN_COUNT = 1700
-
 
 def visible_gpus() -> list[str]:
     """GPUs by device files or by CUDA_VISIBLE_DEVICES; a single one of another make."""
@@ -43,17 +40,6 @@ def core_count() -> int:
 def cgroup(name: str) -> list[str]:
     path = Path("/sys/fs/cgroup") / name
     return path.read_text().split() if path.is_file() else []
-
-
-def limit_spinning() -> None:
-    """Limit the time that waiting OpenMP threads spin to microseconds; call before importing torch.
-
-    OpenMP's threads spin at barriers. If another program occupies a core, all others spin for it:
-    two runs at once, or a run beside a busy notebook, then take many times as long. Results do not
-    change. Environment variables set by the user have precedence.
-    """
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
 def launched_processes() -> int | None:

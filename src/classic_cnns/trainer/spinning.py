@@ -1,0 +1,107 @@
+"""How long OpenMP's threads spin while they wait for work; torch is not imported here.
+
+Waking a thread takes longer than many of a small net's parallel regions, so long spinning makes a
+run that is alone on its cores a sixth faster. If another program occupies a core, however, all
+threads spin for the one that has none, and two runs at once take many times as long. So threads
+spin long by default, and stop within a microsecond while this process lacks cores. Results do not
+change.
+
+The limit is switched by a rule in the documentation of libgomp: a program that has more OpenMP
+threads than CPUs spins 100 times only. The additional threads sleep.
+"""
+
+import os
+import sys
+import time
+from contextlib import suppress
+from math import ceil
+from threading import Event, Thread, main_thread
+
+SPIN_COUNT = 30_000  # as fast alone as GNU's default of 300,000, and shorter if cores are lacking
+FIXED_SPIN_COUNT = 1_700  # a compromise for kernels that do not report times of waiting
+INTERVAL = 0.25  # seconds
+CALM = 8  # intervals before threads spin long again
+
+
+def limit_spinning() -> None:
+    """Adapt the spinning of this process to the load.
+
+    Called after torch was imported, it leaves long spinning at GNU's default. Environment variables
+    set by the user have precedence.
+    """
+    if "OMP_WAIT_POLICY" in os.environ:
+        return
+    count = str(SPIN_COUNT if sum(times()) else FIXED_SPIN_COUNT)
+    if os.environ.setdefault("GOMP_SPINCOUNT", count) == str(SPIN_COUNT):
+        Watch.start_once()
+
+
+def times() -> tuple[float, float]:
+    """Seconds that all threads of this process have run, and waited for a core; 0 if unknown."""
+    ran = waited = 0
+    with suppress(FileNotFoundError):
+        for task in os.listdir("/proc/self/task"):
+            with suppress(OSError), open(f"/proc/self/task/{task}/schedstat") as file:
+                numbers = file.read().split()
+                ran, waited = ran + int(numbers[0]), waited + int(numbers[1])
+    return ran / 1e9, waited / 1e9
+
+
+class Watch(Thread):
+    """Compares the time that threads wait for a core with the time that passes."""
+
+    process: int | None = None  # that has a watch; forked ones have none
+
+    @classmethod
+    def start_once(cls) -> None:
+        if cls.process != os.getpid():
+            cls.process = os.getpid()
+            cls(daemon=True, name="spinning").start()
+
+    def run(self) -> None:
+        crowd: Crowd | None = None
+        calm, start, before = 0, time.monotonic(), times()[1]
+        while True:
+            time.sleep(INTERVAL)
+            now, waited = time.monotonic(), times()[1]
+            share = (waited - before) / (now - start)
+            start, before, threads = now, waited, thread_count()
+            limit = 0.1 + 0.01 * threads  # of many threads some always wait a little
+            calm = 0 if share > limit / 2 else calm + 1
+            if crowd is None and share > limit and threads > 1:
+                with suppress(RuntimeError):  # this process is ending
+                    crowd = Crowd(threads)
+            elif crowd and calm >= CALM:
+                crowd.leave.set()
+                crowd = None
+
+
+def thread_count() -> int:
+    """The number of threads that torch uses for one operation; 0 if it is not imported."""
+    if "torch" not in sys.modules:
+        return 0
+    import torch  # waits until another thread has imported it
+
+    return torch.get_num_threads()
+
+
+class Crowd:
+    """Sleeping OpenMP threads, with which there are more of them than CPUs, until `leave` is set.
+
+    Each thread of Python that enters a parallel region gets OpenMP threads of its own, which live
+    as long as it does.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.leave = Event()
+        lacking = len(os.sched_getaffinity(0)) + 1 - threads
+        for _ in range(max(1, ceil(lacking / (threads - 1)))):
+            # No daemons: Python would end them within torch's code, which aborts the process.
+            Thread(target=self.enter, args=(threads,)).start()
+
+    def enter(self, threads: int) -> None:
+        import torch
+
+        torch.zeros(threads * 2**16).add_(1)  # at least 2**15 numbers for each thread
+        while main_thread().is_alive() and not self.leave.wait(INTERVAL):
+            pass
