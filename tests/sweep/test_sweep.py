@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from classic_cnns.sweep.sweep import is_missing
 from tests.sweep.conftest import read_starts, read_table, wait_for
 
 WORDS = ["model=lenet5,simple_cnn", "seed=range(2)", "sweep.parallel=2"]
@@ -73,6 +74,19 @@ def test_failed_jobs_are_rows_and_others_continue(sweep):
 
 
 @pytest.mark.slow
+def test_a_metric_that_is_not_logged_is_reported_with_those_that_are(sweep):
+    done = sweep("optim.lr=0.1,0.2", "sweep.metric=loss/val", "sweep.dir=s")
+    line = "sweep.metric=loss/val: is not logged; logged are error/val, accuracy/val, loss/train"
+    assert done.out.count(line) == 1
+
+
+def test_a_metric_of_validation_may_come_in_a_later_epoch():
+    assert not is_missing("error/val", {"error/train", "error/val"})
+    assert not is_missing("error/val", {"error/train"})
+    assert is_missing("error/vall", {"error/train"})
+    assert is_missing("f1/val", {"error/train", "error/val"})
+
+
 def test_a_job_over_the_time_limit_is_a_row_too(sweep):
     assert sweep("optim.lr=0.7,0.1", "sweep.time_limit=2", "sweep.dir=s").code == 1
     hung, other = read_table(sweep.folder / "s")

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,6 +88,12 @@ def check_extra(executor: str) -> None:
     extra, package = EXTRAS.get(executor.rpartition(".")[2], ("", "os"))
     if not find_spec(package):
         raise UserError(f"sweep={extra}: needs an extra; try pip install -e '.[{extra}]'")
+
+
+def is_missing(metric: str, logged: Collection[str]) -> bool:
+    """Whether the metrics of an epoch lack `metric`; validation may come in later epochs."""
+    validated = any(name.endswith("/val") for name in logged)
+    return metric not in logged and (validated or not metric.endswith("/val"))
 
 
 class Sweep:
@@ -197,7 +203,7 @@ class Sweep:
         """Report new metrics to the search, and stop the job if it is pruned."""
         is_first, metric = not job.last, self.settings.metric
         for line in job.read_progress():
-            if is_first and job.number == 0 and metric not in line["metrics"]:
+            if is_first and job.number == 0 and is_missing(metric, line["metrics"]):
                 names = ", ".join(line["metrics"])
                 self.display.say(f"sweep.metric={metric}: is not logged; logged are {names}")
                 is_first = False
