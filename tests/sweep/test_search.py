@@ -193,6 +193,26 @@ def test_a_search_by_a_metric_that_is_not_logged_ends_with_the_first_job(sweep, 
     assert len(read_table(sweep.folder / "s")) == 1
 
 
+OTHERS = {
+    "sweep.metric=accuracy/val": "its sweep.metric was error/val;",
+    "sweep.direction=maximize": "its sweep.direction was minimize;",
+    "sweep.search.params.optim.lr.high=0.2":
+        "its search had optim.lr with low=0.01, high=0.4, log=True;",
+    "sweep.search.params.seed.choices=[1,2]": "its search did not have seed;",
+    "optim.momentum=0.8": "its grid was",
+}  # fmt: skip
+
+
+def test_what_another_search_changes_is_named(sweep, experiment):
+    params = {"optim.lr": {"low": 0.01, "high": 0.4, "log": True}}
+    command = [*experiment(2, params=params), "sweep.dir=s"]
+    assert sweep(*command).code == 0
+    for word, line in OTHERS.items():
+        done = sweep(*command, word)
+        assert (done.code, done.err.count("\n")) == (2, 1), done.err
+        assert done.err.startswith(f"error: sweep.dir=s: {line}") and "continue with: " in done.err
+
+
 REFUSED = {
     "optuna": ({}, ["needs Optuna 4 or newer", "pip install -e '.[optuna]'"]),
     "n_trials": ({"n_trials": "many"}, ["sweep.search.n_trials=many", "whole number"]),

@@ -57,11 +57,24 @@ def open_directory(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
             "again when it has ended, or another sweep.dir"
         )
     earlier = results.read_record(directory) if kept.exists() else {}
-    for key in ("grid", "search"):
-        if earlier and earlier.get(key) != record[key]:
-            was = shlex.join(map(str, earlier.get(key) or ["none"]))
-            refuse(directory, f"its {key} was {was}", earlier)
+    if earlier and earlier["grid"] != record["grid"]:
+        refuse(directory, f"its grid was {shlex.join(earlier['grid']) or 'empty'}", earlier)
+    if earlier and earlier.get("search") != record["search"]:
+        refuse(directory, search_before(earlier.get("search"), record["search"]), earlier)
     return earlier
+
+
+def search_before(was: list[Any] | None, now: list[Any] | None) -> str:
+    """What an earlier search had in place of the first thing that differs now."""
+    if not was or not now:
+        return "it was a search" if was else "it was no search"
+    for name, before, today in zip(("metric", "direction"), was, now, strict=False):
+        if before != today:
+            return f"its sweep.{name} was {before}"
+    key = next(key for key in [*was[2], *now[2]] if was[2].get(key) != now[2].get(key))
+    if key not in was[2]:
+        return f"its search did not have {key}"
+    return f"its search had {key} with " + ", ".join(f"{end}={x}" for end, x in was[2][key].items())
 
 
 def refuse(directory: Path, reason: str, earlier: dict[str, Any]) -> NoReturn:
