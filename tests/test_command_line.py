@@ -186,6 +186,7 @@ def test_a_run_may_be_resumed_on_other_devices(train):
     assert "trainer.devices=99: this machine has" in line
     assert "seed=1" in train("resume=run", "trainer=cpu", "seed=1").line()
     assert "needs a net with two towers" in train("resume=run", "trainer=two_gpu").line()
+    assert "have no root; leave it out" in train("resume=run", "trainer=cpu", "data.root=x").line()
 
     words = shlex.split("--cfg job --resolve trainer=two_gpu model=alexnet_small")
     (run / "config.yaml").write_text(train(*words).out)

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as vision
 from classic_cnns import UserError
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import Composer, compose
-from classic_cnns.data import folders
+from classic_cnns.data import folders, pictures
 from classic_cnns.data.image_folder import ImageFolderData, imagenet_names
 from classic_cnns.data.pictures import decode
 from classic_cnns.data.transforms import RandomCrop, RandomFlip
@@ -112,6 +112,15 @@ def test_a_large_jpeg_decoded_at_reduced_size_is_almost_equal(tmp_path):
     expected = vision.resize(Image.open(tmp_path / "a.jpg"), 256)
     expected = np.asarray(vision.center_crop(expected, [256, 256])).astype(int)
     assert np.abs(decode(str(tmp_path / "a.jpg"), 256) - expected).mean() < 1
+
+
+def test_a_large_photograph_is_decoded_and_a_picture_of_other_kinds_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 200_000)
+    for name in ("a.jpg", "a.png"):
+        picture(1, (800, 600)).save(tmp_path / name)
+    assert decode(str(tmp_path / "a.jpg"), SIDE).shape == (SIDE, SIDE, 3)
+    with pytest.raises(Image.DecompressionBombError):
+        decode(str(tmp_path / "a.png"), SIDE)
 
 
 def test_16_bit_grey_palette_and_animated_images_are_converted(tmp_path):

@@ -132,7 +132,9 @@ class Composer:
             own = stored.resumed_config(resolved, words, self.trusted, self.folders)
             for override in roots:
                 if "root" not in own.data:
-                    raise UserError(f"{override.input_line}: that run's data have no root")
+                    raise UserError(
+                        f"{override.input_line}: the data of that run have no root; leave it out"
+                    )
                 own.data.root = override.value()
             if self.trusted:
                 add_to_path(modules_in(own.config_dirs))

@@ -10,7 +10,7 @@ from torch import Tensor
 from classic_cnns import UserError, one_line
 
 LARGEST_PAGE = 20  # a page may be this many times as large as the digit on it
-MAX_PIXELS = 80_000_000  # pixels; larger pictures are not decoded
+MAX_PIXELS = 80_000_000  # pixels; of JPEGs after decoding at reduced size
 
 
 def read_picture(
@@ -62,9 +62,9 @@ def open_oriented(source: Any, side: int) -> Image.Image:
     """An upright image; JPEGs of at least twice the size `side` are decoded at half size."""
     if isinstance(source, (str, Path)):
         with Image.open(source) as file:
+            file.draft(None, (side, side))
             if file.width * file.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            file.draft(None, (side, side))
             file.load()
             return oriented(file)
     if isinstance(source, Image.Image):

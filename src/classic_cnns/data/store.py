@@ -189,12 +189,9 @@ def prepare(
             known = read_json(manifest)
             if known != today:
                 if known is not None:
-                    old = known.get("format", FORMAT) < FORMAT
-                    why = (
-                        "an earlier version made it"
-                        if old
-                        else "files were added, removed or changed"
-                    )
+                    why = "files were added, removed or changed"
+                    if known.get("format", FORMAT) < FORMAT:
+                        why = "an earlier version made it"
                     log.info("%s: %s; preparing again", folder, why)
                 for file in folder.glob("*.*"):
                     file.unlink()

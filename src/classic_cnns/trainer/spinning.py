@@ -102,6 +102,6 @@ class Crowd:
     def enter(self, threads: int) -> None:
         import torch
 
-        torch.zeros(threads * 2**16).add_(1)  # at least 2**15 numbers for each thread
+        torch.zeros(threads * 2**16, device="cpu").add_(1)  # at least 2**15 numbers for each thread
         while main_thread().is_alive() and not self.leave.wait(INTERVAL):
             pass
