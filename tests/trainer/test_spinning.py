@@ -108,10 +108,12 @@ def test_a_kernel_without_times_gets_a_fixed_limit(monkeypatch):
 
 @pytest.mark.parametrize(("waits", "expected"), [
     (repeat(0.0, 40), []),
-    (repeat(0.05, 40), []),  # of the time: noise of an idle machine
-    (chain(repeat(0.0, 5), repeat(0.5, 5), repeat(0.0, 30)), ["comes", "leaves"]),
-    (chain(repeat(0.5, 5), repeat(0.07, 30)), ["comes"]),  # not calm enough
-    (chain(repeat(0.5, 2), *[[0.0] * 6 + [0.5]] * 5), ["comes"]),  # not for long enough
+    (repeat(0.2, 40), []),  # of the time: noise of an idle machine
+    ([0.0, 0.02, 0.05, 0.5] * 10, []),  # ends of short epochs
+    (chain(repeat(0.0, 5), repeat(0.6, 5), repeat(0.0, 30)), ["comes", "leaves"]),
+    (chain(repeat(0.6, 5), [0.0, 0.02, 0.05, 0.3] * 10), ["comes", "leaves"]),
+    (chain(repeat(0.6, 5), repeat(0.2, 30)), ["comes"]),  # not calm enough
+    (chain(repeat(0.6, 5), *[[0.0] * 4 + [1.5]] * 6), ["comes"]),  # not for long enough
 ])  # fmt: skip
 def test_the_crowd_comes_while_threads_wait_and_leaves_when_it_is_calm(
     monkeypatch, waits, expected

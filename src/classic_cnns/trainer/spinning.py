@@ -3,7 +3,7 @@
 Waking a thread takes longer than many of a small net's parallel regions, so long spinning makes a
 run that is alone on its cores a sixth faster. If another program occupies a core, however, all
 threads spin for the one that has none, and two runs at once take many times as long. So threads
-spin long by default, and stop within a microsecond while this process lacks cores. Results do not
+spin long by default, and only for a microsecond while this process lacks cores. Results do not
 change.
 
 The limit is switched by a rule in the documentation of libgomp: a program that has more OpenMP
@@ -13,6 +13,7 @@ threads than CPUs spins 100 times only. The additional threads sleep.
 import os
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from math import ceil
 from threading import Event, Thread, main_thread
@@ -20,7 +21,7 @@ from threading import Event, Thread, main_thread
 SPIN_COUNT = 30_000  # as fast alone as GNU's default of 300,000, and shorter if cores are lacking
 FIXED_SPIN_COUNT = 1_700  # a compromise for kernels that do not report times of waiting
 INTERVAL = 0.25  # seconds
-CALM = 8  # intervals before threads spin long again
+COMES, LEAVES = 4, 8  # intervals whose mean decides; short epochs end with a peak in one
 
 
 def limit_spinning() -> None:
@@ -60,18 +61,20 @@ class Watch(Thread):
 
     def run(self) -> None:
         crowd: Crowd | None = None
-        calm, start, before = 0, time.monotonic(), times()[1]
+        start, before = time.monotonic(), times()[1]
+        shares: deque[float] = deque(maxlen=LEAVES)
         while True:
             time.sleep(INTERVAL)
             now, waited = time.monotonic(), times()[1]
-            share = (waited - before) / (now - start)
+            shares.append((waited - before) / (now - start))
             start, before, threads = now, waited, thread_count()
-            limit = 0.1 + 0.01 * threads  # of many threads some always wait a little
-            calm = 0 if share > limit / 2 else calm + 1
-            if crowd is None and share > limit and threads > 1:
+            # A busy program gives 0.5 or more, and of many threads some always wait a little.
+            limit = 0.3 + 0.01 * threads
+            if crowd is None and sum(list(shares)[-COMES:]) > COMES * limit and threads > 1:
                 with suppress(RuntimeError):  # this process is ending
                     crowd = Crowd(threads)
-            elif crowd and calm >= CALM:
+                shares.clear()
+            elif crowd and len(shares) == LEAVES and sum(shares) < LEAVES * limit / 2:
                 crowd.leave.set()
                 crowd = None
 
