@@ -23,9 +23,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # With it a child writes a line in two parts, and another child may write between them.
 os.environ.pop("PYTHONUNBUFFERED", None)
 
-# Tests share the cores; torch reads this variable when it is imported.
+# Parallel test processes share the cores. torch reads these variables when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Parallel test processes share the cores. torch reads this variable when it is imported.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, core_count() // int(workers))))
 

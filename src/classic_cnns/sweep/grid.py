@@ -70,13 +70,13 @@ class Grid:
         """What to write if an interval's values are refused since a whole number is needed."""
         for override in self.varied:
             key, value = override.get_key_element(), override.value()
-            if not isinstance(value, IntervalSweep) or not error.startswith(
-                f"{key}={value.start}:"
-            ):
+            if not isinstance(value, IntervalSweep):
                 continue
-            ends: Any = value.start, value.end
-            if all(float(end).is_integer() for end in ends) and "whole number" in error:
-                whole = f"{key}=int(interval({ends[0]:g},{ends[1]:g}))"
+            low: Any = value.start
+            high: Any = value.end
+            refused = error.startswith(f"{key}={low}: ") and "whole number" in error
+            if refused and float(low).is_integer() and float(high).is_integer():
+                whole = f"{key}=int(interval({low:g},{high:g}))"
                 return f"{override.input_line}: draws numbers with decimals; try '{whole}'"
         return None
 
