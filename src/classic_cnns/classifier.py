@@ -208,6 +208,14 @@ class Classifier(pl.LightningModule):
         names = self.train_metrics.means
         return [f"{name}/{split}" for split in ("train", "val") for name in names]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning sets 40 attributes in a step; torch takes a percent of LeNet-5's to look for
+        # parameters among them.
+        if name in self.__dict__ and not isinstance(value, (Tensor, nn.Module)):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Convert or move net and loss; the sums of metrics stay exact, also with bf16-true."""
         super().to(*args, **kwargs)

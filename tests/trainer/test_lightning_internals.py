@@ -1,11 +1,16 @@
-"""Lightning still has the code that we replace, and it is still worth replacing."""
+"""Lightning still has the code that we replace, and what we replace it by does the same."""
 
 import inspect
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
+from torch import nn
 
-from classic_cnns.trainer.lightning_internals import disable_sigterm_exchange
+from classic_cnns import build, compose
+from classic_cnns.run.build import build_trainer
+from classic_cnns.trainer.lightning_internals import NoProfiler, disable_sigterm_exchange
 
 GONE = (
     "This Lightning no longer sends its SIGTERM flag in _TrainingEpochLoop.{}: look where it does "
@@ -25,3 +30,30 @@ def test_our_trainer_does_not_send_it():
     disable_sigterm_exchange(trainer)
     loop = trainer.fit_loop.epoch_loop
     assert "torch.distributed" not in inspect.getsource(loop._broadcast_sigterm_tensor)
+
+
+def test_hooks_are_only_wrapped_for_a_profiler():
+    assert type(pl.Trainer(logger=False).profiler) is PassThroughProfiler, (
+        "Lightning has another profiler by default: does NoProfiler still replace it?"
+    )
+    assert type(build_trainer(compose()).profiler) is NoProfiler
+    chosen = build_trainer(compose("+trainer.profiler=simple"))
+    assert type(chosen.profiler) is SimpleProfiler
+
+
+def test_attributes_of_a_module_are_set_as_in_torch():
+    module, _ = build(compose())
+    assert module.images == 0  # a plain attribute
+    module.images = 5
+    assert module.images == 5 and "images" not in dict(module.named_parameters())
+    for replaced in (nn.Parameter(torch.ones(2)), nn.Linear(2, 3)):
+        plain, torchs = module, nn.Module()
+        for each in (plain, torchs):
+            each.images = 7
+            each.images = replaced
+        assert [n for n, _ in plain.named_parameters() if n.startswith("images")] == [
+            n for n, _ in torchs.named_parameters()
+        ]
+        del module.images
+    module.net = nn.Identity()
+    assert [n for n, _ in module.named_parameters() if n.startswith("net")] == []

@@ -23,6 +23,7 @@ from classic_cnns.classifier import Classifier, takes_total_steps
 from classic_cnns.config.stored import find_checkpoint, stored_values
 from classic_cnns.trainer import devices, precision
 from classic_cnns.trainer.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from classic_cnns.trainer.lightning_internals import NoProfiler
 
 log = logging.getLogger(__name__)
 
@@ -210,6 +211,8 @@ def build_trainer(
     node.setdefault("enable_progress_bar", any(isinstance(c, ProgressBar) for c in callbacks))
     node["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
     node["precision"] = precision.choose(node["precision"], node["accelerator"])
+    if not node.get("profiler"):
+        given["profiler"] = NoProfiler()
     with build_errors("trainer"):
         plugins = [instantiate(plugin) for plugin in node.pop("plugins", None) or []]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
