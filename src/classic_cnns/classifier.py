@@ -32,8 +32,8 @@ from classic_cnns.trainer.checkpoint_io import read_checkpoint
 # the loss of one uninterrupted process to the last bit. Apple's GPUs do not support it.
 EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
-
 MAX_PARAMETERS = 10_000  # tensors of a net in a config from elsewhere
+COLLECTED = 50  # steps whose scores are kept until they are counted
 CENTRAL_PATCH = 4  # index of the central one of nine or ten test patches
 
 
@@ -121,6 +121,8 @@ class SplitMetrics(nn.Module):
         """Add a batch: its mean loss (), scores (B, classes) and labels (B,)."""
         # A copy, since a net recorded as a CUDA graph always writes its scores to the same memory.
         self.steps.append((loss.detach(), scores.detach().clone(), labels))
+        if len(self.steps) == COLLECTED:
+            self.count()
 
     def count(self) -> None:
         if not self.steps:
@@ -430,7 +432,6 @@ class Classifier(pl.LightningModule):
                 raise Diverged(f"the loss became {loss.item()} in epoch {self.current_epoch + 1}")
             rate = torch.tensor(trainer.optimizers[0].param_groups[0]["lr"], dtype=EXACT)
             self.log_dict({"loss/train_step": loss, "optim/lr": rate}, on_epoch=False)
-            self.train_metrics.count()
         if last:
             self.log_metrics("train", self.train_metrics)
             seconds = time.perf_counter() - self.started

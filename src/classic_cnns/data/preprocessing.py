@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from classic_cnns.data.pictures import read_picture
@@ -54,7 +55,9 @@ class Preprocessing(nn.Module):
         if images.shape[2:] == (size, size):
             images = scale(images, *ends)
         elif fit is resize_to:  # scaling commutes with resizing, and is cheaper before it
-            images = resize_to(scale(images, *ends), size)
+            # Large images in parts: a whole batch would take much memory in float32.
+            parts = images.split(max(1, 2**21 // images.shape[2:].numel()))
+            images = torch.cat([resize_to(scale(part, *ends), size) for part in parts])
         else:
             images = scale(fit(images, size), *ends)
         return images if self.mean is None else images.sub_(self.mean)

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from classic_cnns import UserError
-from classic_cnns.data.folders import Index
+from classic_cnns.data.folders import Index, names_sha256
 from classic_cnns.data.pictures import decode
 from classic_cnns.files import read_json, write_json
 from classic_cnns.trainer.devices import core_count
@@ -163,7 +162,7 @@ def prepare(
     splits = {split: index[split][0] for split in index}
     if np.array_equal(splits["test"].names, splits["val"].names):
         del splits["test"]  # the same folder as val/
-    names = sha256(b"".join(paths.names.tobytes() for paths, _ in index.values())).hexdigest()
+    names = names_sha256(index)
     today = {"format": FORMAT, "size": size, "quality": quality, "names_sha256": names}
 
     def whole() -> dict[str, StoredImages] | None:
