@@ -110,8 +110,7 @@ class Composer:
         if any(o.get_key_element() == "resume" for o in overrides):  # these data are of the run
             overrides = [o for o in overrides if o not in roots]
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
-        default = self.read_files(choices)
-        config = deepcopy(default)
+        config, default = self.read_files(choices), self.composed[choices]
         for override in overrides:
             if override.is_sweep_override():
                 raise UserError(
@@ -120,10 +119,11 @@ class Composer:
             if not self.is_choice(override):
                 self.set_value(config, default, override)
         if choices not in self.examples or "root" in default.data:
+            example = deepcopy(default)
             if "root" in default.data:  # it has no default
-                default.data.root = config.data.root
-            self.examples[choices] = example_values(default)
-        resolved = check(deepcopy(config), self.examples[choices], words)
+                example.data.root = config.data.root
+            self.examples[choices] = example_values(example)
+        resolved = check(config if resolve else deepcopy(config), self.examples[choices], words)
         if resolved.init_from is not None:
             stored.find_checkpoint(resolved.init_from)
         if config.resume is None:
