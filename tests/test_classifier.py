@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from classic_cnns.classifier import SplitMetrics
+from classic_cnns.classifier import COLLECTED, SplitMetrics
 
 
 @pytest.mark.parametrize("classes", [3, 12])
 def test_means_equal_counting_image_by_image(classes):
     random, metrics = torch.Generator().manual_seed(1), SplitMetrics(top5=True)
     losses, errors, misses = [], 0, 0
-    for size in (7, 1, 4):
+    sizes = [7, 1, 4] * 20  # more steps than are collected
+    for size in sizes:
         scores = torch.randn(size, classes, generator=random)
         labels = torch.randint(classes, (size,), generator=random)
         loss = torch.rand((), generator=random)
@@ -21,11 +22,13 @@ def test_means_equal_counting_image_by_image(classes):
             ranked = sorted(range(classes), key=lambda i: -row[i])
             errors += ranked[0] != label
             misses += label not in ranked[:5]
+        assert len(metrics.steps) < COLLECTED
     metrics.count()
+    count = sum(sizes)
     found = {name: mean.compute().item() for name, mean in metrics.means.items()}
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-15)
-    assert found["error"] == errors / 12 and found["accuracy"] == (12 - errors) / 12
-    assert found["top5_error"] == misses / 12
+    assert found["error"] == errors / count and found["accuracy"] == (count - errors) / count
+    assert found["top5_error"] == misses / count
 
 
 def test_saved_sums_are_restored_also_after_a_move_to_a_device():

@@ -423,6 +423,7 @@ def train(root, tmp_path, monkeypatch):
     return train
 
 
+@pytest.mark.slow  # whole runs with processes
 def test_a_run_reports_a_damaged_file_and_is_resumed_with_equal_weights(train, root, monkeypatch):
     bad = sorted((root / "train").rglob("*.*"))[0]
     truncate(bad)
@@ -468,6 +469,7 @@ def test_files_without_an_image_extension_are_left_out_in_one_line(root, caplog)
     assert "Thumbs.db" in caplog.messages[1]
 
 
+@pytest.mark.slow  # whole runs with processes
 def test_a_run_is_evaluated_with_overrides_and_after_its_folder_was_moved(train, root):
     directory = train("whole")
     expected = evaluate(*Composer().load_run(directory), "test").metrics
@@ -483,6 +485,7 @@ def test_a_run_is_evaluated_with_overrides_and_after_its_folder_was_moved(train,
     assert evaluate(*Composer().load_run(directory, words), "test").metrics == expected
 
 
+@pytest.mark.slow  # whole runs with processes
 def test_a_run_is_resumed_after_its_folder_was_moved(train, root):
     shutil.copytree(train("a"), "b")
     train("a", "resume=a", "trainer.max_epochs=3")
@@ -500,6 +503,7 @@ def test_a_run_is_resumed_after_its_folder_was_moved(train, root):
         train("b", "resume=b", "trainer.max_epochs=4", f"data.root={root}")
 
 
+@pytest.mark.slow  # whole runs with processes
 def test_a_folder_that_has_changed_since_the_run_is_reported(train, root, caplog):
     directory = train("whole")
     mean = torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)["preprocessing"]
