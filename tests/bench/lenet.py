@@ -32,6 +32,7 @@ from classic_cnns.callbacks.stop import StopOnSignal
 from classic_cnns.data.transforms import scale
 from classic_cnns.run.run import assemble
 from classic_cnns.trainer.memory import keep_freed_memory
+from classic_cnns.trainer.spinning import limit_spinning
 from tests.bench import Row, row
 
 BATCHES, BATCH = 143, 128  # a third of an epoch of 430
@@ -216,6 +217,7 @@ def silence() -> None:
 def measure(rounds: int, words: list[str], others: bool) -> tuple[list[dict[str, float]], int]:
     """Seconds of an epoch of each alternative in each round, and the workers of DataLoaders."""
     keep_freed_memory()
+    limit_spinning()
     with TemporaryDirectory() as folder:
         config = compose(
             "model=lenet5", "data=mnist", f"trainer.max_epochs={rounds + 1}",
