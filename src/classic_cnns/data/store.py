@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from classic_cnns import UserError
-from classic_cnns.data.folders import Index, names_sha256
+from classic_cnns.data.folders import Index, checksum
 from classic_cnns.data.pictures import decode
 from classic_cnns.files import read_json, write_json
 from classic_cnns.trainer.devices import core_count
@@ -162,7 +162,7 @@ def prepare(
     splits = {split: index[split][0] for split in index}
     if np.array_equal(splits["test"].names, splits["val"].names):
         del splits["test"]  # the same folder as val/
-    names = names_sha256(index)
+    names = checksum(paths.names for paths, _ in index.values())
     today = {"format": FORMAT, "size": size, "quality": quality, "names_sha256": names}
 
     def whole() -> dict[str, StoredImages] | None:
