@@ -46,6 +46,12 @@ def test_each_claim_has_a_quick_direction_with_a_margin():
         assert claim["quick"]["rule"] and all("by" in rule for rule in claim["quick"]["rule"])
 
 
+def test_each_row_of_the_readme_has_a_side_that_measures_it():
+    for name, row in CLAIMS["recipes"]["rows"].items():
+        claim, _, side = row.get("from", f"recipes/{name}").partition("/")
+        assert side in CLAIMS[claim]["sides"]
+
+
 def test_stored_results_belong_to_the_current_sides():
     for name, claim in CLAIMS.items():
         for side in claims.stored(name)["sides"]:
