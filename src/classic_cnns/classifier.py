@@ -211,8 +211,8 @@ class Classifier(pl.LightningModule):
         return [f"{name}/{split}" for split in ("train", "val") for name in names]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning sets 40 attributes in a step; torch takes a percent of LeNet-5's to look for
-        # parameters among them.
+        # Lightning sets almost 50 attributes in a step. torch looks for parameters among them,
+        # which takes about a percent of a LeNet-5 step.
         if name in self.__dict__ and not isinstance(value, (Tensor, nn.Module)):
             object.__setattr__(self, name, value)
         else:

@@ -27,7 +27,7 @@ from tests.bench.use import use
 # The maximum number of rounds: smaller where a round is long or rounds differ little.
 PARTS: dict[str, tuple[Callable[[int], Iterable[Row]], int]] = {
     "start": (start, 3),
-    "epochs": (epochs, 2),
+    "epochs": (epochs, 6),
     "layers": (layers, 5),
     "images": (images, 5),
     "folders": (folders, 3),

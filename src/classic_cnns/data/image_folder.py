@@ -171,7 +171,7 @@ class ImageFolderData(ImageData):
     def facts(self) -> dict[str, object]:
         """For provenance.json: the number of files, and a checksum of their names."""
         names = [paths.names for paths, _ in self.files.values()]
-        names[-1] = names[-1][:-1]  # as always in provenance.json: without the last line's end
+        names[-1] = names[-1][:-1]  # provenance.json has always left out the last newline
         return {
             "dataset": self.dataset,
             "root": str(Path(self.root).expanduser().absolute()),
