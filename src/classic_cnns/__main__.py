@@ -63,7 +63,13 @@ def complete(words: list[str]) -> None:
         )
     import hydra
 
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(lambda _: None)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(lambda _: None)()
+    except ValueError as error:  # Python 3.14 does not accept the help of Hydra 1.3's flags
+        raise UserError(
+            f"--shell-completion: Hydra {hydra.__version__} does not have it for this version of "
+            f"Python ({error}); try Python 3.13"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from classic_cnns import UserError
 from classic_cnns.data import folders
@@ -20,6 +20,7 @@ from classic_cnns.data.fetch import cache_directory
 from classic_cnns.data.module import ImageData
 from classic_cnns.data.pictures import decode
 from classic_cnns.data.store import StoredImages, prepare
+from classic_cnns.data.workers import read_ahead
 from classic_cnns.trainer.devices import core_count
 
 log = logging.getLogger(__name__)
@@ -77,15 +78,8 @@ class DecodedBatches(Batches):
         if isinstance(self.images, StoredImages):
             parts: Iterator = self.images.in_order(numbers, self.workers)
         else:
-            loader: DataLoader = DataLoader(
-                self.images,
-                batch_size=None,
-                sampler=numbers,
-                num_workers=min(self.workers, len(numbers)),
-                pin_memory=device.type == "cuda",
-                generator=torch.Generator(),  # otherwise the loader draws from the global one
-            )
-            parts = iter(loader)
+            workers = min(self.workers, len(numbers))
+            parts = iter(read_ahead(self.images, numbers, workers, device.type == "cuda"))
         missing: list[str] = []
         for left in range(len(numbers) - 1, -1, -1):
             images, there, names = next(parts)

@@ -28,12 +28,13 @@ import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from classic_cnns import UserError
 from classic_cnns.data.folders import Index, checksum
 from classic_cnns.data.pictures import decode
+from classic_cnns.data.workers import read_ahead
 from classic_cnns.files import read_json, write_json
 from classic_cnns.trainer.devices import core_count
 
@@ -265,13 +266,7 @@ def write_split(path: Path, packed: EncodedBlocks) -> None:
         content.truncate(int(ends[done - 1]) if done else 0)
         starts = range(done, len(packed.paths), BLOCK)
         blocks = [range(start, min(start + BLOCK, len(packed.paths))) for start in starts]
-        loader: DataLoader = DataLoader(
-            packed,
-            batch_size=None,
-            sampler=blocks,
-            num_workers=min(core_count(), len(blocks)),
-            generator=torch.Generator(),
-        )
+        loader = read_ahead(packed, blocks, min(core_count(), len(blocks)))
         bar = tqdm(
             desc=f"preparing {path.name}", total=len(packed.paths), initial=done, unit=" images",
             disable=None, leave=False,

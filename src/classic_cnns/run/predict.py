@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from classic_cnns import UserError
 from classic_cnns.data.preprocessing import Preprocessing
+from classic_cnns.data.workers import read_ahead
 from classic_cnns.files import make_folder
 from classic_cnns.report.pictures import save_figure
 from classic_cnns.run.explain import explain, top_classes
@@ -66,13 +67,8 @@ def predict(
     figures = figure_paths(folder, paths) if folder else []
     numbers = range(len(paths))
     batches = [numbers[start : start + AT_ONCE] for start in numbers[::AT_ONCE]]
-    loader: DataLoader = DataLoader(
-        Pictures(paths, preprocessing),
-        batch_size=None,
-        sampler=batches,  # type: ignore[arg-type]
-        num_workers=min(core_count(), len(batches) - 1),
-        collate_fn=tuple,  # no conversion
-    )
+    workers = min(core_count(), len(batches) - 1)
+    loader = read_ahead(Pictures(paths, preprocessing), batches, workers)
     failures, width = [], min(60, max(map(len, paths)))
     with (
         tqdm(total=len(paths), unit=" pictures", delay=2, leave=False, disable=None) as bar,
