@@ -230,6 +230,15 @@ def test_valid_commands_are_not_refused(train, command):
     assert train(*shlex.split(command)).started
 
 
+def test_shell_completion_prints_a_script_or_one_line(train):
+    answer = train("--shell-completion", "install=bash")
+    if sys.version_info[:2] != (3, 14):
+        assert (answer.code, answer.err) == (0, "") and "complete -o" in answer.out
+    else:  # which Hydra 1.3 does not support
+        (line,) = answer.err.splitlines()
+        assert answer.code == 2 and line.endswith("; try another version")
+
+
 def test_help_names_all_groups_and_shows_examples_that_work(train):
     answer = train("--help")
     assert answer.code == 0 and answer.err == "" and answer.left == []

@@ -65,10 +65,10 @@ def complete(words: list[str]) -> None:
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(lambda _: None)()
-    except ValueError as error:  # Python 3.14 does not accept the help of Hydra 1.3's flags
+    except ValueError as error:  # only Python 3.14 does not accept the help of Hydra 1.3
         raise UserError(
-            f"--shell-completion: Hydra {hydra.__version__} does not have it for this version of "
-            f"Python ({error}); try Python 3.13"
+            f"--shell-completion: does not work with Hydra {hydra.__version__} on this version of "
+            f"Python ({error}); try another version"
         ) from error
 
 

@@ -1,4 +1,5 @@
 import multiprocessing
+import sys
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch.utils.data import Dataset
 from classic_cnns.data.workers import read_ahead
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_values_are_read_in_order_and_workers_need_no_copy_of_the_data_set(workers):
     before = multiprocessing.get_start_method()
