@@ -1,6 +1,7 @@
 """Whole runs on a tiny data set: files, repeatability, errors, resuming and TensorBoard."""
 
 import csv
+import ctypes
 import errno
 import gc
 import json
@@ -534,6 +535,8 @@ class ResourceUse(Callback):
     records: ClassVar[list[tuple[float, int, int]]] = []
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
+        # What is free but not returned to the system varies by 10 MB, and hides what is in use.
+        ctypes.CDLL(None).malloc_trim(0)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         counts = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
         self.records.append((pages * os.sysconf("SC_PAGE_SIZE") / 1e6, *counts))
@@ -544,11 +547,12 @@ def test_memory_files_and_threads_do_not_grow_over_300_epochs(train):
     words = ["+trainer.limit_train_batches=2", "trainer.max_epochs=300", "data.batch_size=32"]
     train("run", *words, "+callbacks.resource_use._target_=tests.test_run.ResourceUse")
     assert len(ResourceUse.records) == 300
-    # Medians, because TensorBoard opens its file for each write.
+    # Medians, because TensorBoard opens its file for each write. Over 1,000 epochs a run of its
+    # own grew by 0.1 MB.
     early, late = (
         np.median(ResourceUse.records[part], 0) for part in (slice(50, 100), slice(250, 300))
     )
-    assert late[0] - early[0] < 5 and np.array_equal(late[1:], early[1:])
+    assert late[0] - early[0] < 2 and np.array_equal(late[1:], early[1:])
 
 
 # --- Estimates -----------------------------------------------------------------------------------
