@@ -35,6 +35,7 @@ from classic_cnns.model.lenet5 import LeNet5, MAPLoss, MLELoss
 from classic_cnns.run.evaluate import evaluate
 from classic_cnns.run.run import run
 from classic_cnns.trainer.processes import try_lock
+from classic_cnns.trainer.spinning import Watch
 from tests.runs import events, metrics, result, same, weights
 
 pytestmark = pytest.mark.slow  # whole runs and processes
@@ -678,6 +679,7 @@ def test_a_run_uses_the_given_precision(train, precision):
     assert kinds == {torch.float64 if precision == "64-true" else torch.float32}
     (start,) = json.loads((directory / "provenance.json").read_text())
     assert start["precision"] == precision
+    assert Watch.bfloat16 == (precision == "bf16-mixed")
     assert result(directory)["metrics"]["error/val"] < 0.5
 
 

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from itertools import chain, repeat
 from threading import active_count
 
 import pytest
@@ -107,17 +106,19 @@ def test_a_kernel_without_times_gets_a_fixed_limit(monkeypatch):
 
 
 @pytest.mark.parametrize(("waits", "expected"), [
-    (repeat(0.0, 40), []),
-    (repeat(0.2, 40), []),  # of the time: noise of an idle machine
+    ([0.0] * 40, []),
+    ([0.2] * 40, []),  # of the time: noise of an idle machine
     ([0.0, 0.02, 0.05, 0.5] * 10, []),  # ends of short epochs
-    (chain(repeat(0.0, 5), repeat(0.6, 5), repeat(0.0, 30)), ["comes", "leaves"]),
-    (chain(repeat(0.6, 5), [0.0, 0.02, 0.05, 0.3] * 10), ["comes", "leaves"]),
-    (chain(repeat(0.6, 5), repeat(0.2, 30)), ["comes"]),  # not calm enough
-    (chain(repeat(0.6, 5), *[[0.0] * 4 + [1.5]] * 6), ["comes"]),  # not for long enough
+    ([0.0] * 5 + [0.6] * 5 + [0.0] * 30, ["comes", "leaves"]),
+    ([0.6] * 5 + [0.0, 0.02, 0.05, 0.3] * 10, ["comes", "leaves"]),
+    ([0.6] * 5 + [0.2] * 30, ["comes"]),  # not calm enough
+    ([0.6] * 5 + ([0.0] * 4 + [1.5]) * 6, ["comes"]),  # not for long enough
 ])  # fmt: skip
+@pytest.mark.parametrize("bfloat16", [False, True])
 def test_the_crowd_comes_while_threads_wait_and_leaves_when_it_is_calm(
-    monkeypatch, waits, expected
+    monkeypatch, caplog, bfloat16, waits, expected
 ):
+    monkeypatch.setattr(spinning.Watch, "bfloat16", bfloat16)
     seen: list[str] = []
     moment, waited, shares = [0.0], [0.0], iter(waits)
 
@@ -142,6 +143,9 @@ def test_the_crowd_comes_while_threads_wait_and_leaves_when_it_is_calm(
     with pytest.raises(StopIteration):
         spinning.Watch().run()
     assert seen == expected
+    advised = bfloat16 and "comes" in expected
+    assert ["OMP_NUM_THREADS=1" in message for message in caplog.messages] == [True] * advised
+    assert spinning.Watch.bfloat16 == (bfloat16 and not advised)  # only once
 
 
 def test_the_time_that_threads_run_is_that_of_the_process():

@@ -46,7 +46,7 @@ from classic_cnns.trainer.launch import send_report
 from classic_cnns.trainer.lightning_internals import disable_sigterm_exchange
 from classic_cnns.trainer.memory import keep_freed_memory
 from classic_cnns.trainer.processes import stop_signals, try_lock
-from classic_cnns.trainer.spinning import limit_spinning
+from classic_cnns.trainer.spinning import Watch, limit_spinning
 
 log = logging.getLogger(__name__)
 
@@ -353,7 +353,9 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
         per_step = module.scheduler and takes_total_steps(module.scheduler)
         if per_step and epochs != schedule and epochs != -1:
             log.info("the schedule ends after %s epochs; then the rate stays constant", schedule)
-    if trainer.precision.startswith("bf16"):
+    bfloat16 = trainer.precision.startswith("bf16")
+    Watch.bfloat16 = bfloat16 and trainer.strategy.root_device.type == "cpu"
+    if bfloat16:
         log.info("training in bfloat16 and channels last; trainer.precision=32-true uses float32")
     if not config.callbacks or "checkpoint" not in config.callbacks:
         log.info("without callbacks=default no checkpoint is written: this run cannot be resumed")

@@ -6,10 +6,15 @@ threads spin for the one that has none, and two runs at once take many times as 
 spin long by default, and only for a microsecond while this process lacks cores. Results do not
 change.
 
+oneDNN's gradients of convolutions in bfloat16 spin at barriers of their own, which nothing limits.
+Only fewer threads help, and change the last digits of results. That is left to the user, who is
+told once.
+
 The limit is switched by a rule in the documentation of libgomp: a program that has more OpenMP
 threads than CPUs spins 100 times only. The additional threads sleep.
 """
 
+import logging
 import os
 import sys
 import time
@@ -18,9 +23,15 @@ from contextlib import suppress
 from math import ceil
 from threading import Event, Thread, main_thread
 
+log = logging.getLogger(__name__)
+
 SPIN_COUNT = 30_000  # as fast alone as GNU's default of 300,000, and shorter if cores are lacking
 FIXED_SPIN_COUNT = 1_700  # a compromise for kernels that do not report times of waiting
 INTERVAL = 0.25  # seconds
+ADVICE = (
+    "other programs use the cores: bfloat16 on %s threads can now take many times as long; "
+    "OMP_NUM_THREADS=%s avoids this, and changes the last digits of results"
+)
 COMES, LEAVES = 4, 8  # intervals whose mean decides; short epochs end with a peak in one
 
 
@@ -52,6 +63,7 @@ class Watch(Thread):
     """Compares the time that threads wait for a core with the time that passes."""
 
     process: int | None = None  # that has a watch; forked ones have none
+    bfloat16 = False  # whether convolutions compute in it here, so that the advice is due
 
     @classmethod
     def start_once(cls) -> None:
@@ -74,6 +86,9 @@ class Watch(Thread):
                 with suppress(RuntimeError):  # this process is ending
                     crowd = Crowd(threads)
                 shares.clear()
+                if Watch.bfloat16:
+                    Watch.bfloat16 = False  # told once
+                    log.warning(ADVICE, threads, threads - 1)
             elif crowd and len(shares) == LEAVES and sum(shares) < LEAVES * limit / 2:
                 crowd.leave.set()
                 crowd = None
