@@ -22,6 +22,7 @@ from classic_cnns.report.results import format_value
 from classic_cnns.run.build import build, build_trainer
 from classic_cnns.run.run import apply_precision, check_weights, lightning_errors
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
+from classic_cnns.trainer.devices import limit_threads
 from classic_cnns.trainer.memory import keep_freed_memory
 
 
@@ -89,6 +90,7 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
     """
     show_log(quiet=True)
     keep_freed_memory()
+    limit_threads()
     found = read_checkpoint(checkpoint)
     check_weights(checkpoint, config, found)
     module, built = build(config)

@@ -20,7 +20,7 @@ from classic_cnns.files import make_folder
 from classic_cnns.report.pictures import save_figure
 from classic_cnns.run.explain import explain, top_classes
 from classic_cnns.run.trained import load_net
-from classic_cnns.trainer.devices import core_count
+from classic_cnns.trainer.devices import core_count, limit_threads
 
 NOTES = {"inverted": "dark on light: inverted", "centred": "ink scaled and centred"}
 AT_ONCE = 100  # files in a batch; more are decoded by worker processes
@@ -60,6 +60,7 @@ def predict(
     With `folder`, a figure for each picture is written there, which shows all layers.
     """
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error anyway
+    limit_threads()
     net = load_net(checkpoint, config)
     preprocessing = net.prepared
     if torch.cuda.is_available() and config.trainer.accelerator != "cpu":

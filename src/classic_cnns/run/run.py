@@ -75,6 +75,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     """
     show_log()
     keep_freed_memory()
+    devices.limit_threads()
     limit_spinning()  # commands have called it before, train() has not
     config = deepcopy(config)
     OmegaConf.set_readonly(config, False)  # a run that keeps nothing has a temporary directory

@@ -53,5 +53,5 @@ class Local:
 def memory() -> int:
     """Memory of the machine or of the container in bytes."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = (*cgroup("memory.max"), "max")[0]
+    limit = [*cgroup("memory.max"), *cgroup("memory/memory.limit_in_bytes"), "max"][0]
     return total if limit == "max" else min(total, int(limit))

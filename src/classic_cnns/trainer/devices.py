@@ -1,4 +1,7 @@
-"""The devices and cores of this machine, and checks against them; torch is not imported here."""
+"""The devices and cores of this machine, and checks against them.
+
+Importing this module does not import torch.
+"""
 
 import os
 import socket
@@ -8,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from classic_cnns import UserError
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def visible_gpus() -> list[str]:
@@ -33,13 +38,28 @@ def core_count() -> int:
     """The number of cores that this process may use, with the limits of a container."""
     linux = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
-    quota, period = (*cgroup("cpu.max"), "max", "1")[:2]
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+    version_1 = [*cgroup("cpu/cpu.cfs_quota_us"), *cgroup("cpu/cpu.cfs_period_us")]
+    quota, period = [*cgroup("cpu.max"), *version_1, "max", "1"][:2]
+    unlimited = quota in ("max", "-1")
+    return cores if unlimited else max(1, min(cores, int(quota) // int(period)))
 
 
 def cgroup(name: str) -> list[str]:
-    path = Path("/sys/fs/cgroup") / name
+    """The words of a file of the container's limits; none if there is no such file."""
+    path = CGROUP / name
     return path.read_text().split() if path.is_file() else []
+
+
+def limit_threads() -> None:
+    """Let torch use at most `core_count()` threads; it ignores the quota of a container.
+
+    A process that has used up its quota stands still for the rest of a tenth of a second, and
+    threads that wait for others use it up too. `OMP_NUM_THREADS` has precedence.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > core_count():
+        torch.set_num_threads(core_count())
 
 
 def launched_processes() -> int | None:

@@ -1,0 +1,70 @@
+"""The limits of containers, from the kernel's documentation of control groups 1 and 2."""
+
+import os
+
+import pytest
+import torch
+
+from classic_cnns.sweep import local
+from classic_cnns.trainer import devices
+
+CPU_1 = ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+MEMORY_1 = "memory/memory.limit_in_bytes"
+
+
+@pytest.fixture
+def container(monkeypatch, tmp_path):
+    """A function that replaces the files of the limits."""
+
+    def container(**files: str) -> None:
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"{text}\n")
+
+    monkeypatch.setattr(devices, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    return container
+
+
+@pytest.mark.parametrize(("files", "cores"), [
+    ({}, 8),
+    ({"cpu.max": "max 100000"}, 8),
+    ({"cpu.max": "200000 100000"}, 2),
+    ({"cpu.max": "50000 100000"}, 1),  # half a core
+    ({"cpu.max": "1600000 100000"}, 8),  # more than the machine has
+    (dict(zip(CPU_1, ("-1", "100000"), strict=True)), 8),
+    (dict(zip(CPU_1, ("350000", "100000"), strict=True)), 3),
+])  # fmt: skip
+def test_cores_are_those_of_the_container(container, files, cores):
+    container(**files)
+    assert devices.core_count() == cores
+
+
+@pytest.mark.parametrize("name", ["memory.max", MEMORY_1])
+def test_memory_is_that_of_the_container(container, name):
+    whole = local.memory()
+    container(**{name: str(2**63 - 4096)})  # no limit in version 1
+    assert local.memory() == whole
+    container(**{name: "123456789"})
+    assert local.memory() == 123_456_789
+    container(**{"memory.max": "max"})  # no limit in version 2
+    assert local.memory() == whole
+
+
+def test_torch_uses_no_more_threads_than_the_container_has_cores(container, monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        container(**{"cpu.max": "200000 100000"})
+        monkeypatch.setenv("OMP_NUM_THREADS", "4")  # the user's choice
+        devices.limit_threads()
+        assert torch.get_num_threads() == 4
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        devices.limit_threads()
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)  # a program that uses train() may have chosen fewer
+        devices.limit_threads()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
