@@ -1,10 +1,12 @@
 import multiprocessing
+import shutil
 import sys
 
 import pytest
 import torch
 from torch.utils.data import Dataset
 
+from classic_cnns.data import workers as module
 from classic_cnns.data.workers import read_ahead
 
 
@@ -25,3 +27,27 @@ def test_values_are_read_in_order_and_workers_need_no_copy_of_the_data_set(worke
     assert [(squares.tolist(), names) for squares, names in found] == [
         ([1, 4], ["1", "2"]), ([], []), ([9], ["3"]),
     ]  # fmt: skip
+
+
+class Numbers(Dataset):
+    def __getitem__(self, share):
+        return torch.tensor(share), torch.full((len(share), 1000), 7, dtype=torch.uint8), ["a"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there shared memory has a fixed size")
+@pytest.mark.parametrize(("free", "shared"), [(64_000_000, False), (10**10, True)])
+def test_values_are_sent_through_pipes_if_shared_memory_is_small(monkeypatch, caplog, free, shared):
+    """A container of Docker has 64 MB of it, and a worker without room would wait for ever."""
+    caplog.set_level("INFO")
+    module.tell_once.cache_clear()
+    usage = shutil.disk_usage("/dev/shm")._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    for _ in range(2):
+        found = list(read_ahead(Numbers(), [[1, 2], [3]], 2, size=25_000_000))
+        assert [number.tolist() for number, _, _ in found] == [[1, 2], [3]]
+        assert [tensor.shape for _, tensor, _ in found] == [(2, 1000), (1, 1000)]
+        assert all(tensor.eq(7).all() and tensor.is_shared() == shared for _, tensor, _ in found)
+        assert [names for _, _, names in found] == [["a"], ["a"]]
+    assert ["64 MB of /dev/shm are free" in text for text in caplog.messages] == [True] * (
+        not shared
+    )

@@ -79,7 +79,9 @@ class DecodedBatches(Batches):
             parts: Iterator = self.images.in_order(numbers, self.workers)
         else:
             workers = min(self.workers, len(numbers))
-            parts = iter(read_ahead(self.images, numbers, workers, device.type == "cuda"))
+            size = 3 * self.images.size**2 * max(map(len, numbers)) * self.world_size
+            pinned = device.type == "cuda"
+            parts = iter(read_ahead(self.images, numbers, workers, size=size, pinned=pinned))
         missing: list[str] = []
         for left in range(len(numbers) - 1, -1, -1):
             images, there, names = next(parts)

@@ -47,12 +47,12 @@ BLOCK = 64  # images in a block
 
 
 class EncodedBlocks(Dataset):
-    """Blocks of images in the format of a store: bytes (uint8) and records (n, 4)."""
+    """Blocks of images in the format of a store: bytes, and records (n, 4) int64."""
 
     def __init__(self, paths: Sequence[str], size: int, quality: int) -> None:
         self.paths, self.size, self.quality = paths, size, quality
 
-    def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, numbers: Sequence[int]) -> tuple[bytes, np.ndarray]:
         packed, records = [], []
         for path in map(self.paths.__getitem__, numbers):
             file = file_stamp(path)  # before reading, in case it changes
@@ -61,8 +61,7 @@ class EncodedBlocks(Dataset):
             except Exception:  # reported after each pass over the store
                 packed.append(b"")
             records.append((len(packed[-1]), crc32(packed[-1]), *file))
-        content = np.frombuffer(bytearray(b"".join(packed)), np.uint8)
-        return torch.from_numpy(content), torch.tensor(records)
+        return b"".join(packed), np.array(records)
 
     def pack(self, pixels: np.ndarray) -> bytes:
         if not self.quality:
@@ -273,7 +272,7 @@ def write_split(path: Path, packed: EncodedBlocks) -> None:
         )  # fmt: skip
         with bar:
             for block, (pixels, lengths) in zip(blocks, loader, strict=True):
-                content.write(pixels.numpy())
+                content.write(pixels)
                 content.flush()  # before its records, which mark it as complete
                 rows = [tuple(row) for row in lengths.tolist()]
                 records.write(np.array(rows, RECORD).tobytes())

@@ -1,28 +1,74 @@
 """Reading a data set by worker processes."""
 
+import logging
+import shutil
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+log = logging.getLogger(__name__)
 
-def read_ahead(dataset: Dataset, shares: Any, workers: int, pinned: bool = False) -> DataLoader:
+SHARED = "/dev/shm"  # where torch keeps shared memory on Linux
+
+
+def read_ahead(
+    dataset: Dataset, shares: Any, workers: int, *, size: int = 0, pinned: bool = False
+) -> Iterable[tuple]:
     """Iterates over `dataset[share]` for each of `shares`, read ahead by `workers` processes.
 
-    Values are returned unchanged and in order. Without workers, this process reads. With `pinned`
-    tensors are in memory from which a GPU reads faster.
+    Values are tuples, and are returned unchanged and in order. Without workers, this process reads.
+    `size` is the number of bytes of all tensors in a value: it decides whether there is enough
+    shared memory to send them. With `pinned` tensors are in memory from which a GPU reads faster.
     """
     # The default since Python 3.14 is not to fork: then each worker imports torch, which takes
     # seconds in each pass, and gets a copy of the data set, such as the names of a million files.
     forked = workers > 0 and sys.platform == "linux"
-    return DataLoader(
+    # A worker reads two values ahead, and there may be a loader for validation at the same time.
+    piped = forked and not fits(4 * (workers + 1) * size)
+    collate: Any = to_arrays if piped else tuple  # a tuple stays as it is
+    loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=shares,
         num_workers=workers,
-        collate_fn=tuple,  # no conversion
+        collate_fn=collate,
         pin_memory=pinned,
         multiprocessing_context="fork" if forked else None,
         generator=torch.Generator(),  # otherwise the loader draws from the global one
     )
+    return map(to_tensors, loader) if piped else loader
+
+
+def fits(size: int) -> bool:
+    """Whether shared memory has room for `size` bytes; if not, workers would wait for ever."""
+    with suppress(OSError):
+        free = shutil.disk_usage(SHARED).free
+        if free < size:
+            tell_once(f"{free / 1e6:,.0f} MB of {SHARED} are free")
+            return False
+    return True
+
+
+@cache
+def tell_once(what: str) -> None:
+    log.info(
+        "%s, too little for the images that workers read ahead: they are sent through pipes, which "
+        "is slower. A container gets more with docker run --shm-size=2g",
+        what,
+    )
+
+
+def to_arrays(values: tuple) -> tuple:
+    """Tensors as arrays, which are pickled with their content."""
+    return tuple(value.numpy() if isinstance(value, Tensor) else value for value in values)
+
+
+def to_tensors(values: tuple) -> tuple:
+    return tuple(torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in values)
