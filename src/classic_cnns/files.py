@@ -19,6 +19,19 @@ DISK_ERRORS = {
 }  # fmt: skip
 
 
+def expand(key: str, value: object) -> Path:
+    """The path `value`, which may be a number, with a leading ~ replaced.
+
+    Raises UserError, which names `key`, if there is no such user or no home directory.
+    """
+    try:
+        return Path(str(value)).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{key}={value}: no home directory is known for ~; try a path without it"
+        ) from error
+
+
 def is_disk_error(error: BaseException) -> bool:
     """Whether the disk is full or not writable, so that trying again is useless."""
     return isinstance(error, OSError) and error.errno in DISK_ERRORS

@@ -25,6 +25,7 @@ from classic_cnns import UserError, one_line
 from classic_cnns.config import stored
 from classic_cnns.config.schema import RESERVED, check_values, flatten, trainer_arguments
 from classic_cnns.data import folders
+from classic_cnns.files import expand
 from classic_cnns.trainer.devices import check_devices
 from classic_cnns.trainer.spinning import limit_spinning
 
@@ -75,7 +76,9 @@ class Composer:
         config_name: str = "train",
         trusted: Sequence[str] = (),
     ) -> None:
-        self.config_dirs = [str(Path(folder).expanduser().absolute()) for folder in config_dirs]
+        self.config_dirs = [
+            str(expand("--config-dir", folder).absolute()) for folder in config_dirs
+        ]
         self.config_name, self.trusted = config_name, trusted
         places = [*map(Path, self.config_dirs), CONF]
         for place in places:
@@ -339,7 +342,7 @@ def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> Di
     for key in ("data_dir", "run_dir"):
         check_folder(key, config[key])
     if config.run_dir is not None:
-        stored.check_new(Path(str(config.run_dir)).expanduser())
+        stored.check_new(expand("run_dir", config.run_dir))
     return config
 
 
@@ -378,7 +381,7 @@ def example_values(default: DictConfig) -> dict[str, Any]:
 
 def check_folder(key: str, value: Any) -> None:
     """Raise UserError if `value` is given and cannot be created as a folder and written to."""
-    folder = Path(str(value or ".")).expanduser().absolute()
+    folder = expand(key, value or ".").absolute()
     if folder.name == "latest":
         raise UserError(f"{key}={value}: latest means the newest run; try another name")
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())

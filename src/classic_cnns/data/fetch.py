@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from classic_cnns import UserError, one_line
 from classic_cnns.data.sources import BY_HAND, SOURCES, Arrays
-from classic_cnns.files import atomic_write, is_disk_error, read_json, write_json
+from classic_cnns.files import atomic_write, expand, is_disk_error, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ def cache_directory(data_dir: str | None) -> Path:
     """`data_dir`, or $CLASSIC_CNNS_DATA, or the user's cache directory (XDG)."""
     chosen = data_dir or os.environ.get("CLASSIC_CNNS_DATA")
     if chosen:
-        return Path(str(chosen)).expanduser()  # Hydra parses data_dir=5 as a number
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "classic_cnns"
+        return expand("data_dir", chosen)
+    return expand("data_dir", os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "classic_cnns"
 
 
 def load(dataset: str, sums: dict[str, str], data_dir: str | None) -> Arrays:

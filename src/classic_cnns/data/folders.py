@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classic_cnns import UserError
-from classic_cnns.files import atomic_write
+from classic_cnns.files import atomic_write, expand
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def folder_of(root: str, split: str) -> Path:
-    folder = Path(str(root)).expanduser() / split
+    folder = expand("data.root", root) / split
     if split == "test" and not folder.is_dir():
         return folder.with_name("val")
     return folder
@@ -234,7 +234,7 @@ def index(root: str, cache: Path) -> Index:
                 }
     except Exception:  # no cache yet, or a damaged one
         pass
-    began, top = time.time_ns(), Path(str(root)).expanduser()
+    began, top = time.time_ns(), expand("data.root", root)
     splits = ("train", "val", "test")
     seen = {str(place): changed(str(place)) for place in (top, *(top / split for split in splits))}
     found = {split: files(root, split, seen) for split in splits}

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from classic_cnns.data.module import ImageData
 from classic_cnns.data.pictures import decode
 from classic_cnns.data.store import StoredImages, prepare
 from classic_cnns.data.workers import read_ahead
+from classic_cnns.files import expand
 from classic_cnns.trainer.devices import core_count
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class ImageFolderData(ImageData):
                 f"data.root={self.root}: has {len(found)} classes and this run was "
                 f"started with {self.num_classes}; restore the folders, or start a new run"
             )
-        base = Path(self.root).expanduser().absolute()
+        base = expand("data.root", self.root).absolute()
         key = f"{base.name}-{sha256(bytes(base)).hexdigest()[:12]}"
         self.cache = cache_directory(self.data_dir) / "folders" / key
         self.files = folders.index(self.root, self.cache / "index.npz")
@@ -170,7 +170,7 @@ class ImageFolderData(ImageData):
         names[-1] = names[-1][:-1]  # provenance.json has always left out the last newline
         return {
             "dataset": self.dataset,
-            "root": str(Path(self.root).expanduser().absolute()),
+            "root": str(expand("data.root", self.root).absolute()),
             "files": {split: len(paths) for split, (paths, _) in self.files.items()},
             "names_sha256": folders.checksum(names),
         }

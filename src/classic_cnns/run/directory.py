@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError
 from classic_cnns.config.stored import OUTPUTS, check_new, stored_values
-from classic_cnns.files import atomic_write, write_json
+from classic_cnns.files import atomic_write, expand, write_json
 from classic_cnns.report.results import read_starts
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
@@ -26,7 +26,7 @@ def create(config: DictConfig) -> Path:
     means this run.
     """
     if config.run_dir:
-        directory = Path(str(config.run_dir)).expanduser()  # Hydra parses run_dir=5 as a number
+        directory = expand("run_dir", config.run_dir)
         check_new(directory)
     else:
         directory = OUTPUTS / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"

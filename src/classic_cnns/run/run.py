@@ -28,7 +28,7 @@ from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged, check_fits, takes_total_steps
 from classic_cnns.config.schema import trainer_arguments
 from classic_cnns.config.stored import AVERAGED, BEST, LAST, LIMITS, OUTPUTS, find_run
-from classic_cnns.files import is_disk_error, write_json
+from classic_cnns.files import expand, is_disk_error, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.log import show_log, train_log
 from classic_cnns.report.results import read_metrics, read_result, read_starts
@@ -102,7 +102,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         rank_0, fresh = meeting.is_global_zero, False
         place: Any = None  # the directory, and the checkpoint to resume from
         if rank_0:
-            given = Path(str(config.run_dir)).expanduser() if config.run_dir else None
+            given = expand("run_dir", config.run_dir) if config.run_dir else None
             before = set(given.glob("*")) if given and given.exists() else None
             directory, fresh = open_directory(config, earlier, stack)
             place = directory, found

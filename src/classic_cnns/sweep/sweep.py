@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError
 from classic_cnns.config.compose import Composer, check_folder
-from classic_cnns.files import atomic_write, write_json
+from classic_cnns.files import atomic_write, expand, write_json
 from classic_cnns.report import results
 from classic_cnns.sweep.display import ProgressDisplay
 from classic_cnns.sweep.grid import Grid
@@ -64,7 +64,7 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
     jobs = search.corners() if search else grid.jobs(settings.max_jobs)
     widest, on_gpu = map(max, zip(*(needs(*job) for job in jobs), strict=True))
 
-    directory = Path(str(settings.dir)).expanduser()
+    directory = expand("sweep.dir", settings.dir)
     record = new_record(words, flags, grid, search, settings)
     earlier = open_directory(directory, record)
     if search:
