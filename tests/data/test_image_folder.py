@@ -207,10 +207,15 @@ def same_batches(one, other) -> bool:
     return all(torch.equal(a, b) for pair in pairs for a, b in zip(*pair, strict=True))
 
 
-def test_workers_change_neither_the_batches_nor_the_global_generator(root):
+@pytest.mark.parametrize("free", [10**6, 10**10])  # bytes of shared memory
+def test_workers_change_neither_the_batches_nor_the_global_generator(root, monkeypatch, free):
+    usage = shutil.disk_usage(root)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     before = torch.get_rng_state()
-    assert same_batches(data(root).train_dataloader(), data(root, workers=2).train_dataloader())
+    loader = data(root, workers=2).train_dataloader()
+    assert same_batches(data(root).train_dataloader(), loader)
     assert torch.equal(before, torch.get_rng_state())
+    assert list(loader.read([])) == []  # the share of a rank may be empty
 
 
 def test_the_order_depends_on_seed_and_epoch_only(root):
