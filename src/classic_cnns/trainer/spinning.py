@@ -29,7 +29,7 @@ SPIN_COUNT = 30_000  # as fast alone as GNU's default of 300,000, and shorter if
 FIXED_SPIN_COUNT = 1_700  # a compromise for kernels that do not report times of waiting
 INTERVAL = 0.25  # seconds
 ADVICE = (
-    "other programs use the cores: bfloat16 on %s threads can now take many times as long; "
+    "not enough free cores for %s threads: bfloat16 can now take many times as long; "
     "OMP_NUM_THREADS=%s avoids this, and changes the last digits of results"
 )
 COMES, LEAVES = 4, 8  # intervals whose mean decides; short epochs end with a peak in one
