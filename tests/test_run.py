@@ -671,15 +671,25 @@ def test_the_hparams_tab_has_metrics_with_values_and_the_same_keys_in_every_run(
     assert second["data.augment"].string_value == "none"
 
 
+class Advice(Callback):
+    """Records whether the run may log the advice about bfloat16."""
+
+    due: ClassVar[list[bool]] = []
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.due.append(Watch.bfloat16)
+
+
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
 def test_a_run_uses_the_given_precision(train, precision):
     words = ["model=simple_cnn", "optim.lr=0.01", "optim.clip_norm=5.0"]
+    words.append("+callbacks.advice._target_=tests.test_run.Advice")
     directory = train("a", f"trainer.precision={precision}", *words)
     kinds = {x.dtype for x in weights(directory).values() if x.is_floating_point()}
     assert kinds == {torch.float64 if precision == "64-true" else torch.float32}
     (start,) = json.loads((directory / "provenance.json").read_text())
     assert start["precision"] == precision
-    assert Watch.bfloat16 == (precision == "bf16-mixed")
+    assert Advice.due.pop() == (precision == "bf16-mixed") and not Watch.bfloat16
     assert result(directory)["metrics"]["error/val"] < 0.5
 
 

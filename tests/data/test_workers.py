@@ -39,10 +39,11 @@ class Numbers(Dataset):
 def test_values_are_sent_through_pipes_if_shared_memory_is_small(monkeypatch, caplog, free, shared):
     """A container of Docker has 64 MB of it, and a worker without room would wait for ever."""
     caplog.set_level("INFO")
-    module.tell_once.cache_clear()
-    usage = shutil.disk_usage("/dev/shm")._replace(free=free)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    for _ in range(2):
+    module.report_pipes.cache_clear()
+    whole = shutil.disk_usage("/dev/shm")
+    for used in (0, 10**6):  # the number changes, but is logged once
+        usage = whole._replace(free=free - used)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
         found = list(read_ahead(Numbers(), [[1, 2], [3]], 2, size=25_000_000))
         assert [number.tolist() for number, _, _ in found] == [[1, 2], [3]]
         assert [tensor.shape for _, tensor, _ in found] == [(2, 1000), (1, 1000)]

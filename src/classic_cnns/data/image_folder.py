@@ -79,6 +79,7 @@ class DecodedBatches(Batches):
             parts: Iterator = self.images.in_order(numbers, self.workers)
         else:
             workers = min(self.workers, len(numbers))
+            # The ranks of a machine share its memory.
             size = 3 * self.images.size**2 * max(map(len, numbers), default=0) * self.world_size
             pinned = device.type == "cuda"
             parts = iter(read_ahead(self.images, numbers, workers, size=size, pinned=pinned))

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,9 @@ def read_ahead(
     # seconds in each pass, and gets a copy of the data set, such as the names of a million files.
     forked = workers > 0 and sys.platform == "linux"
     # A worker reads two values ahead, and there may be a loader for validation at the same time.
-    piped = forked and not fits(4 * (workers + 1) * size)
+    piped = forked and free_shared_memory() < 4 * (workers + 1) * size
+    if piped:
+        report_pipes()
     collate: Any = to_arrays if piped else tuple  # a tuple stays as it is
     loader = DataLoader(
         dataset,
@@ -46,23 +49,20 @@ def read_ahead(
     return map(to_tensors, loader) if piped else loader
 
 
-def fits(size: int) -> bool:
-    """Whether shared memory has room for `size` bytes; if not, workers would wait for ever."""
+def free_shared_memory() -> float:
+    """Bytes of shared memory that are free. A worker that finds too little waits for ever."""
     with suppress(OSError):
-        free = shutil.disk_usage(SHARED).free
-        if free < size:
-            tell_once(f"{free / 1e6:,.0f} MB of {SHARED} are free")
-            return False
-    return True
+        return shutil.disk_usage(SHARED).free
+    return inf
 
 
-@cache
-def tell_once(what: str) -> None:
+@cache  # once in a process
+def report_pipes() -> None:
     log.info(
-        "%s, too little for the images that workers read ahead: they are sent through pipes, which "
-        "is slower. A container gets more with docker run --shm-size=2g",
-        what,
-    )
+        "%s MB of %s are free, too little for the images that workers read ahead: they are sent "
+        "through pipes, which is slower. A container gets more with docker run --shm-size=2g",
+        f"{free_shared_memory() / 1e6:,.0f}", SHARED,
+    )  # fmt: skip
 
 
 def to_arrays(values: tuple) -> tuple:

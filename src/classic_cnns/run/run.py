@@ -112,6 +112,9 @@ def run(config: DictConfig) -> dict[str, Any]:
                 stack.enter_context(removed_on_user_error(directory, before))
         directory, last = meeting.strategy.broadcast(place)
         trainer = assemble(config, directory, module, stop, step)
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        Watch.bfloat16 = rank_0 and on_cpu and trainer.precision.startswith("bf16")
+        stack.callback(setattr, Watch, "bfloat16", False)
         if rank_0 and fresh and not config.run_dir:
             directories.update_latest(directory)
         if not rank_0:
@@ -354,9 +357,7 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
         per_step = module.scheduler and takes_total_steps(module.scheduler)
         if per_step and epochs != schedule and epochs != -1:
             log.info("the schedule ends after %s epochs; then the rate stays constant", schedule)
-    bfloat16 = trainer.precision.startswith("bf16")
-    Watch.bfloat16 = bfloat16 and trainer.strategy.root_device.type == "cpu"
-    if bfloat16:
+    if trainer.precision.startswith("bf16"):
         log.info("training in bfloat16 and channels last; trainer.precision=32-true uses float32")
     if not config.callbacks or "checkpoint" not in config.callbacks:
         log.info("without callbacks=default no checkpoint is written: this run cannot be resumed")

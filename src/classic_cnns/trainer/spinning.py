@@ -6,9 +6,9 @@ threads spin for the one that has none, and two runs at once take many times as 
 spin long by default, and only for a microsecond while this process lacks cores. Results do not
 change.
 
-oneDNN's gradients of convolutions in bfloat16 spin at barriers of their own, which nothing limits.
-Only fewer threads help, and change the last digits of results. That is left to the user, who is
-told once.
+oneDNN's gradients of convolutions in bfloat16 spin at barriers of their own, which no setting
+limits. Only fewer threads help, but they change the last digits of results, so the user decides:
+each run logs the advice at most once.
 
 The limit is switched by a rule in the documentation of libgomp: a program that has more OpenMP
 threads than CPUs spins 100 times only. The additional threads sleep.
@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 SPIN_COUNT = 30_000  # as fast alone as GNU's default of 300,000, and shorter if cores are lacking
 FIXED_SPIN_COUNT = 1_700  # a compromise for kernels that do not report times of waiting
 INTERVAL = 0.25  # seconds
+COMES, LEAVES = 4, 8  # intervals whose mean decides; short epochs end with a peak in one
 ADVICE = (
     "not enough free cores for %s threads: bfloat16 can now take many times as long; "
     "OMP_NUM_THREADS=%s avoids this, and changes the last digits of results"
 )
-COMES, LEAVES = 4, 8  # intervals whose mean decides; short epochs end with a peak in one
 
 
 def limit_spinning() -> None:
@@ -63,7 +63,7 @@ class Watch(Thread):
     """Compares the time that threads wait for a core with the time that passes."""
 
     process: int | None = None  # that has a watch; forked ones have none
-    bfloat16 = False  # whether convolutions compute in it here, so that the advice is due
+    bfloat16 = False  # whether a run computes in it here and has not had the advice yet
 
     @classmethod
     def start_once(cls) -> None:
@@ -87,7 +87,7 @@ class Watch(Thread):
                     crowd = Crowd(threads)
                 shares.clear()
                 if Watch.bfloat16:
-                    Watch.bfloat16 = False  # told once
+                    Watch.bfloat16 = False
                     log.warning(ADVICE, threads, threads - 1)
             elif crowd and len(shares) == LEAVES and sum(shares) < LEAVES * limit / 2:
                 crowd.leave.set()
