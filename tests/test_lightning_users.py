@@ -2,9 +2,12 @@
 
 import csv
 import inspect
+import io
 import json
+import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -22,7 +25,6 @@ from classic_cnns.config.schema import RESERVED, trainer_arguments
 from classic_cnns.report import summary
 from classic_cnns.run import run as api
 from classic_cnns.run.build import build, build_trainer
-from classic_cnns.run.run import run
 from classic_cnns.trainer.devices import device_count
 from tests.runs import events, same, weights
 
@@ -53,7 +55,7 @@ def train(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch):
         if any(word.startswith("data=") and word != "data=tiny" for word in words):
             defaults = [word for word in defaults if not word.startswith(("data.", "data_dir"))]
         folders = [str(tiny_config_dir), str(OWN_PARTS)]
-        return run(compose(*defaults, *words, config_dirs=folders))
+        return api.train(compose(*defaults, *words, config_dirs=folders))
 
     return train
 
@@ -420,6 +422,11 @@ def test_overfitting_reaches_a_training_error_of_zero(train):
 # --- From Python ----------------------------------------------------------------------------------
 
 
+def environment(folder: Path) -> dict[str, str]:
+    paths = {"PYTHONPATH": Path(__file__).parents[1] / "src", "IPYTHONDIR": folder / "ipython"}
+    return os.environ | {name: str(path) for name, path in paths.items()}
+
+
 def test_a_notebook_can_compose_build_and_train(tiny_mnist, tiny_config_dir, tmp_path):
     program = f"""
 from classic_cnns import UserError, build, compose, train
@@ -436,13 +443,48 @@ try:
 except UserError as error:
     print(error)
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment,
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment(tmp_path),
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "True (16, 1, 32, 32)" in done.stdout
     assert "finished accuracy/test outputs/lenet5-tiny/" in done.stdout
     assert "did you mean optim.lr" in done.stdout
+
+
+def test_ctrl_c_in_python_is_a_keyboard_interrupt_with_a_checkpoint(train):
+    class Interrupt(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("epoch   1/"):
+                signal.raise_signal(signal.SIGINT)
+
+    train("run_dir=whole")
+    before, handler = signal.getsignal(signal.SIGINT), Interrupt()
+    logging.getLogger("classic_cnns").addHandler(handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    finally:
+        logging.getLogger("classic_cnns").removeHandler(handler)
+    assert signal.getsignal(signal.SIGINT) == before
+    assert json.loads(Path("run/result.json").read_text())["status"] == "interrupted"
+    assert train("resume=run")["status"] == "finished"
+    assert same(weights(Path("run")), weights(Path("whole")))
+
+
+@pytest.mark.parametrize(("stream", "shown"), [("ipykernel.iostream", True), ("io", False)])
+def test_a_notebook_shows_the_progress_bar_and_a_file_does_not(train, stream, shown, monkeypatch):
+    kind = type("OutStream", (io.StringIO,), {"__module__": stream})
+    monkeypatch.setattr(sys, "stderr", kind())
+    train()
+    assert ("images/s" in sys.stderr.getvalue()) == shown
+
+
+def test_a_notebook_shows_a_mistake_in_one_line(tmp_path):
+    mistake = "from classic_cnns import compose; compose('model=lenet6')"
+    command, env = [sys.executable, "-m", "IPython", "-c", mistake], environment(tmp_path)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    (line,) = done.stdout.strip().splitlines()
+    assert line.startswith("error: model=lenet6: did you mean model=lenet5? model is one of ")
 
 
 def test_python_trains_in_a_thread_and_refuses_several_devices(train):

@@ -3,6 +3,7 @@
 import csv
 import ctypes
 import errno
+import fcntl
 import gc
 import json
 import math
@@ -34,7 +35,7 @@ from classic_cnns.logger.tensorboard import CHARTS, TensorBoard
 from classic_cnns.model.lenet5 import LeNet5, MAPLoss, MLELoss
 from classic_cnns.run.evaluate import evaluate
 from classic_cnns.run.run import run
-from classic_cnns.trainer.processes import try_lock
+from classic_cnns.trainer.processes import report_no_locks, try_lock
 from classic_cnns.trainer.spinning import Watch
 from tests.runs import events, metrics, result, same, weights
 
@@ -404,6 +405,20 @@ def test_a_run_that_is_being_trained_is_not_resumed(train):
     os.close(lock)
     train("a", "resume=a", "trainer.max_epochs=2")
     assert result(Path("a"))["epochs"] == 2
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_reported_once(train, number, monkeypatch, caplog):
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    train("a", "trainer.max_epochs=1")  # and caches the data
+    monkeypatch.setattr(fcntl, "flock", flock)
+    report_no_locks.cache_clear()
+    train("b", "trainer.max_epochs=1")
+    train("a", "resume=a", "trainer.max_epochs=2")
+    assert result(Path("a"))["epochs"] == 2
+    assert sum("the file system has no locks" in line for line in caplog.messages) == 1
 
 
 def test_a_run_that_reached_its_steps_is_continued_for_more(train, caplog):

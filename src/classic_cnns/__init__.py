@@ -28,6 +28,10 @@ PUBLIC = {
 class UserError(Exception):
     """An error that the user can fix, reported in one line without a traceback."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: IPython calls this method of an exception if it has one."""
+        return [f"error: {self}"]
+
 
 def one_line(error: BaseException) -> str:
     """The message of an error, without line breaks."""

@@ -1,6 +1,7 @@
 """Sources of data sets, and the cache, which must never return wrong bytes."""
 
 import errno
+import fcntl
 import io
 import json
 import logging
@@ -341,6 +342,25 @@ def test_an_interrupted_write_leaves_no_incomplete_file(
 
     monkeypatch.setattr(np, "save", save)
     assert same(fetch.load("mnist", tiny_mnist.sums, tmp_path / "cache"), tiny_mnist.arrays)
+
+
+def test_a_file_system_without_flock_is_locked_by_the_existence_of_a_file(
+    tmp_path, tiny_mnist, sources, monkeypatch
+):
+    root = tmp_path / "cache"
+
+    def source(*_):
+        assert (root / "mnist.lock").read_text().startswith(f"{os.getpid()}\n")
+        return tiny_mnist.arrays
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setitem(fetch.SOURCES, "mnist", {"only": source})
+    with pytest.warns(UserWarning, match="flock not supported"):
+        assert same(fetch.load("mnist", tiny_mnist.sums, root), tiny_mnist.arrays)
+    assert not (root / "mnist.lock").exists()
 
 
 def test_an_interrupted_download_leaves_no_files(tmp_path, tiny_mnist, sources):

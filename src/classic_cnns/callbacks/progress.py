@@ -1,7 +1,6 @@
 """Progress on the terminal: one bar for the whole run, and one line for each epoch."""
 
 import logging
-import sys
 import time
 from typing import Any
 
@@ -9,13 +8,15 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from classic_cnns.report.log import progress_bar
+
 log = logging.getLogger(__name__)
 
 
 class Progress(ProgressBar):
     """Shows epoch, progress within it, loss, progress of the run, speed and time left.
 
-    The bar is drawn at most four times a second, and only on a terminal.
+    The bar is drawn at most four times a second, and only on a terminal or in a notebook.
     """
 
     def __init__(self) -> None:
@@ -34,14 +35,12 @@ class Progress(ProgressBar):
             return
         images = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
         steps = trainer.estimated_stepping_batches
-        self.bar = tqdm(
-            total=steps if steps != float("inf") else None,
+        self.bar = progress_bar(
+            " images" if images else " steps",
+            steps if steps != float("inf") else None,
             initial=trainer.global_step,
             unit_scale=(images or 1) * trainer.accumulate_grad_batches,
-            unit=" images" if images else " steps",
             bar_format="{desc} |{bar:20}| {percentage:3.0f}% of all, {rate_fmt}, {remaining} left",
-            disable=not sys.stderr.isatty(),
-            leave=False,
         )
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:

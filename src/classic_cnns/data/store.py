@@ -29,13 +29,13 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from classic_cnns import UserError
 from classic_cnns.data.folders import Index, checksum
 from classic_cnns.data.pictures import decode
 from classic_cnns.data.workers import read_ahead
 from classic_cnns.files import read_json, write_json
+from classic_cnns.report.log import progress_bar
 from classic_cnns.trainer.devices import core_count
 
 log = logging.getLogger(__name__)
@@ -266,11 +266,8 @@ def write_split(path: Path, packed: EncodedBlocks) -> None:
         starts = range(done, len(packed.paths), BLOCK)
         blocks = [range(start, min(start + BLOCK, len(packed.paths))) for start in starts]
         loader = read_ahead(packed, blocks, min(core_count(), len(blocks)))
-        bar = tqdm(
-            desc=f"preparing {path.name}", total=len(packed.paths), initial=done, unit=" images",
-            disable=None, leave=False,
-        )  # fmt: skip
-        with bar:
+        title = f"preparing {path.name}"
+        with progress_bar(" images", len(packed.paths), initial=done, desc=title) as bar:
             for block, (pixels, lengths) in zip(blocks, loader, strict=True):
                 content.write(pixels)
                 content.flush()  # before its records, which mark it as complete

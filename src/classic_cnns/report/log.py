@@ -1,4 +1,4 @@
-"""Logging to the terminal and to the run's train.log."""
+"""Logging to the terminal or notebook and to the run's train.log, and progress bars."""
 
 import logging
 import sys
@@ -6,8 +6,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
 
 
 def show_log(quiet: bool = False) -> None:
@@ -44,3 +46,12 @@ def train_log(path: Path) -> Iterator[None]:
             logger.removeHandler(handler)
         logging.captureWarnings(False)
         handler.close()
+
+
+def progress_bar(unit: str, total: float | None, *, shown: bool = True, **options: Any) -> tqdm:
+    """A bar on a terminal or in a notebook, which is removed when it ends; elsewhere it is hidden.
+
+    `options` are further arguments of tqdm.
+    """
+    redraws = sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
+    return tqdm(total=total, unit=unit, leave=False, disable=not (shown and redraws), **options)

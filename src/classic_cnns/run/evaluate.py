@@ -16,7 +16,7 @@ from tqdm import tqdm
 from classic_cnns import UserError
 from classic_cnns.classifier import Diverged
 from classic_cnns.config.stored import config_errors
-from classic_cnns.report.log import show_log
+from classic_cnns.report.log import progress_bar, show_log
 from classic_cnns.report.markdown import markdown_table
 from classic_cnns.report.results import format_value
 from classic_cnns.run.build import build, build_trainer
@@ -64,9 +64,7 @@ class Classes(Callback):
             scores = MulticlassStatScores(classes, average=None, validate_args=False)
             scores.process_group = getattr(trainer.strategy, "data_group", None)
             self.scores = scores.to(pl_module.device)
-        self.bar = tqdm(
-            unit=" batches", delay=2, leave=False, disable=None if trainer.is_global_zero else True
-        )
+        self.bar = progress_bar(" batches", None, shown=trainer.is_global_zero, delay=2)
 
     def add(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         self.bar.update()  # type: ignore[union-attr]

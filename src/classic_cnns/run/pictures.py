@@ -7,7 +7,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
-from tqdm import tqdm
 
 from classic_cnns import UserError
 from classic_cnns.callbacks.activations import activations
@@ -16,6 +15,7 @@ from classic_cnns.data.batches import generator
 from classic_cnns.data.transforms import patches_of
 from classic_cnns.files import make_folder
 from classic_cnns.report import pictures
+from classic_cnns.report.log import progress_bar
 from classic_cnns.run.explain import explain, top_classes
 from classic_cnns.run.trained import data_of, load_net
 
@@ -131,7 +131,7 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
         names = distinct_names([path.parts for path, _ in runs])
     curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     points = sum(len(values) for _, values in CHANGES.values()) * len(trained)
-    with tqdm(total=points, unit=" tests", delay=2, leave=False, disable=None) as bar:
+    with progress_bar(" tests", points, delay=2) as bar:
         for name, each in zip(names, trained, strict=True):
             own, truth = each.images("test", TESTED)
             for change, (apply, values) in CHANGES.items():

@@ -11,12 +11,12 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from classic_cnns import UserError
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.data.workers import read_ahead
 from classic_cnns.files import make_folder
+from classic_cnns.report.log import progress_bar
 from classic_cnns.report.pictures import save_figure
 from classic_cnns.run.explain import explain, top_classes
 from classic_cnns.run.trained import load_net
@@ -71,10 +71,7 @@ def predict(
     workers = min(core_count(), len(batches) - 1)
     loader = read_ahead(Pictures(paths, preprocessing), batches, workers)
     failures, width = [], min(60, max(map(len, paths)))
-    with (
-        tqdm(total=len(paths), unit=" pictures", delay=2, leave=False, disable=None) as bar,
-        torch.no_grad(),
-    ):
+    with progress_bar(" pictures", len(paths), delay=2) as bar, torch.no_grad():
         for read, told in loader:
             pixels = torch.from_numpy(read)
             scores = net(preprocessing(pixels.to(net.device)))

@@ -56,7 +56,8 @@ def train(config: DictConfig) -> dict[str, Any]:
 
     It has `status`, finished or diverged, `directory`, `metrics` of the tested checkpoint, `last`
     ones, `epochs`, `steps` and `seconds`. Raises UserError for several devices, which need the
-    command line.
+    command line, and KeyboardInterrupt after Ctrl-C or a notebook's stop button, when a checkpoint
+    has been written.
     """
     if not isinstance(config, DictConfig):
         raise UserError(f"train() takes a config of compose(), and got {type(config).__name__}")
@@ -65,7 +66,12 @@ def train(config: DictConfig) -> dict[str, Any]:
             f"trainer.devices={config.trainer.devices}: only the command starts a process for "
             f"each device; try {program()}, or trainer.devices=1"
         )
-    return run(config)
+    try:
+        return run(config)
+    except Stopped as stop:
+        if stop.number != signal.SIGINT:
+            raise
+        raise KeyboardInterrupt from None  # a notebook would take SystemExit for a mistake
 
 
 def run(config: DictConfig) -> dict[str, Any]:

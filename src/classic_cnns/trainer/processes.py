@@ -1,7 +1,9 @@
 """Starting, supervising and stopping processes; torch is not imported here."""
 
 import ctypes
+import errno
 import fcntl
+import logging
 import os
 import re
 import signal
@@ -10,11 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from math import inf
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
+log = logging.getLogger(__name__)
+
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}  # Lustre and NFS, if mounted without them
 GRACE = 10.0  # seconds to end after another process has failed, or after a second signal
 # Variables by which a launcher around us would misinform our processes about ranks.
 LAUNCHER = re.compile(
@@ -107,11 +113,23 @@ def end_with_parent() -> None:
 
 
 def try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock until all of its owners end; None if it is taken."""
+    """A descriptor that holds the lock until all of its owners end; None if it is taken.
+
+    Some file systems of clusters have no locks: that is logged, and nothing is locked.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return descriptor
     except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        report_no_locks()
+    return descriptor
+
+
+@cache  # once in a process
+def report_no_locks() -> None:
+    log.warning("the file system has no locks: let no two processes use the same directory")
