@@ -1,13 +1,15 @@
-"""Resize the images of class folders once, for all runs that use them.
+"""Resize the images of class folders once, for all runs that use them; or download a data set.
 
 python src/prepare.py data.root=<folder>
 python src/prepare.py data.root=<folder> data.store=jpeg data.jpeg_quality=95
+python src/prepare.py data=cifar10
 
-A run does this itself when it first uses a folder. The same command continues an interrupted
-preparation.
+A run does this itself when it first uses the data. The same command continues an interrupted
+preparation. On a cluster, this can be done before a job starts, on a machine with a network.
 """
 
-from classic_cnns import UserError
+from typing import Any
+
 from classic_cnns.config.command_line import Parser, one_line_errors
 from classic_cnns.config.compose import Composer
 
@@ -21,25 +23,24 @@ def main() -> None:
     )  # fmt: skip
     with one_line_errors():
         given = parser.parse_intermixed_args()
-        composer = Composer(given.config_dir)
-        chosen = dict(word.partition("=")[::2] for word in given.words)
-        data = chosen.get("data", "image_folder")
-        known = data in composer.groups["data"]
-        if known and "store" not in composer.read_files((f"data={data}",)).data:
-            raise UserError(f"data={data}: has no images to prepare; try data=image_folder")
-        usual = {"data": "image_folder", "model": "alexnet"}
+        # A net for images of any number of channels and any size.
+        usual = {"data": "image_folder", "model": "simple_cnn", "model.input.fit": "resize"}
+        chosen = {word.partition("=")[0] for word in given.words}
         added = [f"{key}={value}" for key, value in usual.items() if key not in chosen]
-        config = composer.compose([*added, *given.words])
+        config = Composer(given.config_dir).compose([*added, *given.words])
 
         from classic_cnns.report.log import show_log  # here, since importing torch takes seconds
         from classic_cnns.run.build import build_data
 
         show_log()
-        config.data.prepare = False  # by itself
-        data_module = build_data(config)
+        has_store = "store" in config.data
+        if has_store:
+            config.data.prepare = False  # by itself
+        data_module: Any = build_data(config)
         data_module.prepare_data()
-        data_module.prepare_store(create=True, required=True)
-        print(f"prepared: {data_module.cache}")
+        if has_store:
+            data_module.prepare_store(create=True, required=True)
+        print("prepared:", data_module.cache if has_store else " ".join(given.words))
 
 
 if __name__ == "__main__":

@@ -72,6 +72,18 @@ def test_a_run_stopped_by_a_signal_is_resumed_with_equal_weights(
     assert same(weights(stopped), WEIGHTS)
 
 
+def test_data_are_downloaded_before_a_run_that_has_no_network(
+    fork, tiny_mnist, tiny_config_dir, tmp_path
+):
+    words = ["--config-dir", tiny_config_dir, "data=tiny", f"data_dir={tiny_mnist.folder}"]
+    prepared = fork(SRC / "prepare.py", *words, cwd=tmp_path)
+    assert prepared.communicate()[0].startswith("prepared: data=tiny")
+    shutil.rmtree(tiny_mnist.folder / "MNIST")  # the only source of these images
+    run = fork(TRAIN, *words, "trainer=cpu", "trainer.max_epochs=1", cwd=tmp_path)
+    assert run.wait() == 0, run.stdout.read()
+    assert not list(tmp_path.glob("outputs/prepare*"))
+
+
 def test_a_diverged_run_ends_with_an_exit_code_and_one_line(
     fork, tiny_mnist, tiny_config_dir, tmp_path
 ):
