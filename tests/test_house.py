@@ -24,9 +24,9 @@ IMPORTS = {
     "trainer": {"files"},
     "callbacks": {"classifier", "data", "files", "report"},
     "logger": set(),
-    "data": {"files", "trainer"},
+    "data": {"files", "report", "trainer"},
     "classifier": {"config", "data", "optim", "trainer"},
-    "config": {"data", "files", "trainer"},
+    "config": {"data", "files", "report", "trainer"},
     "run": {
         "callbacks",
         "classifier",

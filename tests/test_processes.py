@@ -1,6 +1,7 @@
 """The programs as users run them: processes, signals, MNIST and the README's commands."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -70,6 +71,43 @@ def test_a_run_stopped_by_a_signal_is_resumed_with_equal_weights(
         assert whole.communicate(timeout=240) and whole.returncode == 0
         WEIGHTS.update(weights(tmp_path / "whole"))
     assert same(weights(stopped), WEIGHTS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_job_that_slurm_starts_again_continues_its_run(
+    fork, number, tiny_mnist, tiny_config_dir, tmp_path
+):
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ > {tmp_path}/asked\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    slurm = {"JOB_ID": "42", "JOB_NAME": "job", "NTASKS": "1", "PROCID": "0", "LOCALID": "0"}
+    slurm |= {"NODEID": "0", "NODELIST": "localhost"}
+    env = {f"SLURM_{name}": value for name, value in slurm.items()}
+    env["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    words = ["--config-dir", tiny_config_dir, "data=tiny", f"data_dir={tiny_mnist.folder}"]
+    words += ["trainer=cpu", "trainer.max_epochs=4", "name=mine"]
+
+    assert fork(TRAIN, *words, "run_dir=whole", cwd=tmp_path).wait() == 0
+    process = fork(TRAIN, *words, cwd=tmp_path, env=env)
+    for line in process.stdout:
+        if line.startswith("epoch   1/"):
+            process.send_signal(number)
+            break
+    assert process.wait() == 128 + number
+    asked = [path.read_text() for path in tmp_path.glob("asked")]
+    assert asked == (["requeue 42\n"] if number == signal.SIGUSR1 else [])
+
+    env["SLURM_RESTART_COUNT"] = "1"
+    for _ in range(2):  # a second time, when it has finished
+        process = fork(TRAIN, *words, cwd=tmp_path, env=env)
+        assert process.wait() == 0
+        assert "this job was started again: continuing outputs/mine/" in process.stdout.read()
+    (run,) = tmp_path.glob("outputs/mine/2*")
+    assert same(weights(run), weights(tmp_path / "whole"))
+    assert (
+        fork(TRAIN, *words, "seed=1", cwd=tmp_path, env=env).wait() == 0
+    )  # another run of the job
+    assert fork(TRAIN, *words, cwd=tmp_path, env=env | {"SLURM_JOB_ID": "43"}).wait() == 0
+    assert len(list(tmp_path.glob("outputs/mine/2*"))) == 3
 
 
 def test_data_are_downloaded_before_a_run_that_has_no_network(

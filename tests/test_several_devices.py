@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from classic_cnns.report.results import read_metrics
 from classic_cnns.trainer.devices import free_port
 from tests import golden
 from tests.forks import SRC, TRAIN, Process, gone
@@ -41,7 +42,8 @@ class Loss(torch.nn.Module):
         super().__init__()
     def forward(self, scores, labels):
         self.calls += 1
-        mine = os.environ.get("RANK", "1") == "1" and self.calls == 12
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        mine = os.environ.get("RANK", "1") == "1" and self.calls == 12 and first
         failure = os.environ.get("FAILURE") if mine else ""
         if failure == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -297,6 +299,22 @@ def test_torchrun_on_two_nodes_killed_and_resumed_gives_the_results_of_one_proce
     assert len(list((tmp_path / "folders").rglob("store.json"))) == 1
     assert checkpoint(one)["global_step"] == checkpoint(run)["global_step"] == 14 * 4
     assert difference(one, run) < 1e-5
+
+
+def test_ranks_that_torchrun_starts_again_continue_their_run(train, in_parallel, tmp_path):
+    words = ["model.loss._target_=failing.Loss", "name=mine"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--max-restarts=1", "--rdzv-id=7", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=127.0.0.1:0"]
+    with in_parallel(*words, "run_dir=one"):
+        code, out, err = train(*words, *TWO, command=command, FAILURE="kill")  # in epoch 2
+    assert code == 0, err
+    (run,) = tmp_path.glob("outputs/mine/2*")
+    assert f"this job was started again: continuing {run.relative_to(tmp_path)}\n" in out
+    starts = json.loads((run / "provenance.json").read_text())
+    assert [start["job"] for start in starts] == ["7", "7"]
+    assert [line["epoch"] for line in read_metrics(run)[0]] == [1, 2, 3]
+    assert difference(tmp_path / "one", run) < 1e-5
 
 
 def test_towers_killed_or_stopped_are_resumed_anywhere_with_equal_results(

@@ -127,6 +127,11 @@ class Composer:
                 example.data.root = config.data.root
             self.examples[choices] = example_values(example)
         resolved = check(config if resolve else deepcopy(config), self.examples[choices], words)
+        if config.resume is None and (again := stored.restarted_run(resolved)):
+            resolved.resume = str(again)
+            return resolved
+        if resolved.run_dir is not None:
+            stored.check_new(expand("run_dir", resolved.run_dir))
         if resolved.init_from is not None:
             stored.find_checkpoint(resolved.init_from)
         if config.resume is None:
@@ -341,8 +346,6 @@ def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> Di
     check_values(to_plain(config), known, copies)
     for key in ("data_dir", "run_dir"):
         check_folder(key, config[key])
-    if config.run_dir is not None:
-        stored.check_new(expand("run_dir", config.run_dir))
     return config
 
 

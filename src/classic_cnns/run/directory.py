@@ -9,12 +9,13 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from classic_cnns import UserError
-from classic_cnns.config.stored import OUTPUTS, check_new, stored_values
+from classic_cnns.config.stored import OUTPUTS, check_new, config_yaml
 from classic_cnns.files import atomic_write, expand, write_json
 from classic_cnns.report.results import read_starts
+from classic_cnns.trainer.devices import job_id
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 
@@ -46,7 +47,7 @@ def create(config: DictConfig) -> Path:
 def write_config(directory: Path, config: DictConfig) -> None:
     """Write `config.yaml`: the resolved config, sufficient for resuming the run."""
     with atomic_write(directory / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(stored_values(config))).encode())
+        file.write(config_yaml(config).encode())
 
 
 def update_latest(directory: Path) -> None:
@@ -96,6 +97,7 @@ def write_provenance(directory: Path, facts: dict) -> None:
         "platform": platform.platform(),
         "processor": processor(),
         "threads": torch.get_num_threads(),
+        "job": job_id(),  # of SLURM or torchrun
     }
     earlier = [start for start in read_starts(directory) if len(start) > 1]
     write_json(path, [*earlier, start | facts])

@@ -45,7 +45,7 @@ from classic_cnns.trainer.checkpoint_io import first_intact, read_checkpoint
 from classic_cnns.trainer.launch import send_report
 from classic_cnns.trainer.lightning_internals import disable_sigterm_exchange
 from classic_cnns.trainer.memory import keep_freed_memory
-from classic_cnns.trainer.processes import stop_signals, try_lock
+from classic_cnns.trainer.processes import REQUEUE, requeue, stop_signals, try_lock
 from classic_cnns.trainer.spinning import Watch, limit_spinning
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     OmegaConf.set_readonly(config, False)  # a run that keeps nothing has a temporary directory
     earlier = find_run(config.resume) if config.resume else None
     done = read_result(earlier) if earlier else {}
+    if earlier and devices.is_restarted():
+        log.info("this job was started again: continuing %s", earlier)
     if done and is_finished(done, config):
         limits = [f"+trainer.{name}" for name in LIMITS if config.trainer.get(name)]
         more = " or ".join(["trainer.max_epochs", *limits])
@@ -423,8 +425,10 @@ def recorded_result(directory: Path, kept: bool) -> Iterator[dict]:
             so_far = f". The run so far: {directory}" if kept else ""
             log.error("error: %s; try a smaller optim.lr%s", error, so_far)
         except Stopped as stop:
-            result |= {"status": "interrupted", "error": signal.Signals(stop.code - 128).name}
+            result |= {"status": "interrupted", "error": signal.Signals(stop.number).name}
             log.warning("interrupted%s", resume)
+            if stop.number == REQUEUE:
+                requeue()
             raise
         except BaseException as error:
             result["error"] = f"{type(error).__name__}: {error}"

@@ -74,6 +74,18 @@ def launched_processes() -> int | None:
     return int(os.environ["SLURM_NTASKS"]) if "SLURM_NTASKS" in os.environ else None
 
 
+def job_id() -> str | None:
+    """The ID of a job of SLURM or torchrun, which it keeps when it is started again."""
+    name = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if name == "none" else name  # torchrun's default, the same for all jobs
+
+
+def is_restarted() -> bool:
+    """Whether SLURM or torchrun has started this job before."""
+    counts = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+    return job_id() is not None and any(os.environ.get(name, "0") != "0" for name in counts)
+
+
 def free_port() -> int:
     """A port for the ranks' rendezvous: $MASTER_PORT, or any free one."""
     wanted = os.environ.get("MASTER_PORT", "0")

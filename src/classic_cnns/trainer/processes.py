@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}  # Lustre and NFS, if mounted without them
+REQUEUE = signal.SIGUSR1  # sent before a job's time is over, by sbatch --signal=SIGUSR1@90
 GRACE = 10.0  # seconds to end after another process has failed, or after a second signal
 # Variables by which a launcher around us would misinform our processes about ranks.
 LAUNCHER = re.compile(
@@ -34,12 +36,14 @@ LIBC = ctypes.CDLL(None)
 def stop_signals(handler: Callable[[int, Any], Any] | None = None) -> Iterator[list[int]]:
     """Collect SIGINT, SIGTERM and SIGHUP in a list, or pass them to `handler`.
 
-    Ignored signals stay ignored. In a thread other than the main one nothing is changed, since
-    Python does not allow it.
+    In a job of SLURM also SIGUSR1. Ignored signals stay ignored. In a thread other than the main
+    one nothing is changed, since Python does not allow it.
     """
     seen: list[int] = []
     in_main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main else ()
+    if in_main and "SLURM_JOB_ID" in os.environ:
+        numbers = *numbers, REQUEUE
     heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     before = {n: signal.signal(n, handler or (lambda n, _: seen.append(n))) for n in heard}
     try:
@@ -47,6 +51,18 @@ def stop_signals(handler: Callable[[int, Any], Any] | None = None) -> Iterator[l
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
+
+
+def requeue() -> None:
+    """Ask SLURM to start this job again; it keeps its ID.
+
+    Lightning would do so in the signal's handler, with a checkpoint that cannot be resumed exactly.
+    """
+    command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+    try:
+        subprocess.run(command, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("SLURM does not start this job again: %s", error)
 
 
 def start(command: Sequence[str], environment: dict[str, str], **options: Any) -> Popen:
