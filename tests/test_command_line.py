@@ -264,6 +264,13 @@ def test_cfg_job_prints_every_key_without_torch(train):
         assert re.search(rf"^ *{re.escape(text)}$", answer.out, re.M), text
 
 
+def test_windows_is_refused_in_one_line():
+    program = "import sys; sys.platform = 'win32'; import classic_cnns"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: Windows is not supported; ") and done.stderr.count("\n") == 1
+
+
 def test_a_folder_does_not_make_the_standard_library_trusted(tmp_path):
     for name in ("code", "mine"):
         (tmp_path / name).mkdir()

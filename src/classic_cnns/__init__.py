@@ -15,6 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+if sys.platform == "win32":
+    sys.exit("error: Windows is not supported; install WSL with wsl --install, and try again there")
+
 __all__ = ["UserError", "build", "compose", "load", "train"]
 
 PUBLIC = {
