@@ -10,6 +10,8 @@
 Imports are lazy: `compose` does not import torch.
 """
 
+import re
+import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -45,6 +47,22 @@ def program() -> str:
     """The command that the user typed, for messages that suggest a command."""
     name = Path(sys.argv[0]).name
     return name if name.startswith("classic-cnns") else "python src/train.py"
+
+
+def quoted(text: str) -> str:
+    """A text as a quoted value of Hydra's override syntax."""
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def assignment(key: str, value: object) -> str:
+    """The override `key=value` for a command line; `value` is quoted if Hydra requires it."""
+    text = str(value)
+    return f"{key}={text if re.fullmatch('[a-zA-Z0-9_./ -]+', text) else quoted(text)}"
+
+
+def resume_command(directory: object) -> str:
+    """The command that continues a run, for a shell."""
+    return shlex.join([*program().split(), assignment("resume", directory)])
 
 
 def __getattr__(name: str) -> Any:

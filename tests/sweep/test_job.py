@@ -1,11 +1,15 @@
 """The progress of a job, read from its metrics, and its command."""
 
 import json
+import shlex
 import time
 from pathlib import Path
 
+import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from classic_cnns import resume_command
+from classic_cnns.config.compose import parse_overrides
 from classic_cnns.sweep.job import Job
 
 
@@ -50,6 +54,14 @@ def test_an_incomplete_line_is_skipped(tmp_path):
     path, running = tmp_path / "metrics.jsonl", job(tmp_path, {})
     path.write_text(line(1, 1.0) + line(2, 2.0)[:30] + line(2, 2.0) + line(3, 3.0))
     assert [found["epoch"] for found in running.read_progress()] == [1, 3]
+
+
+@pytest.mark.parametrize("name", ["a/b-1.5", "my run", "it's, a = b", "ü", "[x]", "a$b `c` \\ d"])
+def test_the_command_that_continues_a_run_may_be_pasted_into_a_shell(name):
+    typed = shlex.split(resume_command(Path(name)))
+    assert typed[:2] == ["python", "src/train.py"]
+    (override,) = parse_overrides(typed[2:])
+    assert (override.key_or_group, str(override.value())) == ("resume", name)
 
 
 def test_values_and_folders_in_a_command_are_quoted_for_hydra(tmp_path):

@@ -3,6 +3,7 @@
 Torch is not imported here.
 """
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from classic_cnns import UserError, one_line
+from classic_cnns import UserError, assignment, one_line
 from classic_cnns.config.trust import check_stored
 from classic_cnns.files import expand, read_yaml
 from classic_cnns.report.results import read_starts
@@ -103,9 +104,10 @@ def check_new(directory: Path) -> None:
     if not directory.is_dir():
         return
     if (directory / "config.yaml").exists():
+        word = shlex.quote(assignment("resume", directory))
         raise UserError(
-            f"run_dir={directory}: already contains a run; try resume={directory} to continue "
-            "it, or another run_dir"
+            f"run_dir={directory}: already contains a run; try {word} to continue it, or another "
+            "run_dir"
         )
     if {path.name for path in directory.iterdir()} - JOB_FILES:
         raise UserError(

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
-from classic_cnns import UserError, one_line, program
+from classic_cnns import UserError, one_line, program, resume_command
 from classic_cnns.callbacks.estimate import Estimate
 from classic_cnns.callbacks.record import Record
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
@@ -414,7 +414,7 @@ def recorded_result(directory: Path, kept: bool) -> Iterator[dict]:
 
     `kept` is whether the directory remains after the run.
     """
-    resume = f"; continue with: {program()} resume={directory}" if kept else ""
+    resume = f"; continue with: {resume_command(directory)}" if kept else ""
     result: dict = {"status": "failed", "directory": str(directory)}
     try:
         try:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from classic_cnns import quoted
 from classic_cnns.report.results import format_value, read_metrics
 
 
@@ -54,8 +55,3 @@ class Job:
             return text
         left = self.last["seconds"] / epoch * (epochs - epoch) - (time.monotonic() - self.read_at)
         return f"{text}  {max(0, round(left))} s left"
-
-
-def quoted(text: str) -> str:
-    """A text as a quoted value of Hydra's override syntax."""
-    return "'" + text.replace("'", "\\'") + "'"

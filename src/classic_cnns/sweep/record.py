@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
-from classic_cnns import UserError, program
+from classic_cnns import UserError, assignment, program
 from classic_cnns.files import make_folder
 from classic_cnns.report import results
 from classic_cnns.sweep.grid import Grid
@@ -26,10 +26,11 @@ def new_record(
     """The content of `sweep.yaml` without the jobs."""
     called = [name] if (name := program()) == "classic-cnns" else ["python", sys.argv[0]]
     kept = [word for word in words if not word.startswith("sweep.dir=")]
+    kept.append(assignment("sweep.dir", settings.dir))
     varied = search.params if search else [o.get_key_element() for o in grid.varied]
     return {
         # The command that continues the sweep.
-        "command": shlex.join([*called, *flags, "-m", *kept, f"sweep.dir={settings.dir}"]),
+        "command": shlex.join([*called, *flags, "-m", *kept]),
         "program": [*called, *flags],
         "metric": settings.metric,
         "direction": settings.direction,

@@ -20,7 +20,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, NoReturn
 
-from classic_cnns import UserError, one_line, program
+from classic_cnns import UserError, one_line, resume_command
 from classic_cnns.files import write_json
 from classic_cnns.trainer import processes
 from classic_cnns.trainer.devices import core_count, free_port, launched_processes
@@ -169,7 +169,7 @@ def exit_with_reason(
         with suppress(OSError):
             result = {"status": status, "directory": directory, "error": line}
             write_json(Path(directory) / "result.json", result)
-        resume = f"; continue with: {program()} resume={directory}" if code != 2 else ""
+        resume = f"; continue with: {resume_command(directory)}" if code != 2 else ""
     reason = f"interrupted by {line}" if stop_requests else line
     print(f"{trace}error: {reason}{resume}", file=sys.stderr)
     sys.exit(code)
