@@ -16,7 +16,9 @@ PACKAGES = {path.name for path in CODE.iterdir() if path.is_dir() and path.name 
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 
 # What each package may import from the project, besides the names in ALLOWED of the package itself.
-ALLOWED = {"UserError", "assignment", "one_line", "program", "quoted", "resume_command"}
+ALLOWED = {
+    "UserError", "assignment", "one_line", "printable", "program", "quoted", "resume_command"
+}  # fmt: skip
 IMPORTS = {
     "model": set(),
     "optim": set(),

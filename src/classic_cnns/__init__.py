@@ -30,8 +30,17 @@ PUBLIC = {
 }
 
 
+def printable(text: str) -> str:
+    """The text, of file names too, in one line: line breaks and undecodable bytes are escaped."""
+    other = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+    return re.sub(other, lambda match: ascii(match[0])[1:-1], text)
+
+
 class UserError(Exception):
     """An error that the user can fix, reported in one line without a traceback."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows: IPython calls this method of an exception if it has one."""

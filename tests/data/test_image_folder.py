@@ -25,7 +25,9 @@ from classic_cnns.data.image_folder import ImageFolderData, imagenet_names
 from classic_cnns.data.pictures import decode
 from classic_cnns.data.transforms import RandomCrop, RandomFlip
 from classic_cnns.run.evaluate import evaluate
+from classic_cnns.run.predict import predict
 from classic_cnns.run.run import run
+from tests.runs import events
 
 SIDE = 40  # of the decoded images; 256 in conf/
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
@@ -262,10 +264,16 @@ def test_truncated_images_are_skipped_and_reported(root, caplog, workers):
         truncate(path)
     module = data(root, workers=workers)
     caplog.clear()
-    rest = list(module.train_dataloader())
+    loader = module.train_dataloader()
+    rest = list(loader)
     (line,) = caplog.messages
     assert "3 of 21 files cannot be decoded" in line and all(str(path) in line for path in bad)
     assert sum(len(labels) for _, labels in rest) == 18
+    other = next(path for path in sorted((root / "train").rglob("*.*")) if path not in bad)
+    other.unlink()
+    assert sum(len(labels) for _, labels in loader) == 17
+    again = caplog.messages[1:]  # only what is new
+    assert [line.partition(": ")[2] for line in again] == [str(other)] and "4 of 21" in again[0]
     # The other images keep their places.
     for (images, _), (left, labels) in zip(whole, rest, strict=True):
         assert len(left) == len(labels)
@@ -441,7 +449,8 @@ def test_a_run_reports_a_damaged_file_and_is_resumed_with_equal_weights(train, r
     result = json.loads((whole / "result.json").read_text())
     assert result["status"] == "finished" and 0 <= result["metrics"]["error/test"] <= 1
     text = (whole / "train.log").read_text()
-    assert text.count(f"1 of 21 files cannot be decoded and were left out: {bad}") == 3
+    # Once for the mean image, and once in the two epochs.
+    assert text.count(f"1 of 21 files cannot be decoded and were left out: {bad}") == 2
     (start,) = json.loads((whole / "provenance.json").read_text())
     assert start["data"]["files"]["train"] == 21
 
@@ -529,3 +538,24 @@ def test_a_folder_that_has_changed_since_the_run_is_reported(train, root, caplog
         train("whole", f"resume={directory}", "trainer.max_epochs=4")
     with pytest.raises(UserError, match=line):
         evaluate(*Composer().load_run(directory), "test")
+
+
+@pytest.mark.slow
+def test_names_that_are_no_text_are_escaped_in_one_line(train, root, tmp_path, capsys):
+    for split in ("train", "val"):
+        os.rename(root / split / "dog", os.fsencode(root / split) + b"/d\xffg\n")
+    bad = sorted((root / "train").rglob("*.*"))[-1]
+    truncate(bad)
+    run = train("odd")
+    lines = [line for line in (run / "train.log").read_text().splitlines() if "decoded" in line]
+    assert lines and all(line.endswith(f"/train/d\\udcffg\\n/{bad.name}") for line in lines)
+    confusion = events(run).Tensors("confusion/test/text_summary")[-1]
+    assert "d\\udcffg\\n" in confusion.tensor_proto.string_val[0].decode()
+    paths = [str(path) for path in sorted((root / "val").rglob("*.*"))]
+    assert predict(*Composer().load_run(run), [*paths, str(bad)], False) == 1
+    found = capsys.readouterr()
+    (error,) = found.err.splitlines()[-1:]
+    assert error.startswith("error: ") and "/d\\udcffg\\n/" in error
+    assert [line.split("  ")[0] for line in found.out.splitlines()[-10:]] == [
+        path.replace("\udcff", "\\udcff").replace("\n", "\\n") for path in paths
+    ]

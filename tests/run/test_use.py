@@ -21,6 +21,7 @@ from classic_cnns import UserError, compose, train
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import Composer
 from classic_cnns.data.fetch import cache_directory
+from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.run.evaluate import evaluate
 from classic_cnns.run.predict import predict
 from classic_cnns.run.trained import data_of
@@ -516,6 +517,28 @@ def test_an_exported_file_works_without_this_project_and_gives_the_same_answers(
     else:
         np.testing.assert_allclose(found, net.probabilities(list(images)).numpy(), atol=1e-4)
         assert line.startswith(f"{tmp_path}/net.{suffix}: 40 of 40 test images get torch's answer")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize(
+    ("fit", "side"), [("pad", 20), ("crop", 32), ("resize", 20), ("resize", 24), ("resize", 32)]
+)
+def test_images_of_any_size_are_exported(folder, fit, side, suffix, tmp_path):
+    if suffix == ".onnx":
+        pytest.importorskip("onnxruntime")
+    from classic_cnns.run import export
+
+    net = classic_cnns.load(folder / "nine")
+    net.preprocessing = Preprocessing(
+        **net.prepared.stored() | {"fit": fit, "image_size": side, "test_patches": "centre"}
+    )
+    module, path = export.Exported(net).eval(), tmp_path / f"net{suffix}"
+    shape, random = (50, 3, side, side), torch.Generator().manual_seed(0)
+    pictures = torch.randint(256, shape, dtype=torch.uint8, generator=random)
+    write = export.write_onnx if suffix == ".onnx" else export.write_pt2
+    told = export.compare(module, write(module, pictures[:2], path), pictures, "pictures", path)
+    assert told.startswith("50 of 50 pictures get torch's answer")
 
 
 def test_an_exported_file_with_other_answers_is_deleted(folder, tmp_path, monkeypatch):

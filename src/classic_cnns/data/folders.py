@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from classic_cnns import UserError
+from classic_cnns import UserError, printable
 from classic_cnns.files import atomic_write, expand
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
     if wrong:
         log.warning(
             "%s: %d of %d files do not have the extension of an image and are left out: %s%s",
-            folder, len(wrong), len(wrong) + len(paths), ", ".join(wrong[:5]),
+            folder, len(wrong), len(wrong) + len(paths), printable(", ".join(wrong[:5])),
             ", ..." if len(wrong) > 5 else "",
         )  # fmt: skip
     return paths, np.repeat(np.arange(len(counts)), counts)

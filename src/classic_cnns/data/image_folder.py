@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from classic_cnns import UserError
+from classic_cnns import UserError, printable
 from classic_cnns.data import folders
 from classic_cnns.data.batches import Batches
 from classic_cnns.data.fetch import cache_directory
@@ -71,6 +71,7 @@ class DecodedBatches(Batches):
     ) -> None:
         super().__init__(files, *args, **options)
         self.workers = workers
+        self.reported: set[str] = set()  # files that cannot be decoded
 
     def read(self, shares: Sequence[Tensor]) -> Iterator[tuple[Tensor, Any]]:
         device = self.indices.device
@@ -89,18 +90,21 @@ class DecodedBatches(Batches):
             missing += names
             if not left:  # now, since the caller may stop after the last batch
                 next(parts, None)  # ends the workers
-                self.tell(missing, sum(map(len, numbers)))
+                self.report(missing, sum(map(len, numbers)))
             yield images.to(device, non_blocking=True), there.to(device)
 
-    def tell(self, names: list[str], count: int) -> None:
-        """Log in one line which of `count` files could not be decoded."""
-        if not names:
+    def report(self, names: list[str], count: int) -> None:
+        """Log in one line which of `count` files could not be decoded, each in one pass only."""
+        new = [name for name in names if name not in self.reported]
+        if not new:
             return
+        self.reported.update(new)
         text = f"{len(names)} of {count} files cannot be decoded"
         if len(names) == count >= min(50, len(self.indices)):  # not for a small share of one rank
             raise UserError(f"data.root: {text}, like {names[0]}; replace them")
-        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-        log.warning("%s and were left out: %s%s", text, ", ".join(names[:20]), more)
+        more = f" and {len(new) - 20} more" if len(new) > 20 else ""
+        shown = printable(", ".join(sorted(new)[:20]))
+        log.warning("%s and were left out: %s%s", text, shown, more)
 
 
 def imagenet_names(classes: list[str]) -> list[str]:
@@ -136,7 +140,7 @@ class ImageFolderData(ImageData):
         if self.files:
             return
         found = folders.classes(self.root)
-        self.preprocessing.classes = imagenet_names(found)
+        self.preprocessing.classes = imagenet_names([printable(name) for name in found])
         if len(found) != self.num_classes:  # possible in a resumed run
             raise UserError(
                 f"data.root={self.root}: has {len(found)} classes and this run was "

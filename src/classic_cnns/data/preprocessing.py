@@ -55,8 +55,10 @@ class Preprocessing(nn.Module):
         if images.shape[2:] == (size, size):
             images = scale(images, *ends)
         elif fit is resize_to:  # scaling commutes with resizing, and is cheaper before it
-            # Large images in parts: a whole batch would take much memory in float32.
-            parts = images.split(max(1, 2**21 // images.shape[2:].numel()))
+            # Large images in parts: a whole batch would take much memory in float32. Batches of an
+            # exported net can have any size, so that the number of parts is not known.
+            several = not torch.compiler.is_exporting()
+            parts = images.split(max(1, 2**21 // images.shape[2:].numel())) if several else [images]
             images = torch.cat([resize_to(scale(part, *ends), size) for part in parts])
         else:
             images = scale(fit(images, size), *ends)

@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from classic_cnns import UserError
+from classic_cnns import UserError, printable
 from classic_cnns.data.folders import Index, checksum
 from classic_cnns.data.pictures import decode
 from classic_cnns.data.workers import read_ahead
@@ -131,7 +131,7 @@ class StoredImages:
             log.warning(
                 "%s: %d images are damaged or outdated and were read from their files, for "
                 "example %s; the next start prepares them again",
-                self.folder, len(self.wrong), min(self.wrong),
+                self.folder, len(self.wrong), printable(min(self.wrong)),
             )  # fmt: skip
             self.wrong.clear()
             with suppress(OSError):

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch.utils.data import Dataset
 
-from classic_cnns import UserError
+from classic_cnns import UserError, printable
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.data.workers import read_ahead
 from classic_cnns.files import make_folder
@@ -95,7 +95,7 @@ def predict(
                     answers = "  ".join(f"{name} {share:6.1%}" for name, share in named.items())
                     notes = [NOTES[name] for name, made in changes.items() if made]
                     note = f"  ({'; '.join(notes)})" if notes else ""
-                    print(f"{path:{width}}  {answers}{note}")
+                    print(f"{printable(path):{width}}  {answers}{note}")
                 bar.update()
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
