@@ -5,6 +5,7 @@ and then set. Torch is not imported here.
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -20,10 +21,12 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from classic_cnns import UserError, one_line
 from classic_cnns.config import stored
-from classic_cnns.config.schema import RESERVED, check_values, flatten, trainer_arguments
+from classic_cnns.config.schema import check_trainer_argument, check_values, flatten
+from classic_cnns.config.unused import check_used, references
 from classic_cnns.data import folders
 from classic_cnns.files import expand
 from classic_cnns.trainer.devices import check_devices
@@ -35,8 +38,12 @@ CONF = next(c for c in (HERE.parents[1] / "conf", HERE.parents[3] / "conf") if c
 SEARCH = "sweep.search."  # null in its file, so its keys are added
 PARAMS = f"{SEARCH}params."
 ENDS = (".low", ".high", ".step", ".log", ".choices")  # of a parameter
+HYDRA = (
+    "Hydra's own keys have no effect here; run_dir= is the directory of a run, sweep.dir= that of "
+    "a sweep"
+)
 LIST_GROUPS = ("callbacks", "logger")  # groups that take a list of options, or null
-READ: dict[tuple, tuple[dict, dict]] = {}  # cache, valid while no config file changes
+READ: dict[tuple, tuple[dict, dict, set]] = {}  # cache, valid while no config file changes
 # One time stamp for all jobs of a sweep.
 STARTED = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 OmegaConf.register_new_resolver("started", lambda: STARTED, replace=True)
@@ -94,10 +101,12 @@ class Composer:
             groups.setdefault(path.parent.name, set()).add(path.stem)
         self.groups = {name: sorted(groups[name]) for name in sorted(groups)}
         stamps = [(path, path.stat().st_mtime_ns) for path in [*tops, *inner] if path.is_file()]
-        # By the options of groups: the config, and its resolved values.
-        self.composed, self.examples = READ.setdefault(
-            (config_name, *self.config_dirs, *stamps), ({}, {})
-        )
+        # By the options of groups the config, and its resolved values; keys that files interpolate.
+        key = config_name, *self.config_dirs, *stamps
+        if key not in READ:
+            texts = (path.read_text(errors="replace") for path, _ in stamps)
+            READ[key] = {}, {}, set().union(*map(references, texts))
+        self.composed, self.examples, self.references = READ[key]
         # `_target_` finds modules next to the user's configs, and in the working directory.
         self.folders = modules_in(self.config_dirs)
         add_to_path([*self.folders, os.getcwd()])
@@ -121,6 +130,7 @@ class Composer:
                 )
             if not self.is_choice(override):
                 self.set_value(config, default, override)
+        check_used(to_plain(config), CONF, self.chosen_files(overrides), self.references)
         if choices not in self.examples or "root" in default.data:
             example = deepcopy(default)
             if "root" in default.data:  # it has no default
@@ -229,7 +239,20 @@ class Composer:
                 near = get_close_matches(str(name), options, n=1)
                 hint = f"did you mean {group}={near[0]}? " if near else ""
                 raise UserError(f"{word}: {hint}{list_options(group, options)}")
+        for path in self.chosen_files([override]):
+            if re.search("^hydra:", path.read_text(errors="replace"), re.M):
+                raise UserError(f"{path}: hydra: {HYDRA}")
         return f"{group}={word.partition('=')[2]}"
+
+    def chosen_files(self, overrides: Sequence[Override]) -> list[Path]:
+        """The files of the options that the overrides choose."""
+        chosen: list[tuple[str, Any]] = [
+            (o.key_or_group, o.value()) for o in overrides if self.is_choice(o)
+        ]
+        pairs = [(g, v) for g, value in chosen for v in (value if type(value) is list else [value])]
+        places = [*map(Path, self.config_dirs), CONF]
+        paths = [place / group / f"{name}.yaml" for group, name in pairs for place in places]
+        return [path for path in paths if path.is_file()]
 
     def read_files(self, choices: tuple[str, ...]) -> DictConfig:
         """The merged config of the files that `choices` select, with unresolved interpolations."""
@@ -242,8 +265,9 @@ class Composer:
                         [f"hydra.searchpath=[{paths}]", *choices],
                         return_hydra_config=True,
                     )
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
-                raise UserError(f"{' '.join(choices)}: {one_line(error)}".lstrip(": ")) from error
+            except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
+                line = one_line(error).partition(" Config search path")[0]
+                raise UserError(f"{' '.join(choices)}: {line}".lstrip(": ")) from error
             chosen = config.hydra.runtime.choices
             with open_dict(config):
                 del config["hydra"]
@@ -262,10 +286,7 @@ class Composer:
         known = dict(flatten(to_plain(default), groups=True))
         group, _, rest = key.partition(".")
         if key.startswith("hydra"):
-            raise UserError(
-                f"{word}: Hydra's own keys have no effect here; run_dir= is the directory of a "
-                "run, sweep.dir= that of a sweep"
-            )
+            raise UserError(f"{word}: {HYDRA}")
         if override.is_delete():
             if group not in LIST_GROUPS or key not in known or "." in rest:
                 raise UserError(
@@ -393,19 +414,6 @@ def check_folder(key: str, value: Any) -> None:
             f"{key}={value}: cannot be created: {there} is not a writable folder; "
             f"leave {key} out to use the default"
         )
-
-
-def check_trainer_argument(word: str, name: str, added: bool) -> None:
-    """Raise UserError for an argument that Trainer does not have, or that cannot be given here."""
-    known = trainer_arguments()
-    if name in RESERVED:
-        raise UserError(f"{word}: cannot be given; {RESERVED[name]}")
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean +trainer.{near[0]}?" if near else f"it has {', '.join(known)}"
-        raise UserError(f"{word}: Lightning's Trainer has no argument '{name}'; {hint}")
-    if not added:
-        raise UserError(f"{word}: is not in conf/trainer/; try +{word}")
 
 
 def can_add(key: str, known: dict[str, Any]) -> bool:

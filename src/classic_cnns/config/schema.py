@@ -6,6 +6,7 @@ imported, so that errors appear at once.
 
 import ast
 from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from math import inf
@@ -315,7 +316,22 @@ def check_rules(values: list[tuple[str, Any]], ruled: dict[str, Rule], examples:
         if rule and not rule.holds(value):
             works = examples.get(key) if rule.holds(examples.get(key)) else rule.example
             way_out = f"leave {key} out" if type(works) is dict else f"try {key}={as_word(works)}"
+            if value == examples.get(key) and not rule.holds(works):
+                way_out = "correct it in its config file"
             raise UserError(f"{key}={as_word(value)}: must be {rule.allowed}; {way_out}")
+
+
+def check_trainer_argument(word: str, name: str, added: bool) -> None:
+    """Raise UserError for an argument that Trainer does not have, or that cannot be given here."""
+    known = trainer_arguments()
+    if name in RESERVED:
+        raise UserError(f"{word}: cannot be given; {RESERVED[name]}")
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean +trainer.{near[0]}?" if near else f"it has {', '.join(known)}"
+        raise UserError(f"{word}: Lightning's Trainer has no argument '{name}'; {hint}")
+    if not added:
+        raise UserError(f"{word}: is not in conf/trainer/; try +{word}")
 
 
 @cache

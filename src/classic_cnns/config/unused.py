@@ -1,0 +1,91 @@
+"""Keys of config files that nothing uses, such as misspelt ones. Torch is not imported here.
+
+Overrides on the command line are checked one by one. Files may contain anything, and Hydra merges
+all of it.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from classic_cnns import UserError
+from classic_cnns.config.schema import check_trainer_argument, flatten
+from classic_cnns.config.trust import strings
+
+# Arguments of classes, which check them themselves, and keys that are checked elsewhere.
+OPEN = {
+    "callbacks", "data", "logger", "model.input.channels", "model.loss", "model.net",
+    "optim.optimizer", "optim.scheduler", "sweep.executor", "trainer",
+}  # fmt: skip
+WITHOUT_GROUP = ("debug", "experiment")  # their files set keys of other groups
+
+
+@cache
+def known_keys(conf: Path) -> tuple[set[str], set[str]]:
+    """The keys that the program reads itself: single ones, and groups of them."""
+    files = {"": conf / "train.yaml", "sweep.": conf / "sweep" / "local.yaml"}
+    single, groups = set[str](), {"sweep"}
+    for prefix, path in files.items():
+        values: Any = OmegaConf.to_container(OmegaConf.load(path))
+        for key, value in flatten(values, prefix, groups=True):
+            (groups if value and isinstance(value, dict) else single).add(key)
+    return single, groups
+
+
+def references(text: str) -> set[str]:
+    """The keys in interpolations, such as optim.lr in ${optim.lr}."""
+    within = re.findall(r"\$\{([^}]*)", text)
+    return {name for part in within for name in re.findall(r"[\w.]+", part)}
+
+
+def check_used(
+    config: dict[str, Any], conf: Path, files: Sequence[Path], named: Iterable[str]
+) -> None:
+    """Raise UserError for the first key that has no effect.
+
+    `config` has unresolved interpolations, `conf` is the folder of our own configs, and `files` are
+    those that were chosen, one of which probably contains the key. `named` are keys that any file
+    interpolates: a recipe's key may be unused after a change of its scheduler, say.
+    """
+    single, groups = known_keys(conf)
+    single = single | OPEN | ({"model"} if "_target_" in config["model"] else set())
+    names = set(named).union(*(references(text) for _, text in strings(config)))
+    keys = [key for key, _ in flatten(config)]
+    used = [key for key in keys if is_used(key, single, groups, names)]
+    for key in keys:
+        if key in used:
+            continue
+        path = next((path for path in files if contains(path, key)), "a config file")
+        if key.startswith(WITHOUT_GROUP):
+            way_out = "write '# @package _global_' into the first line of the file"
+        elif near := get_close_matches(key, used, n=1):
+            way_out = f"did you mean {near[0]}?"
+        else:
+            way_out = f"remove it, or use it somewhere as ${{{key}}}"
+        raise UserError(f"{path}: {key}: has no effect, since nothing uses it; {way_out}")
+    ours = OmegaConf.load(conf / "trainer" / "default.yaml")
+    for name in config["trainer"].keys() - set(ours):
+        path = next((path for path in files if contains(path, name)), "a config file")
+        check_trainer_argument(f"{path}: trainer.{name}", name, added=True)
+
+
+def is_used(key: str, single: set[str], groups: set[str], names: Iterable[str]) -> bool:
+    """Whether the program, a class or an interpolation uses a key."""
+    parts = key.split(".")
+    prefixes = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    if prefixes & single:
+        return True
+    return any(
+        name.startswith(f"{key}.") or name in prefixes - groups  # or of a node around it
+        for name in names
+    ) or any(name.startswith(".") and f".{key}".endswith(f".{name.strip('.')}") for name in names)
+
+
+def contains(path: Path, key: str) -> bool:
+    last = re.escape(key.rpartition(".")[2])
+    return re.search(rf"^\s*{last}\s*:", path.read_text(errors="replace"), re.M) is not None
