@@ -211,6 +211,57 @@ def test_a_mistake_with_a_users_config_is_reported_in_one_line(train, tiny_confi
     assert "data=tinny" in line and "did you mean data=tiny?" in line
 
 
+GLOBAL = "# @package _global_\n"
+NO_EFFECT = "{path}: {key}: has no effect, since nothing uses it; "
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("optim: {lr: 0.5}", NO_EFFECT.format(path="...", key="experiment.optim.lr")
+         + "write '# @package _global_' into the first line of the file"),
+        (GLOBAL + "optm: {lr: 0.5}",
+         NO_EFFECT.format(path="...", key="optm.lr") + "did you mean optim.lr?"),
+        (GLOBAL + "optim:\n  lrr: 0.5",
+         NO_EFFECT.format(path=".../mine.yaml", key="optim.lrr") + "did you mean optim.lr?"),
+        (GLOBAL + "optim:\n  schedular:\n    _target_: x.Y", "...optim.schedular._target_: has..."),
+        (GLOBAL + "model: {input: {sise: 3}}", "...did you mean model.input.size?"),
+        (GLOBAL + "sweep: {paralel: 3}", "...did you mean sweep.parallel?"),
+        (GLOBAL + "tags: [a]", "...; remove it, or use it somewhere as ${tags}"),
+        (GLOBAL + "trainer: {max_epoch: 3}", "...did you mean +trainer.max_epochs?"),
+        (GLOBAL + "trainer: {logger: false}", "...trainer.logger: cannot be given; logger=..."),
+        (GLOBAL + "hydra: {run: {dir: x}}", ".../mine.yaml: hydra: Hydra's own keys have..."),
+        (GLOBAL + "optim:\n\tlr: 0.5", "experiment=mine: while...mine.yaml\", line 3,..."),
+        (GLOBAL + "optim: {lr: fast}",
+         "optim.lr=fast: must be a number above 0 and below 1000; correct it in its config file"),
+        (GLOBAL + "defaults: [override /model: simple_cn]", "...not find 'model/simple_cn'..."),
+        ("42", "experiment=mine: ..."),
+    ],
+)  # fmt: skip
+def test_a_key_in_a_file_that_has_no_effect_is_a_mistake(train, tmp_path, content, expected):
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(content)
+    line = train("--config-dir", str(folder.parent), "experiment=mine").line()
+    assert matches(line, f"error: {expected}"), line
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["width: 0.5\noptim: {lr: '${width}'}", "own: {lr: 0.5}\noptim: {lr: '${own.lr}'}",
+     "own: {momentum: 0.5}\nmodel: {net: {momentum: '${own}'}}",
+     "optim: {rate: 0.5, optimizer: {lr: '${..rate}'}}",
+     "data: {augment: shift}\ntrainer: {detect_anomaly: true}\ncallbacks: {x: null}",
+     "defaults: [override /optim: lenet5_1998]\noptim: {scheduler: null}"],
+)  # fmt: skip
+def test_a_key_in_a_file_that_is_used_is_no_mistake(train, tmp_path, content):
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(GLOBAL + content)
+    answer = train("--config-dir", str(folder.parent), "experiment=mine")
+    assert answer.started, answer.err
+
+
 def test_a_config_that_has_changed_is_read_again(tiny_config_dir):
     file = tiny_config_dir / "data" / "tiny.yaml"
     for size in (16, 32):

@@ -26,7 +26,7 @@ from yaml import YAMLError
 from classic_cnns import UserError, one_line
 from classic_cnns.config import stored
 from classic_cnns.config.schema import check_trainer_argument, check_values, flatten
-from classic_cnns.config.unused import check_used, references
+from classic_cnns.config.unused import check_used, read_text, references
 from classic_cnns.data import folders
 from classic_cnns.files import expand
 from classic_cnns.trainer.devices import check_devices
@@ -104,7 +104,7 @@ class Composer:
         # By the options of groups the config, and its resolved values; keys that files interpolate.
         key = config_name, *self.config_dirs, *stamps
         if key not in READ:
-            texts = (path.read_text(errors="replace") for path, _ in stamps)
+            texts = (read_text(path) for path, _ in stamps)
             READ[key] = {}, {}, set().union(*map(references, texts))
         self.composed, self.examples, self.references = READ[key]
         # `_target_` finds modules next to the user's configs, and in the working directory.
@@ -240,7 +240,7 @@ class Composer:
                 hint = f"did you mean {group}={near[0]}? " if near else ""
                 raise UserError(f"{word}: {hint}{list_options(group, options)}")
         for path in self.chosen_files([override]):
-            if re.search("^hydra:", path.read_text(errors="replace"), re.M):
+            if re.search("^hydra:", read_text(path), re.M):
                 raise UserError(f"{path}: hydra: {HYDRA}")
         return f"{group}={word.partition('=')[2]}"
 
@@ -265,7 +265,13 @@ class Composer:
                         [f"hydra.searchpath=[{paths}]", *choices],
                         return_hydra_config=True,
                     )
-            except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
+            except (
+                HydraException,
+                OmegaConfBaseException,
+                OSError,
+                ValueError,
+                YAMLError,
+            ) as error:
                 line = one_line(error).partition(" Config search path")[0]
                 raise UserError(f"{' '.join(choices)}: {line}".lstrip(": ")) from error
             chosen = config.hydra.runtime.choices

@@ -88,4 +88,12 @@ def is_used(key: str, single: set[str], groups: set[str], names: Iterable[str]) 
 
 def contains(path: Path, key: str) -> bool:
     last = re.escape(key.rpartition(".")[2])
-    return re.search(rf"^\s*{last}\s*:", path.read_text(errors="replace"), re.M) is not None
+    return re.search(rf"^\s*{last}\s*:", read_text(path), re.M) is not None
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; empty if it cannot be read, which is an error if Hydra reads it."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
