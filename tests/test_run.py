@@ -300,6 +300,13 @@ def test_a_nan_loss_stops_the_run_with_one_line(train, caplog, monkeypatch):
     assert line.endswith("try a smaller optim.lr")  # no directory, since it is removed
 
 
+class Wrong(torch.nn.Flatten):
+    """A net of a user's that does not fit its inputs."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) @ torch.zeros(3, 4)
+
+
 REFUSED = {
     "model=alexnet model.net.channels=[9,8,8,8,8]": "^model.net: .*divisible by groups",
     "model=alexnet model.net.image_size=100": "^model.net: .*leave the keys of model out",
@@ -320,6 +327,8 @@ REFUSED = {
     "+callbacks.x._target_=nowhere.Thing": "^callbacks.x: .*nowhere",
     "+callbacks.x._target_=torch.nn.ReLU": "^callbacks.x._target_=torch.nn.ReLU: is no Callback",
     "+callbacks.x.patience=3": "^callbacks.x: needs a _target_",
+    "+callbacks._target_=lightning.pytorch.callbacks.Timer": "^callbacks._target_=.*write a name",
+    "model.net={_target_: tests.test_run.Wrong}": r"^model.net: .*shapes.*see .*test_run.py:\d+$",
     "callbacks.checkpoint.mode=lowest": "^callbacks.checkpoint: mode=lowest: must be min or max",
     "callbacks.checkpoint.monitor=error/vall": "error/vall: is not among the metrics; try one of l",
     "model=simple_cnn optim=lenet5_1998": "^optim.optimizer: .*alone, .*try model=lenet5",

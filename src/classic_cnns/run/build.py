@@ -3,8 +3,10 @@
 import inspect
 import logging
 import random
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -232,6 +234,10 @@ def build_parts(config: DictConfig, group: str, kind: type, **places: Any) -> li
         key = f"{group}.{name}"
         if node is None:
             continue  # removed by the user
+        if name == "_target_":
+            raise UserError(
+                f"{key}={node}: in its file, write a name of yours above it, and indent it"
+            )
         if not hasattr(node, "get") or "_target_" not in node:
             raise UserError(f"{key}: needs a _target_, the class that it names")
         with build_errors(key):
@@ -279,5 +285,18 @@ def build_errors(key: str) -> Iterator[None]:
             if package in EXTRAS:
                 raise UserError(f"{key}: needs a package; try pip install {package}") from error
         own = line.startswith(("model.", "optim.", "data.", "trainer.", "callbacks."))
-        way_out = f"; leave the keys of {key.split('.')[0]} out to use those of its file"
-        raise UserError(line if own else f"{key}: {line}{way_out}") from error
+        way_out = f"leave the keys of {key.split('.')[0]} out to use those of its file"
+        if place := line_of_user(cause):
+            way_out = f"see {place}"
+        raise UserError(line if own else f"{key}: {line}; {way_out}") from error
+
+
+def line_of_user(error: BaseException) -> str | None:
+    """The last file and line of the user's own code through which an error has passed."""
+    others = {Path(file).parents[1] for file in (__file__, torch.__file__)}
+    others.add(Path(random.__file__).parent)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not others & set(path.parents):
+            return f"{path}:{frame.lineno}"
+    return None
