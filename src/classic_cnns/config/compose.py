@@ -25,7 +25,12 @@ from yaml import YAMLError
 
 from classic_cnns import UserError, one_line
 from classic_cnns.config import stored
-from classic_cnns.config.schema import check_trainer_argument, check_values, flatten
+from classic_cnns.config.schema import (
+    check_trainer_argument,
+    check_values,
+    flatten,
+    trainer_arguments,
+)
 from classic_cnns.config.unused import check_used, read_text, references
 from classic_cnns.data import folders
 from classic_cnns.files import expand
@@ -42,6 +47,11 @@ HYDRA = (
     "Hydra's own keys have no effect here; run_dir= is the directory of a run, sweep.dir= that of "
     "a sweep"
 )
+# Names of other projects, and ours.
+HABITS = {
+    "ckpt_path": "resume", "datamodule": "data", "num_workers": "data.workers",
+    "optimizer": "optim", "output_dir": "run_dir", "seed_everything": "seed", "task_name": "name",
+}  # fmt: skip
 LIST_GROUPS = ("callbacks", "logger")  # groups that take a list of options, or null
 READ: dict[tuple, tuple[dict, dict, set]] = {}  # cache, valid while no config file changes
 # One time stamp for all jobs of a sweep.
@@ -436,6 +446,11 @@ def unknown_key(key: str, known: dict[str, Any]) -> str:
     groups = {name.split(".")[0] for name in known}
     near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
     near = near[:3] + get_close_matches(key, [*known, *groups], n=2)
+    last = key.rpartition(".")[2]
+    if HABITS.get(last) in {*known, *groups}:
+        near = [HABITS[last]]
+    elif last in trainer_arguments() and not near:
+        near = [f"+trainer.{last}"]
     hint = (
         f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "--cfg job shows all keys"
     )

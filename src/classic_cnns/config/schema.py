@@ -327,7 +327,7 @@ def check_trainer_argument(word: str, name: str, added: bool) -> None:
     if name in RESERVED:
         raise UserError(f"{word}: cannot be given; {RESERVED[name]}")
     if name not in known:
-        near = get_close_matches(name, known, n=1)
+        near = ["devices"] if name == "gpus" else get_close_matches(name, known, n=1)
         hint = f"did you mean +trainer.{near[0]}?" if near else f"it has {', '.join(known)}"
         raise UserError(f"{word}: Lightning's Trainer has no argument '{name}'; {hint}")
     if not added:

@@ -55,6 +55,9 @@ def find_run(path: Any, key: str = "resume=") -> Path:
             if (resolve_latest(note.with_name("latest")) / "config.yaml").is_file()
         ]  # fmt: skip
         hint = f"try {key}{notes[0].with_name('latest')}" if notes else "no run is in outputs/ yet"
+        around = [parent for parent in directory.parents if (parent / "config.yaml").is_file()]
+        if around and directory.exists():  # a file of a run
+            hint = f"try {key}{around[0]}"
         raise UserError(f"{key}{path}: no run is there (it would have a config.yaml); {hint}")
     return directory
 
