@@ -451,6 +451,20 @@ except UserError as error:
     assert "did you mean optim.lr" in done.stdout
 
 
+def test_the_batch_size_that_lightning_finds_is_told_and_recorded(train, caplog):
+    finder = "+callbacks.finder._target_=lightning.pytorch.callbacks.BatchSizeFinder"
+    words = ["+callbacks.finder.init_val=64", "+callbacks.finder.max_trials=2"]
+    words += ["+callbacks.finder.steps_per_trial=1", "trainer.max_epochs=1"]
+    found = train(finder, *words)
+    size = found["batch_size"]
+    assert size > 32 and found["steps"] == 512 / size
+    assert f"trained with batches of {size} images; data.batch_size={size} repeats it" in (
+        caplog.messages
+    )
+    again = train("run_dir=again", "trainer.max_epochs=1", f"data.batch_size={size}")
+    assert (again["batch_size"], again["steps"]) == (size, found["steps"])
+
+
 def test_ctrl_c_in_python_is_a_keyboard_interrupt_with_a_checkpoint(train):
     class Interrupt(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -280,6 +280,9 @@ def train_and_test(
 
     with lightning_errors():
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    found = getattr(data, "batch_size", None)
+    if found != config.data.get("batch_size", found):  # by Lightning's BatchSizeFinder
+        log.info("trained with batches of %s images; data.batch_size=%s repeats it", found, found)
     averaged = save_average(trainer, checkpoints)
     metrics, seconds = dict(record.metrics), record.seconds
     epochs, steps = trainer.current_epoch, trainer.global_step
@@ -301,6 +304,7 @@ def train_and_test(
         "epochs": epochs,
         "max_epochs": given["max_epochs"],
         **{name: given[name] for name in LIMITS if given.get(name)},
+        **({"batch_size": found} if found else {}),
         "steps": steps,
         "seconds": seconds,
     }
