@@ -4,6 +4,7 @@ import re
 import resource
 import runpy
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -260,6 +261,29 @@ def test_a_key_in_a_file_that_is_used_is_no_mistake(train, tmp_path, content):
     (folder / "mine.yaml").write_text(GLOBAL + content)
     answer = train("--config-dir", str(folder.parent), "experiment=mine")
     assert answer.started, answer.err
+
+
+def test_a_primary_config_of_a_user_is_checked_too(train, tmp_path):
+    words = ["--config-dir", str(tmp_path), "--config-name", "mine"]
+    for content, expected in {
+        "hydra: {run: {dir: x}}": "hydra: Hydra's own keys have no effect here",
+        "sed: 3": "sed: has no effect, since nothing uses it; did you mean seed?",
+    }.items():
+        (tmp_path / "mine.yaml").write_text(f"defaults: [train, _self_]\n{content}")
+        assert expected in train(*words).line()
+    (tmp_path / "mine.yaml").write_text("defaults: [train, _self_]\nseed: 3")
+    assert train(*words).started
+
+
+def test_a_file_of_a_user_is_never_hidden_by_ours(train, tmp_path):
+    ours = CONF / "optim" / "lenet5.yaml"
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "lenet5.yaml").write_text(ours.read_text().replace("0.02", "0.015"))
+    line = train("--config-dir", str(tmp_path)).line()
+    assert f"{tmp_path}/optim/lenet5.yaml: {ours} has the same name and would be used; r" in line
+    shutil.copy(CONF / "train.yaml", tmp_path)  # then the whole folder has precedence
+    assert compose(config_dirs=[str(tmp_path)]).optim.lr == 0.015
+    assert compose("optim=simple_cnn", config_dirs=[str(tmp_path)]).optim.lr != 0.015
 
 
 def test_a_config_that_has_changed_is_read_again(tiny_config_dir):

@@ -5,7 +5,6 @@ and then set. Torch is not imported here.
 """
 
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -31,7 +30,7 @@ from classic_cnns.config.schema import (
     flatten,
     trainer_arguments,
 )
-from classic_cnns.config.unused import check_used, read_text, references
+from classic_cnns.config.unused import HYDRA, check_no_hydra, check_used, read_text, references
 from classic_cnns.data import folders
 from classic_cnns.files import expand
 from classic_cnns.trainer.devices import check_devices
@@ -43,10 +42,6 @@ CONF = next(c for c in (HERE.parents[1] / "conf", HERE.parents[3] / "conf") if c
 SEARCH = "sweep.search."  # null in its file, so its keys are added
 PARAMS = f"{SEARCH}params."
 ENDS = (".low", ".high", ".step", ".log", ".choices")  # of a parameter
-HYDRA = (
-    "Hydra's own keys have no effect here; run_dir= is the directory of a run, sweep.dir= that of "
-    "a sweep"
-)
 # Names of other projects, and ours.
 HABITS = {
     "ckpt_path": "resume", "datamodule": "data", "num_workers": "data.workers",
@@ -85,7 +80,11 @@ def load_run(given: Any, words: Sequence[str] = ()) -> tuple[Path, DictConfig]:
 
 
 class Composer:
-    """Composes configs from `config_dirs`, which take precedence, and the project's own conf/."""
+    """Composes configs from `config_dirs` and the project's own conf/.
+
+    Hydra looks first into the folder that contains the primary config. A file of the user's that
+    another one of the same name would hide is a UserError.
+    """
 
     def __init__(
         self,
@@ -105,10 +104,18 @@ class Composer:
         names = sorted({path.stem for path in tops})
         if config_name not in names:
             raise UserError(f"--config-name={config_name}: must be one of {', '.join(names)}")
+        check_no_hydra(path for path in tops if path.stem == config_name)
         groups: dict[str, set[str]] = {}
         inner = [path for place in places for path in place.glob("*/*.yaml")]
+        main = next(place for place in places if (place / f"{config_name}.yaml").is_file())
+        self.places = [main, *(place for place in places if place != main)]
         for path in inner:
             groups.setdefault(path.parent.name, set()).add(path.stem)
+            hidden_by = main / path.parent.name / path.name
+            if hidden_by.is_file() and hidden_by != path and main == CONF:
+                raise UserError(
+                    f"{path}: {hidden_by} has the same name and would be used; rename yours"
+                )
         self.groups = {name: sorted(groups[name]) for name in sorted(groups)}
         stamps = [(path, path.stat().st_mtime_ns) for path in [*tops, *inner] if path.is_file()]
         # By the options of groups the config, and its resolved values; keys that files interpolate.
@@ -249,9 +256,7 @@ class Composer:
                 near = get_close_matches(str(name), options, n=1)
                 hint = f"did you mean {group}={near[0]}? " if near else ""
                 raise UserError(f"{word}: {hint}{list_options(group, options)}")
-        for path in self.chosen_files([override]):
-            if re.search("^hydra:", read_text(path), re.M):
-                raise UserError(f"{path}: hydra: {HYDRA}")
+        check_no_hydra(self.chosen_files([override]))
         return f"{group}={word.partition('=')[2]}"
 
     def chosen_files(self, overrides: Sequence[Override]) -> list[Path]:
@@ -260,16 +265,16 @@ class Composer:
             (o.key_or_group, o.value()) for o in overrides if self.is_choice(o)
         ]
         pairs = [(g, v) for g, value in chosen for v in (value if type(value) is list else [value])]
-        places = [*map(Path, self.config_dirs), CONF]
-        paths = [place / group / f"{name}.yaml" for group, name in pairs for place in places]
+        paths = [place / group / f"{name}.yaml" for group, name in pairs for place in self.places]
         return [path for path in paths if path.is_file()]
 
     def read_files(self, choices: tuple[str, ...]) -> DictConfig:
         """The merged config of the files that `choices` select, with unresolved interpolations."""
         if choices not in self.composed:
-            paths = ",".join(f"'file://{folder}'" for folder in self.config_dirs)
+            main, *others = self.places
+            paths = ",".join(f"'file://{folder}'" for folder in others)
             try:
-                with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+                with hydra.initialize_config_dir(str(main), version_base="1.3"):
                     config = hydra.compose(
                         self.config_name,
                         [f"hydra.searchpath=[{paths}]", *choices],

@@ -93,7 +93,9 @@ def restarted_run(config: DictConfig) -> Path | None:
     if not is_restarted() or config.keep is False:
         return None
     given = config.run_dir is not None
-    places = [expand("run_dir", config.run_dir)] if given else OUTPUTS.glob(f"{config.name}/*")
+    places = (
+        [expand("run_dir", config.run_dir)] if given else (OUTPUTS / str(config.name)).glob("*")
+    )
     for directory in sorted(places, reverse=True):
         jobs = [start.get("job") for start in read_starts(directory)]
         path = directory / "config.yaml"

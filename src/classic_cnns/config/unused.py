@@ -22,6 +22,10 @@ OPEN = {
     "callbacks", "data", "logger", "model.input.channels", "model.loss", "model.net",
     "optim.optimizer", "optim.scheduler", "sweep.executor", "trainer",
 }  # fmt: skip
+HYDRA = (
+    "Hydra's own keys have no effect here; run_dir= is the directory of a run, sweep.dir= that of "
+    "a sweep"
+)
 WITHOUT_GROUP = ("debug", "experiment")  # their files set keys of other groups
 
 
@@ -61,15 +65,16 @@ def check_used(
         if key in used:
             continue
         path = next((path for path in files if contains(path, key)), "a config file")
-        if key.startswith(WITHOUT_GROUP):
+        if key.partition(".")[0] in WITHOUT_GROUP:
             way_out = "write '# @package _global_' into the first line of the file"
         elif near := get_close_matches(key, used, n=1):
             way_out = f"did you mean {near[0]}?"
         else:
             way_out = f"remove it, or use it somewhere as ${{{key}}}"
         raise UserError(f"{path}: {key}: has no effect, since nothing uses it; {way_out}")
-    ours = OmegaConf.load(conf / "trainer" / "default.yaml")
-    for name in config["trainer"].keys() - set(ours):
+    ours: Any = OmegaConf.load(conf / "trainer" / "default.yaml")
+    lightnings = config["trainer"].get("_target_") == ours["_target_"]
+    for name in config["trainer"].keys() - set(ours) if lightnings else ():
         path = next((path for path in files if contains(path, name)), "a config file")
         check_trainer_argument(f"{path}: trainer.{name}", name, added=True)
 
@@ -84,6 +89,13 @@ def is_used(key: str, single: set[str], groups: set[str], names: Iterable[str]) 
         name.startswith(f"{key}.") or name in prefixes - groups  # or of a node around it
         for name in names
     ) or any(name.startswith(".") and f".{key}".endswith(f".{name.strip('.')}") for name in names)
+
+
+def check_no_hydra(paths: Iterable[Path]) -> None:
+    """Raise UserError if one of the files sets keys of Hydra itself."""
+    for path in paths:
+        if re.search("^hydra:", read_text(path), re.M):
+            raise UserError(f"{path}: hydra: {HYDRA}")
 
 
 def contains(path: Path, key: str) -> bool:
