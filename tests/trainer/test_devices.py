@@ -19,10 +19,11 @@ def container(monkeypatch, tmp_path):
     def container(**files: str) -> None:
         for name, text in files.items():
             path = tmp_path / name
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{text}\n")
 
     monkeypatch.setattr(devices, "CGROUP", tmp_path)
+    monkeypatch.setattr(devices, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     return container
 
@@ -35,6 +36,15 @@ def container(monkeypatch, tmp_path):
     ({"cpu.max": "1600000 100000"}, 8),  # more than the machine has
     (dict(zip(CPU_1, ("-1", "100000"), strict=True)), 8),
     (dict(zip(CPU_1, ("350000", "100000"), strict=True)), 3),
+    # Limits of systemd for a service, and for the slice around it.
+    ({"own": "0::/a.slice/b.service", "a.slice/b.service/cpu.max": "200000 100000",
+      "a.slice/cpu.max": "max 100000"}, 2),
+    ({"own": "0::/a.slice/b.service", "a.slice/b.service/cpu.max": "max 100000",
+      "a.slice/cpu.max": "500000 100000", "other.slice/cpu.max": "100000 100000"}, 5),
+    ({"own": "5:memory:/x\n4:cpu,cpuacct:/a\n0::/", "cpu/a/cpu.cfs_quota_us": "200000",
+      "cpu/a/cpu.cfs_period_us": "100000", **dict(zip(CPU_1, ("-1", "100000"), strict=True))}, 2),
+    # The path outside of the container, which is not there.
+    ({"own": "0::/docker/1234", "cpu.max": "200000 100000"}, 2),
 ])  # fmt: skip
 def test_cores_are_those_of_the_container(container, files, cores):
     container(**files)

@@ -6,7 +6,7 @@ from collections import Counter
 
 from classic_cnns.sweep.job import Job
 from classic_cnns.sweep.run_job import run_job
-from classic_cnns.trainer.devices import cgroup, core_count, visible_gpus
+from classic_cnns.trainer.devices import core_count, limits, visible_gpus
 
 MEMORY = 2 * 2**30  # bytes, estimated for each rank
 
@@ -53,5 +53,5 @@ class Local:
 def memory() -> int:
     """Memory of the machine or of the container in bytes."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = [*cgroup("memory.max"), *cgroup("memory/memory.limit_in_bytes"), "max"][0]
-    return total if limit == "max" else min(total, int(limit))
+    found = limits("memory.max") or limits("memory/memory.limit_in_bytes")
+    return min([total, *(int(limit) for limit in found if limit != "max")])

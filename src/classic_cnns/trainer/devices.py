@@ -13,6 +13,7 @@ from typing import Any
 from classic_cnns import UserError
 
 CGROUP = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def visible_gpus() -> list[str]:
@@ -38,16 +39,25 @@ def core_count() -> int:
     """The number of cores that this process may use, with the limits of a container."""
     linux = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
-    version_1 = [*cgroup("cpu/cpu.cfs_quota_us"), *cgroup("cpu/cpu.cfs_period_us")]
-    quota, period = [*cgroup("cpu.max"), *version_1, "max", "1"][:2]
-    unlimited = quota in ("max", "-1")
-    return cores if unlimited else max(1, min(cores, int(quota) // int(period)))
+    version_1 = (limits(f"cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
+    quotas = limits("cpu.max") or map(" ".join, zip(*version_1, strict=True))
+    pairs = [text.split() for text in quotas]
+    shares = [int(quota) // int(period) for quota, period in pairs if quota not in ("max", "-1")]
+    return max(1, min([cores, *shares]))
 
 
-def cgroup(name: str) -> list[str]:
-    """The words of a file of the container's limits; none if there is no such file."""
-    path = CGROUP / name
-    return path.read_text().split() if path.is_file() else []
+def limits(name: str) -> list[str]:
+    """The contents of a file of the control groups of this process: its own and those around it.
+
+    `name` is a file of version 2, or one of version 1 with the controller before it: cpu/<file>.
+    """
+    controller, _, file = name.rpartition("/")
+    lines = OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.is_file() else []
+    paths = [path for _, names, path in (line.split(":", 2) for line in lines)
+             if controller in names.split(",")] or ["/"]  # fmt: skip
+    own = Path(paths[0].strip("/"))
+    files = [CGROUP / controller / place / file for place in (own, *own.parents)]
+    return [path.read_text().strip() for path in files if path.is_file()]
 
 
 def limit_threads() -> None:
