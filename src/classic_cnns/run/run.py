@@ -16,7 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, StochasticWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
@@ -56,8 +56,8 @@ def train(config: DictConfig) -> dict[str, Any]:
 
     It has `status`, finished or diverged, `directory`, `metrics` of the tested checkpoint, `last`
     ones, `epochs`, `steps` and `seconds`. Raises UserError for several devices, which need the
-    command line, and KeyboardInterrupt after Ctrl-C or a notebook's stop button, when a checkpoint
-    has been written.
+    command line, and KeyboardInterrupt after Ctrl-C or a notebook's stop button, once the run has
+    stopped.
     """
     if not isinstance(config, DictConfig):
         raise UserError(f"train() takes a config of compose(), and got {type(config).__name__}")
@@ -280,9 +280,10 @@ def train_and_test(
 
     with lightning_errors():
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
-    found = getattr(data, "batch_size", None)
-    if found != config.data.get("batch_size", found):  # by Lightning's BatchSizeFinder
-        log.info("trained with batches of %s images; data.batch_size=%s repeats it", found, found)
+    found: dict[str, Any] = {}
+    if any(isinstance(callback, BatchSizeFinder) for callback in trainer.callbacks):
+        found["batch_size"] = size = getattr(data, "batch_size", None)
+        log.info("trained with batches of %s images; data.batch_size=%s repeats it", size, size)
     averaged = save_average(trainer, checkpoints)
     metrics, seconds = dict(record.metrics), record.seconds
     epochs, steps = trainer.current_epoch, trainer.global_step
@@ -304,7 +305,7 @@ def train_and_test(
         "epochs": epochs,
         "max_epochs": given["max_epochs"],
         **{name: given[name] for name in LIMITS if given.get(name)},
-        **({"batch_size": found} if found else {}),
+        **found,
         "steps": steps,
         "seconds": seconds,
     }
