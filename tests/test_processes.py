@@ -84,7 +84,7 @@ def test_a_job_that_slurm_starts_again_continues_its_run(
     env = {f"SLURM_{name}": value for name, value in slurm.items()}
     env["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
     words = ["--config-dir", tiny_config_dir, "data=tiny", f"data_dir={tiny_mnist.folder}"]
-    words += ["trainer=cpu", "trainer.max_epochs=4", "name=mine"]
+    words += ["trainer=cpu", "trainer.max_epochs=12", "name=mine"]
 
     assert fork(TRAIN, *words, "run_dir=whole", cwd=tmp_path).wait() == 0
     process = fork(TRAIN, *words, cwd=tmp_path, env=env)
