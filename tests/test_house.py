@@ -29,7 +29,7 @@ IMPORTS = {
     "logger": set(),
     "data": {"files", "report", "trainer"},
     "classifier": {"config", "data", "optim", "trainer"},
-    "config": {"data", "files", "report", "trainer"},
+    "config": {"data", "files", "trainer"},
     "run": {
         "callbacks",
         "classifier",

@@ -25,6 +25,7 @@ from yaml import YAMLError
 from classic_cnns import UserError, one_line
 from classic_cnns.config import stored
 from classic_cnns.config.schema import (
+    HABITS,
     check_trainer_argument,
     check_values,
     flatten,
@@ -33,7 +34,7 @@ from classic_cnns.config.schema import (
 from classic_cnns.config.unused import HYDRA, check_no_hydra, check_used, read_text, references
 from classic_cnns.data import folders
 from classic_cnns.files import expand
-from classic_cnns.trainer.devices import check_devices
+from classic_cnns.trainer.devices import check_devices, is_restarted
 from classic_cnns.trainer.spinning import limit_spinning
 
 HERE = Path(__file__)
@@ -42,11 +43,6 @@ CONF = next(c for c in (HERE.parents[1] / "conf", HERE.parents[3] / "conf") if c
 SEARCH = "sweep.search."  # null in its file, so its keys are added
 PARAMS = f"{SEARCH}params."
 ENDS = (".low", ".high", ".step", ".log", ".choices")  # of a parameter
-# Names of other projects, and ours.
-HABITS = {
-    "ckpt_path": "resume", "datamodule": "data", "num_workers": "data.workers",
-    "optimizer": "optim", "output_dir": "run_dir", "seed_everything": "seed", "task_name": "name",
-}  # fmt: skip
 LIST_GROUPS = ("callbacks", "logger")  # groups that take a list of options, or null
 READ: dict[tuple, tuple[dict, dict, set]] = {}  # cache, valid while no config file changes
 # One time stamp for all jobs of a sweep.
@@ -154,10 +150,7 @@ class Composer:
                 example.data.root = config.data.root
             self.examples[choices] = example_values(example)
         resolved = check(config if resolve else deepcopy(config), self.examples[choices], words)
-        if config.resume is None and (again := stored.restarted_run(resolved)):
-            resolved.resume = str(again)
-            return resolved
-        if resolved.run_dir is not None:
+        if resolved.run_dir is not None and not is_restarted():  # then it may contain this run
             stored.check_new(expand("run_dir", resolved.run_dir))
         if resolved.init_from is not None:
             stored.find_checkpoint(resolved.init_from)
@@ -281,12 +274,8 @@ class Composer:
                         return_hydra_config=True,
                     )
             except (
-                HydraException,
-                OmegaConfBaseException,
-                OSError,
-                ValueError,
-                YAMLError,
-            ) as error:
+                HydraException, OmegaConfBaseException, OSError, ValueError, YAMLError,
+            ) as error:  # fmt: skip
                 line = one_line(error).partition(" Config search path")[0]
                 raise UserError(f"{' '.join(choices)}: {line}".lstrip(": ")) from error
             chosen = config.hydra.runtime.choices

@@ -141,6 +141,12 @@ CONSTANTS = tuple(
     f"data.{name}"
     for name in ("dataset", "channels", "size", "num_classes", "class_names", "sha256")
 )
+# Names that users of Lightning and its templates know, and ours.
+HABITS = {
+    "ckpt_path": "resume", "datamodule": "data", "gpus": "trainer.devices",
+    "num_workers": "data.workers", "optimizer": "optim", "output_dir": "run_dir",
+    "seed_everything": "seed", "task_name": "name",
+}  # fmt: skip
 # Arguments of Trainer that this program sets itself, and what to use instead.
 RESERVED = {
     "callbacks": "callbacks=[default,...] chooses them, and +callbacks.<name>._target_= adds one",
@@ -327,8 +333,9 @@ def check_trainer_argument(word: str, name: str, added: bool) -> None:
     if name in RESERVED:
         raise UserError(f"{word}: cannot be given; {RESERVED[name]}")
     if name not in known:
-        near = ["devices"] if name == "gpus" else get_close_matches(name, known, n=1)
-        hint = f"did you mean +trainer.{near[0]}?" if near else f"it has {', '.join(known)}"
+        near = [f"+trainer.{argument}" for argument in get_close_matches(name, known, n=1)]
+        near = [HABITS[name]] if name in HABITS else near
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
         raise UserError(f"{word}: Lightning's Trainer has no argument '{name}'; {hint}")
     if not added:
         raise UserError(f"{word}: is not in conf/trainer/; try +{word}")

@@ -14,9 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from classic_cnns import UserError, assignment, one_line
 from classic_cnns.config.trust import check_stored
-from classic_cnns.files import expand, read_yaml
-from classic_cnns.report.results import read_starts
-from classic_cnns.trainer.devices import is_restarted, job_id
+from classic_cnns.files import read_yaml
 
 OUTPUTS = Path("outputs")
 # Files that a sweep, or an earlier start, may leave in a job's directory.
@@ -78,30 +76,6 @@ def stored_values(config: DictConfig) -> dict[str, Any]:
     """The resolved config without `sweep` and `resume`, as it is stored with a run."""
     values: Any = OmegaConf.to_container(config, resolve=True)
     return {key: value for key, value in values.items() if key != "sweep"} | {"resume": None}
-
-
-def config_yaml(config: DictConfig) -> str:
-    """The content of a run's `config.yaml`."""
-    return OmegaConf.to_yaml(OmegaConf.create(stored_values(config)))
-
-
-def restarted_run(config: DictConfig) -> Path | None:
-    """The run of this config in the same job, if SLURM or torchrun has started the job again.
-
-    The command is the same then, and nobody could add `resume`.
-    """
-    if not is_restarted() or config.keep is False:
-        return None
-    given = config.run_dir is not None
-    places = (
-        [expand("run_dir", config.run_dir)] if given else (OUTPUTS / str(config.name)).glob("*")
-    )
-    for directory in sorted(places, reverse=True):
-        jobs = [start.get("job") for start in read_starts(directory)]
-        path = directory / "config.yaml"
-        if job_id() in jobs and path.is_file() and path.read_text() == config_yaml(config):
-            return directory
-    return None
 
 
 def check_new(directory: Path) -> None:

@@ -9,13 +9,13 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError
-from classic_cnns.config.stored import OUTPUTS, check_new, config_yaml
+from classic_cnns.config.stored import OUTPUTS, check_new, stored_values
 from classic_cnns.files import atomic_write, expand, write_json
 from classic_cnns.report.results import read_starts
-from classic_cnns.trainer.devices import job_id
+from classic_cnns.trainer.devices import is_restarted, job_id
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 
@@ -44,10 +44,32 @@ def create(config: DictConfig) -> Path:
     return directory
 
 
+def config_yaml(config: DictConfig) -> str:
+    """The content of `config.yaml`."""
+    return OmegaConf.to_yaml(OmegaConf.create(stored_values(config)))
+
+
 def write_config(directory: Path, config: DictConfig) -> None:
     """Write `config.yaml`: the resolved config, sufficient for resuming the run."""
     with atomic_write(directory / "config.yaml") as file:
         file.write(config_yaml(config).encode())
+
+
+def restarted_run(config: DictConfig) -> Path | None:
+    """The run of this config in the same job, if SLURM or torchrun has started the job again.
+
+    The command is the same then, and nobody could add `resume`.
+    """
+    if not is_restarted() or config.keep is False:
+        return None
+    given = config.run_dir is not None
+    places = [expand("run_dir", config.run_dir)] if given else (OUTPUTS / config.name).glob("*")
+    for directory in sorted(places, reverse=True):
+        jobs = [start.get("job") for start in read_starts(directory)]
+        path = directory / "config.yaml"
+        if job_id() in jobs and path.is_file() and path.read_text() == config_yaml(config):
+            return directory
+    return None
 
 
 def update_latest(directory: Path) -> None:

@@ -85,10 +85,11 @@ def run(config: DictConfig) -> dict[str, Any]:
     limit_spinning()  # commands have called it before, train() has not
     config = deepcopy(config)
     OmegaConf.set_readonly(config, False)  # a run that keeps nothing has a temporary directory
+    if not config.resume and (again := directories.restarted_run(config)):
+        log.info("this job was started again: continuing %s", again)
+        config.resume = str(again)
     earlier = find_run(config.resume) if config.resume else None
     done = read_result(earlier) if earlier else {}
-    if earlier and devices.is_restarted():
-        log.info("this job was started again: continuing %s", earlier)
     if done and is_finished(done, config):
         limits = [f"+trainer.{name}" for name in LIMITS if config.trainer.get(name)]
         more = " or ".join(["trainer.max_epochs", *limits])
