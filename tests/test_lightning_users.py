@@ -465,6 +465,11 @@ def test_the_batch_size_that_lightning_finds_is_told_and_recorded(train, caplog)
     assert again["steps"] == found["steps"] and "batch_size" not in again
 
 
+def test_the_name_of_a_run_may_be_a_number(train):
+    result = train("name=5", "run_dir=null", "trainer.max_epochs=1")
+    assert Path(result["directory"]).parent == Path("outputs/5")
+
+
 def test_ctrl_c_in_python_is_a_keyboard_interrupt_with_a_checkpoint(train):
     class Interrupt(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

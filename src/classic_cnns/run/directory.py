@@ -30,7 +30,7 @@ def create(config: DictConfig) -> Path:
         directory = expand("run_dir", config.run_dir)
         check_new(directory)
     else:
-        directory = OUTPUTS / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        directory = OUTPUTS / str(config.name) / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     try:
         if config.run_dir:
             directory.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,9 @@ def restarted_run(config: DictConfig) -> Path | None:
     if not is_restarted() or config.keep is False:
         return None
     given = config.run_dir is not None
-    places = [expand("run_dir", config.run_dir)] if given else (OUTPUTS / config.name).glob("*")
+    places = (
+        [expand("run_dir", config.run_dir)] if given else (OUTPUTS / str(config.name)).glob("*")
+    )
     for directory in sorted(places, reverse=True):
         jobs = [start.get("job") for start in read_starts(directory)]
         path = directory / "config.yaml"
