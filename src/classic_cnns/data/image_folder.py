@@ -94,7 +94,7 @@ class DecodedBatches(Batches):
             yield images.to(device, non_blocking=True), there.to(device)
 
     def report(self, names: list[str], count: int) -> None:
-        """Log in one line which of `count` files could not be decoded, each in one pass only."""
+        """Log in one line the files of `count` that could not be decoded, each only once."""
         new = [name for name in names if name not in self.reported]
         if not new:
             return

@@ -148,4 +148,4 @@ def try_lock(path: Path) -> int | None:
 
 @cache  # once in a process
 def report_no_locks() -> None:
-    log.warning("the file system has no locks: let no two processes use the same directory")
+    log.warning("the file system has no locks: do not let two processes use the same directory")
