@@ -205,7 +205,7 @@ def test_ctrl_c_stops_all_ranks_and_the_run_is_resumed_on_one_device(
 
 KILLED = {
     "two ranks": [*TWO, "trainer.max_epochs=10"],
-    "two towers": [*TOWERS, *SMALL, "optim=alexnet_cifar10", "trainer.max_epochs=5"],
+    "two towers": [*TOWERS, *SMALL, "optim=alexnet_cifar10", "trainer.max_epochs=10"],
 }
 
 
