@@ -9,8 +9,7 @@ python src/evaluate.py best.ckpt data.test_patches=ten trainer=ddp trainer.devic
 from classic_cnns import UserError
 from classic_cnns.config.command_line import Parser, one_line_errors
 from classic_cnns.config.compose import load_run
-from classic_cnns.trainer import devices
-from classic_cnns.trainer.launch import launch, run_in_rank
+from classic_cnns.trainer.launch import run_in_ranks
 
 
 def main() -> None:
@@ -32,9 +31,6 @@ def main() -> None:
             if split not in ("val", "test"):
                 raise UserError(f"{word}: must be one of val, test; try split=test")
         checkpoint, config = load_run(given, given.words)
-        count = devices.device_count(config.trainer)
-        if count > 1 and devices.launched_processes() is None:
-            return launch(count)
 
         def task() -> None:
             from classic_cnns.run.evaluate import evaluate
@@ -42,7 +38,7 @@ def main() -> None:
             if found := evaluate(checkpoint, config, split):
                 print(found.json() if given.json else found.table())
 
-        run_in_rank(task)
+        run_in_ranks(config.trainer, task)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,7 @@ from classic_cnns.config.compose import Composer
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("words", nargs="+", metavar="key=value", help="keys of data")
-    parser.add_argument(
-        "--config-dir", "-cd", action="append", default=[], metavar="DIR",
-        help="also search DIR for configs",
-    )  # fmt: skip
+    parser.add_config_dir()
     with one_line_errors():
         given = parser.parse_intermixed_args()
         # A net for images of any number of channels and any size.

@@ -601,6 +601,11 @@ def test_an_estimate_is_logged_for_long_runs_only(train, caplog):
     assert 60 * minutes + seconds == pytest.approx(1000 * float(epoch) % 3600, rel=0.3)
     size = sum(path.stat().st_size for path in Path("a/checkpoints").iterdir())
     assert float(space) * 1e6 == pytest.approx(size, rel=0.2)
+    # An epoch of fewer than 50 steps, without a validation at its end.
+    words = ["+trainer.limit_train_batches=20", "+trainer.limit_val_batches=0"]
+    with pytest.raises(SystemExit) as end:
+        train("null", "estimate=true", "keep=false", *words)
+    assert end.value.code == 0 and len(estimates()) == 2
 
 
 # --- TensorBoard ---------------------------------------------------------------------------------

@@ -47,8 +47,8 @@ class UserError(Exception):
         return [f"error: {self}"]
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error, without line breaks."""
+def one_line(error: object) -> str:
+    """A text or the message of an error, without line breaks."""
     return " ".join(str(error).split())
 
 

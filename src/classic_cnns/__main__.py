@@ -10,8 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from classic_cnns import UserError, program
 from classic_cnns.config import command_line
 from classic_cnns.config.compose import CONF, Composer
-from classic_cnns.trainer import devices
-from classic_cnns.trainer.launch import launch, run_in_rank
+from classic_cnns.trainer.launch import run_in_ranks
 from classic_cnns.trainer.spinning import limit_spinning
 
 
@@ -40,11 +39,7 @@ def main() -> None:
 
 
 def run_single(config: DictConfig) -> None:
-    """Run in this process, or in one process for each device."""
     limit_spinning()
-    count = devices.device_count(config.trainer)
-    if count > 1 and devices.launched_processes() is None:
-        return launch(count)
 
     def task() -> None:
         from classic_cnns.run.run import run  # here, since importing torch takes seconds
@@ -52,7 +47,7 @@ def run_single(config: DictConfig) -> None:
         if run(config)["status"] == "diverged":  # which it has reported
             sys.exit(1)
 
-    run_in_rank(task)
+    run_in_ranks(config.trainer, task)
 
 
 def complete(words: list[str]) -> None:

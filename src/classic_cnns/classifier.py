@@ -62,12 +62,9 @@ def check_fits(config: Any, state: dict[str, Tensor], strict: bool = True) -> No
 
     values = strings(OmegaConf.to_container(config.model))
     targets = (value for key, value in values if key.endswith("_target_"))
-    with torch.device("meta" if all(map(is_trusted, targets)) else "cpu"):
-        hook = register_module_parameter_registration_hook(limit)
-        try:
-            made = {name: instantiate(config.model[name]) for name in ("net", "loss")}
-        finally:
-            hook.remove()
+    device = torch.device("meta" if all(map(is_trusted, targets)) else "cpu")
+    with device, register_module_parameter_registration_hook(limit):
+        made = {name: instantiate(config.model[name]) for name in ("net", "loss")}
     parts = nn.ModuleDict(made)
     # A copy, since with `assign` torch writes into the metadata of the state.
     parts.load_state_dict(dict(state), strict, assign=True)
@@ -200,9 +197,7 @@ class Classifier(pl.LightningModule):
         self.resumed_sums: dict[str, Any] = {}  # of an epoch to be resumed
         self.validated = False  # in this epoch
         self.preprocessing: Preprocessing | None = None  # set when loaded from a checkpoint
-        self.images = 0  # trained in this epoch, on this rank
-        self.waiting_seconds = 0.0  # seconds of waiting for data in this epoch
-        self.requested = inf  # when the next batch was requested
+        self.start_clock()
 
     @property
     def metric_names(self) -> list[str]:
@@ -256,9 +251,7 @@ class Classifier(pl.LightningModule):
         try:
             if "net" not in parts:
                 check_fits(config, checkpoint["state_dict"], strict is not False)
-            given: dict[str, Any] = {
-                name: instantiate(config.model[name]) for name in ("net", "loss")
-            }
+            given = {name: instantiate(config.model[name]) for name in ("net", "loss")}
             given |= {name: instantiate(config.optim[name]) for name in ("optimizer", "scheduler")}
             module = cls(**given | {"seed": config.seed} | parts)
             module.load_state_dict(checkpoint["state_dict"], strict is not False)
@@ -388,11 +381,12 @@ class Classifier(pl.LightningModule):
             self.requested = time.perf_counter()
 
     def start_clock(self) -> None:
-        self.images, self.waiting_seconds, self.started = 0, 0.0, time.perf_counter()
-        self.requested = self.started
+        self.images = 0  # trained in this epoch, on this rank
+        self.waiting_seconds = 0.0  # of waiting for data in this epoch
+        self.started = self.requested = time.perf_counter()  # the epoch, and the next batch
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self.waiting_seconds += max(0.0, time.perf_counter() - self.requested)
+        self.waiting_seconds += time.perf_counter() - self.requested
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch

@@ -62,9 +62,13 @@ def make_folder(path: Path, option: str) -> None:
         raise UserError(f"{option}={path}: {error.strerror}; try another folder") from error
 
 
-def write_json(path: str | Path, value: object) -> None:
+def write_text(path: str | Path, text: str) -> None:
     with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=2) + "\n").encode())
+        file.write(text.encode())
+
+
+def write_json(path: str | Path, value: object) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: str | Path) -> Any:

@@ -300,7 +300,7 @@ def test_mnist_has_the_well_known_mean_and_deviation():
     share = (28 / 32) ** 2
     mean = 0.1307 * share
     deviation = ((0.3081**2 + 0.1307**2) * share - mean**2) ** 0.5
-    found = module.to_input(pixels).double()
+    found = module.preprocessing.to_input(pixels).double()
     assert abs(found.mean() - (-0.1 + 1.275 * mean)) < 1e-4
     assert abs(found.std() - 1.275 * deviation) < 1e-4
     assert abs(found.mean() - 0.0276) < 1e-4 and abs(found.var() - 0.123) < 1e-3

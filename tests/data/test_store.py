@@ -14,8 +14,8 @@ import torch
 
 from classic_cnns import UserError
 from classic_cnns.data import folders, store
-from classic_cnns.data.image_folder import Files
 from classic_cnns.data.pictures import decode
+from classic_cnns.data.store import Files
 from tests.data.test_image_folder import SIDE, data, root, same_batches, truncate  # noqa: F401
 
 
@@ -98,10 +98,11 @@ def test_a_store_is_made_again_if_a_file_is_added_removed_or_changed(make, root,
 
     def prepared() -> int:
         calls.clear()
-        result = make(counted=counted)
+        stored = all_images(make(counted=counted)["train"])
+        count = len(set(calls))
         paths, _ = folders.files(str(root), "train")
-        assert torch.equal(all_images(result["train"]), Files(paths, SIDE)[range(len(paths))][0])
-        return len(set(calls))
+        assert torch.equal(stored, Files(paths, SIDE)[range(len(paths))][0])
+        return count
 
     files = sorted((root / "train" / "cat").glob("*.*"))
     assert prepared() == 31 and prepared() == 0

@@ -48,7 +48,7 @@ def runs(tmp_path):
 
 def test_a_damaged_file_costs_only_its_own_row(runs, tmp_path):
     (runs[0] / "result.json").write_text('{"status": "finis')
-    (runs[1] / "result.json").write_text("[1, 2]")
+    (runs[1] / "result.json").write_text('{"metrics": {}}')
     whole = json.loads((runs[2] / "result.json").read_text())
     whole["metrics"]["error/val"] = "many"
     (runs[2] / "result.json").write_text(json.dumps(whole))

@@ -22,7 +22,7 @@ rank = int(os.environ.get("RANK", -1))
 if rank < 0:
     launch.launch(2)
 else:
-    launch.run_in_rank(lambda: exec(sys.argv[1], globals()))
+    launch.run_in_ranks({}, lambda: exec(sys.argv[1], globals()))
 """
 
 
@@ -81,6 +81,7 @@ SECOND_FAILURE = "time.sleep(0.4 - 0.4 * rank); rank == 0 and 1 / 0"
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
+        ("sys.exit('no licence')", "rank 1: no licence"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "rank 1 was killed by SIGKILL, as happens when"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "rank 1 was killed by SIGSEGV"),
         ("os._exit(7)", "rank 1 ended with exit code 7"),

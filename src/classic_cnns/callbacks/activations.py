@@ -1,5 +1,7 @@
 """Statistics of each layer's activations during training: saturated and dead units, gradients."""
 
+from contextlib import ExitStack
+from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -46,29 +48,20 @@ def activations(
     """
     recorder = Recorder()
 
-    def remember(name: str) -> Any:
-        def hook(layer: nn.Module, _: Any, output: Tensor) -> None:
-            # An activation after pooling, as in S2 of LeNet-5, belongs to the pooling layer.
-            pools = isinstance(layer, POOLS)
-            if not pools or recorder.layer in recorder.found:
-                recorder.layer = name
-                if pools and pooling:
-                    recorder.found[name] = "pool", output
+    def remember(name: str, layer: nn.Module, _: Any, output: Tensor) -> None:
+        # An activation after pooling, as in S2 of LeNet-5, belongs to the pooling layer.
+        pools = isinstance(layer, POOLS)
+        if not pools or recorder.layer in recorder.found:
+            recorder.layer = name
+            if pools and pooling:
+                recorder.found[name] = "pool", output
 
-        return hook
-
-    hooks = [
-        layer.register_forward_hook(remember(name))
-        for name, layer in net.named_modules()
-        if isinstance(layer, POOLS)
-        or any(weight.dim() > 1 for weight in layer.parameters(recurse=False))
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in net.named_modules():
+            if isinstance(layer, POOLS) or any(w.dim() > 1 for w in layer.parameters(False)):
+                hooks.enter_context(layer.register_forward_hook(partial(remember, name)))
         with torch.no_grad(), recorder:
             net.forward(images)  # bypasses a compiled forward, which the recorder could not see
-    finally:
-        for hook in hooks:
-            hook.remove()
     return recorder.found
 
 

@@ -63,13 +63,13 @@ class BestAndLast(Checkpoint):
         self.validated = False  # at least once; then the metric must exist
         self.steps, self.seconds = steps, 60 * minutes if minutes else inf
         self.cost = 0.0  # seconds of writing the last one
-        self.saved, self.batches, self.look = time.monotonic(), 0, 1  # see `minutes_are_over`
+        self.start_clock()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.start_clock()
 
     def start_clock(self) -> None:
-        self.saved, self.batches, self.look = time.monotonic(), 0, 1
+        self.saved, self.batches, self.look = time.monotonic(), 0, 1  # see `interval_is_over`
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if not is_resumable(trainer, batch_idx):

@@ -41,6 +41,8 @@ class Estimate(Callback):
         if self.only and not trainer.sanity_checking and 0 < self.count < self.steps:
             self.tell(trainer, self.count - self.skipped * (self.count > self.skipped))
 
+    on_train_epoch_end = on_validation_start  # a run without validation
+
     def tell(self, trainer: pl.Trainer, steps: int) -> None:
         each = (now(trainer) - self.began) / steps
         batches: Any = trainer.num_training_batches  # inf if the loader has no length
@@ -64,8 +66,8 @@ class Estimate(Callback):
 
 def now(trainer: pl.Trainer) -> float:
     """The time in seconds when the device has finished its work."""
-    if trainer.strategy.root_device.type == "cuda":
-        torch.cuda.synchronize()
+    if trainer.strategy.root_device.type != "cpu":
+        torch.accelerator.synchronize()
     return time.perf_counter()
 
 

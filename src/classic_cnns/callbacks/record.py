@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from classic_cnns.files import atomic_write
+from classic_cnns.files import write_text
 from classic_cnns.report.results import read_metrics
 
 
@@ -34,8 +34,7 @@ class Record(Callback):
         if trainer.is_global_zero and path.exists():
             done = trainer.current_epoch
             kept = [line for line in read_metrics(path.parent)[0] if line["epoch"] <= done]
-            with atomic_write(path) as file:
-                file.write("".join(f"{json.dumps(line)}\n" for line in kept).encode())
+            write_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
 
     def path(self, trainer: pl.Trainer) -> Path:
         return Path(trainer.default_root_dir) / "metrics.jsonl"
@@ -68,9 +67,6 @@ class Record(Callback):
     def read(self, trainer: pl.Trainer) -> None:
         if not trainer.sanity_checking:
             self.metrics |= {name: x.item() for name, x in trainer.callback_metrics.items()}
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.read(trainer)
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         self.read(trainer)

@@ -1,7 +1,4 @@
-"""Parsing of command lines, and error messages: one line on stderr, exit code 2.
-
-Torch takes seconds to import and is not imported here, so that help and errors appear at once.
-"""
+"""Parsing of command lines, and error messages: one line on stderr, exit code 2."""
 
 import argparse
 import os
@@ -60,6 +57,9 @@ class Parser(argparse.ArgumentParser):
             "--trust", action="append", default=[], metavar="PACKAGE",
             help="allow code of PACKAGE in the run's config",
         )  # fmt: skip
+        self.add_config_dir()
+
+    def add_config_dir(self) -> None:
         self.add_argument(
             "--config-dir", "-cd", action="append", default=[], metavar="DIR",
             help="also search DIR for configs and your own modules",

@@ -1,12 +1,12 @@
 """Composition of one checked config from overrides; each mistake is a one-line error.
 
 Hydra reads and merges the files of the chosen groups. Single values are checked against those files
-and then set. Torch is not imported here.
+and then set.
 """
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
 from datetime import datetime
@@ -130,17 +130,13 @@ class Composer:
         With `resolve` false, interpolations are kept. Raises UserError for an unknown key, or a
         value of the wrong type or out of range.
         """
-        overrides = parse_overrides(words)
+        overrides = single_values(words)
         roots = [o for o in overrides if o.get_key_element() == "data.root"]
-        if any(o.get_key_element() == "resume" for o in overrides):  # these data are of the run
+        if any(o.get_key_element() == "resume" for o in overrides):  # set in its own config below
             overrides = [o for o in overrides if o not in roots]
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
         config, default = self.read_files(choices), self.composed[choices]
         for override in overrides:
-            if override.is_sweep_override():
-                raise UserError(
-                    f"{override.input_line}: is a sweep; add --multirun, or quote a text with ','"
-                )
             if not self.is_choice(override):
                 self.set_value(config, default, override)
         check_used(to_plain(config), CONF, self.chosen_files(overrides), self.references)
@@ -195,11 +191,13 @@ class Composer:
 
     def with_changes(self, config: DictConfig, words: Sequence[str]) -> DictConfig:
         """The config of a run with other data or devices; UserError for keys of the net."""
-        overrides = parse_overrides(words)
+        overrides = single_values(words)
         for override in overrides:
-            key = override.get_key_element().lstrip("+~")
-            of_net = key.startswith(("data.input", "data.num_classes", "data.channels"))
-            if key.partition(".")[0] not in ("data", "data_dir", "trainer") or of_net:
+            key, value = override.get_key_element().lstrip("+~"), override.value()
+            keys = [k for k, _ in flatten({key: value}, groups=True)]
+            of_net = ("data.input", "data.num_classes", "data.channels")
+            of_data = key.partition(".")[0] in ("data", "data_dir", "trainer")
+            if not of_data or any(k.startswith(of_net) for k in keys):
                 raise UserError(
                     f"{override.input_line}: only data, data_dir and trainer can be changed, but "
                     "not data.input, data.channels and data.num_classes"
@@ -235,8 +233,6 @@ class Composer:
         """The override of a group in Hydra's form; UserError for an option that does not exist."""
         group, value, word = override.key_or_group, override.value(), str(override.input_line)
         options = self.groups[group]
-        if override.is_sweep_override():
-            return word  # an error later
         if override.is_delete():
             raise UserError(f"{word}: groups cannot be removed; {list_options(group, options)}")
         several = group in (*LIST_GROUPS, "debug", "experiment")
@@ -295,6 +291,7 @@ class Composer:
         value: Any = override.value()
         known = dict(flatten(to_plain(default), groups=True))
         group, _, rest = key.partition(".")
+        added = word.startswith("+")
         if key.startswith("hydra"):
             raise UserError(f"{word}: {HYDRA}")
         if override.is_delete():
@@ -317,10 +314,8 @@ class Composer:
             return
         if key not in known:
             if key.startswith("trainer.") and "." not in rest:
-                check_trainer_argument(word, rest, override.is_add() or override.is_force_add())
-            elif not can_add(key, known) or not (
-                override.is_add() or override.is_force_add() or key.startswith(SEARCH)
-            ):
+                check_trainer_argument(word, rest, added)
+            elif not can_add(key, known) or not (added or key.startswith(SEARCH)):
                 name = rest.partition(".")[0]
                 if f"{group}.{name}" in known and group in LIST_GROUPS:
                     raise UserError(f"{word}: is not in its file; try +{word}")
@@ -355,6 +350,17 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
     return parsed
 
 
+def single_values(words: Sequence[str]) -> list[Override]:
+    """As `parse_overrides`, for one run; UserError for a word that contains several values."""
+    overrides = parse_overrides(words)
+    for override in overrides:
+        if override.is_sweep_override():
+            raise UserError(
+                f"{override.input_line}: is a sweep; add --multirun, or quote a text with ','"
+            )
+    return overrides
+
+
 def parse_word(word: str) -> Override | None:
     with suppress(OverrideParseException, HydraException):
         override = OverridesParser.create().parse_override(word)
@@ -367,10 +373,11 @@ def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> Di
 
     `known` are the values in the config files, which define the types.
     """
-    copies = list(interpolations(config))
+    copies = interpolations(config)
     for key in copies:
         try:
-            OmegaConf.select(config, key)
+            if OmegaConf.is_list(found := OmegaConf.select(config, key)):
+                OmegaConf.resolve(found)
         except OmegaConfBaseException as error:
             raise unresolved_error(key, config, words, error) from error
     OmegaConf.resolve(config)
@@ -380,11 +387,9 @@ def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> Di
     return config
 
 
-def interpolations(config: DictConfig) -> Iterator[str]:
-    """The keys whose values contain interpolations."""
-    for key, value in flatten(to_plain(config)):
-        if isinstance(value, str) and "${" in value:
-            yield key
+def interpolations(config: DictConfig) -> list[str]:
+    """The keys whose values, texts or lists, contain interpolations."""
+    return [key for key, value in flatten(to_plain(config)) if "${" in str(value)]
 
 
 def unresolved_error(
@@ -428,12 +433,9 @@ def check_folder(key: str, value: Any) -> None:
 
 def can_add(key: str, known: dict[str, Any]) -> bool:
     """Whether a new key may be added: an argument of a class, a callback or a logger."""
-    parent = key.rpartition(".")[0]
-    if parent in LIST_GROUPS or key.startswith(tuple(f"{group}." for group in LIST_GROUPS)):
-        return True
-    group = parent.partition(".")[0]
-    of_class = f"{parent}._target_" in known and group in ("model", "data", "optim")
-    return of_class or key.startswith(SEARCH)
+    group, parent = key.partition(".")[0], key.rpartition(".")[0]
+    of_class = group in ("model", "data", "optim") and f"{parent}._target_" in known
+    return of_class or key.startswith((SEARCH, *(f"{name}." for name in LIST_GROUPS)))
 
 
 def unknown_key(key: str, known: dict[str, Any]) -> str:

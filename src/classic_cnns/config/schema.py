@@ -1,7 +1,6 @@
 """Allowed values of a config: ranges in one table, types from the YAML files.
 
-Types are not repeated here: a value must have the type that it has in its YAML file. Torch is not
-imported, so that errors appear at once.
+Types are not repeated here: a value must have the type that it has in its YAML file.
 """
 
 import ast
@@ -194,9 +193,8 @@ def dependent_rules(config: dict) -> dict[str, Rule]:
         found["data.augment"] = one_of(*data["augmentations"])
     if "test_patches" in data:
         patches = ("centre", "nine", "ten") if fit == "crop" else ("centre",)
-        found["data.test_patches"] = one_of(*patches)._replace(
-            allowed=f"one of {', '.join(patches)} with model.input.fit={fit}", example="centre"
-        )
+        allowed = f"one of {', '.join(patches)} with model.input.fit={fit}"
+        found["data.test_patches"] = Rule(allowed, lambda x: x in patches, "centre")
     return found
 
 
@@ -253,21 +251,16 @@ def check_trainer(config: dict) -> None:
             "LeNet-5 alone, with trainable subsampling and no batch normalisation; try "
             "model=lenet5, or another optim"
         )
-    compile, layout = trainer.get("compile"), trainer.get("channels_last")
-    if layout is not None and not net:
+    for key, do in (("channels_last", "convert the layers"), ("compile", "call torch.compile")):
+        if trainer.get(key) is not None and not net:
+            raise UserError(
+                f"trainer.{key}={as_word(trainer[key])}: is for the nets of model.net; {do} in "
+                "your own LightningModule"
+            )
+    if trainer.get("compile") and towers:
         raise UserError(
-            f"trainer.channels_last={as_word(layout)}: is for the nets of model.net; convert the "
-            "layers in your own LightningModule"
-        )
-    if compile and not net:
-        raise UserError(
-            f"trainer.compile={compile}: is for the nets of model.net; call torch.compile in your "
-            "own LightningModule"
-        )
-    if compile and towers:
-        raise UserError(
-            f"trainer.compile={compile}: a net with towers on two devices cannot be compiled; "
-            "try trainer.compile=null"
+            f"trainer.compile={trainer['compile']}: a net with towers on two devices cannot be "
+            "compiled; try trainer.compile=null"
         )
     if trainer.get("use_distributed_sampler") is False and "augmentations" in config["data"]:
         raise UserError(

@@ -1,7 +1,4 @@
-"""Configs of earlier runs: finding, reading, upgrading, and changing them when resuming.
-
-Torch is not imported here.
-"""
+"""Configs of earlier runs: finding, reading, upgrading, and changing them when resuming."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -125,14 +122,7 @@ def config_errors(place: Any) -> Iterator[None]:
     """Turn errors caused by unexpected values in a stored config into a UserError."""
     try:
         yield
-    except (
-        AttributeError,
-        IndexError,
-        KeyError,
-        OmegaConfBaseException,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (AttributeError, LookupError, OmegaConfBaseException, TypeError, ValueError) as error:
         line = one_line(error)[:200]
         raise UserError(f"{place}: has an invalid config ({line})") from error
 
@@ -149,7 +139,7 @@ def resumed_config(
     free = {"resume", "trainer", *(f"trainer.{key}" for key in (*PLACEMENT, *DURATION))}
     free |= {"data.root", "data_dir"}  # the data may have moved
     for key, word in named.items():
-        if key not in free:
+        if key not in free or (key == "trainer" and "{" in word):
             raise UserError(
                 f"{word}: a resumed run keeps its own config; try resume={config.resume} "
                 "alone, or a new run without resume"

@@ -1,7 +1,6 @@
 """Which code a config from elsewhere may use: known classes, and packages trusted by the user.
 
-A stored config is data. Its `_target_`s are checked by name before anything is imported. Torch is
-not imported here.
+A stored config is data. Its `_target_`s are checked by name before anything is imported.
 """
 
 import ast
@@ -58,7 +57,7 @@ def check_stored(
 def check_size(config: Any, place: Any) -> None:
     """Raise UserError for a config that is too large or too deeply nested.
 
-    Values reached through several YAML aliases count each time.
+    A value that is contained several times counts each time.
     """
     level, count, depth = [config], 0, 0
     while level:

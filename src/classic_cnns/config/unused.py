@@ -1,4 +1,4 @@
-"""Keys of config files that nothing uses, such as misspelt ones. Torch is not imported here.
+"""Keys of config files that nothing uses, such as misspelt ones.
 
 Overrides on the command line are checked one by one. Files may contain anything, and Hydra merges
 all of it.

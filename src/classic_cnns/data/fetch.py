@@ -7,6 +7,7 @@ files, which are verified at every start and memory-mapped.
 import logging
 import os
 import shutil
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from textwrap import shorten
@@ -45,10 +46,8 @@ def load(dataset: str, sums: dict[str, str], data_dir: str | None) -> Arrays:
         raise UserError(f"data.dataset={dataset}: must be one of {', '.join(SOURCES)}")
     root = cache_directory(data_dir)
     folder = root / dataset
-    try:
+    with suppress(Damaged):
         return read_cache(folder, sums)
-    except Damaged:
-        pass
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{dataset}.lock"):  # others wait here, then use the cache

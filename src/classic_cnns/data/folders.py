@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,29 +221,22 @@ def index(root: str, cache: Path) -> Index:
     def changed(folder: str) -> int:
         return os.stat(folder).st_mtime_ns if os.path.isdir(folder) else -1
 
-    try:
-        with np.load(cache) as kept:
-            seen = json.loads(kept["seen"].tobytes())
-            if all(changed(folder) == moment for folder, moment in seen.items()):
-                return {
-                    split: (
-                        Paths(base, kept[f"{split}_names"], kept[f"{split}_ends"]),
-                        kept[f"{split}_labels"],
-                    )
-                    for split, base in json.loads(kept["splits"].tobytes()).items()
-                }
-    except Exception:  # no cache yet, or a damaged one
-        pass
-    began, top = time.time_ns(), expand("data.root", root)
-    splits = ("train", "val", "test")
+    began, top, splits = time.time_ns(), expand("data.root", root), ("train", "val", "test")
+    with suppress(Exception), np.load(cache) as kept:  # no cache yet, or a damaged one
+        seen = json.loads(kept["seen"].item())
+        if all(changed(folder) == moment for folder, moment in seen.items()):
+            return {
+                split: (
+                    Paths(str(top), kept[f"{split}_names"], kept[f"{split}_ends"]),
+                    kept[f"{split}_labels"],
+                )
+                for split in splits
+            }
     seen = {str(place): changed(str(place)) for place in (top, *(top / split for split in splits))}
     found = {split: files(root, split, seen) for split in splits}
     if max(seen.values()) > began - 10**9:
         return found  # a second change within the clock's resolution would go unnoticed
-    arrays = {"seen": seen, "splits": {split: paths.base for split, (paths, _) in found.items()}}
-    kept = {
-        key: np.frombuffer(json.dumps(value).encode(), np.uint8) for key, value in arrays.items()
-    }
+    kept = {"seen": np.array(json.dumps(seen))}
     for split, (paths, labels) in found.items():
         own = {"names": paths.names, "ends": paths.ends, "labels": labels}
         kept |= {f"{split}_{name}": array for name, array in own.items()}

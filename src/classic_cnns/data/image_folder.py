@@ -10,43 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from classic_cnns import UserError, printable
 from classic_cnns.data import folders
 from classic_cnns.data.batches import Batches
 from classic_cnns.data.fetch import cache_directory
 from classic_cnns.data.module import ImageData
-from classic_cnns.data.pictures import decode
-from classic_cnns.data.store import StoredImages, prepare
+from classic_cnns.data.store import Files, StoredImages, prepare
 from classic_cnns.data.workers import read_ahead
 from classic_cnns.files import expand
 from classic_cnns.trainer.devices import core_count
 
 log = logging.getLogger(__name__)
-
-
-class Files(Dataset):
-    """Reads the images for a list of indices: (n, 3, size, size) uint8, and their rows in the list.
-
-    Files that cannot be decoded are left out of both, and returned as a third list.
-    """
-
-    def __init__(self, paths: Sequence[str], size: int) -> None:
-        self.paths, self.size = paths, size
-
-    def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor, list[str]]:
-        images = np.empty((len(numbers), self.size, self.size, 3), np.uint8)
-        there: list[int] = []
-        missing: list[str] = []
-        for row, number in enumerate(numbers):
-            try:
-                images[len(there)] = decode(self.paths[number], self.size)
-                there.append(row)
-            except Exception:  # a damaged file can raise anything; reported after the pass
-                missing.append(self.paths[number])
-        pixels = torch.from_numpy(images[: len(there)]).permute(0, 3, 1, 2).contiguous()
-        return pixels, torch.tensor(there, dtype=torch.int64), missing
 
 
 @contextmanager
@@ -66,9 +41,7 @@ class DecodedBatches(Batches):
     at_once = 1
     batch_context = staticmethod(one_thread)
 
-    def __init__(
-        self, files: Files | StoredImages, *args: Any, workers: int, **options: Any
-    ) -> None:
+    def __init__(self, files: Files, *args: Any, workers: int, **options: Any) -> None:
         super().__init__(files, *args, **options)
         self.workers = workers
         self.reported: set[str] = set()  # files that cannot be decoded

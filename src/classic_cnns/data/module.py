@@ -67,15 +67,12 @@ class ImageData(pl.LightningDataModule):
                 count, total = count + len(part), total + part.sum(0, dtype=torch.int32)
         if self.input["subtract_mean"]:
             self.preprocessing.mean = None  # otherwise it would be subtracted from itself
-            self.preprocessing.mean = self.to_input((total / count)[None])[0]
+            self.preprocessing.mean = self.preprocessing.to_input((total / count)[None])[0]
         self.fitted = True
 
     @property
     def class_names(self) -> Sequence[str]:
         return self.preprocessing.classes
-
-    def to_input(self, images: Tensor) -> Tensor:
-        return self.preprocessing.to_input(images)
 
     def batches(self, split: str, batch_size: int, **options: Any) -> Batches:
         """Batches of the split "train", "val" or "test"; `options` are those of `Batches`."""
@@ -85,7 +82,8 @@ class ImageData(pl.LightningDataModule):
         ranks = self.trainer and self.trainer.distributed_sampler_kwargs
         if ranks:  # several ranks share the data
             options |= {"rank": ranks["rank"], "world_size": ranks["num_replicas"]}
-        return self.batches(split, batch_size, **{"to_input": self.to_input} | options)
+        own = {"to_input": self.preprocessing.to_input} | options
+        return self.batches(split, batch_size, **own)
 
     def train_dataloader(self) -> Batches:
         trainer: Any = self.trainer

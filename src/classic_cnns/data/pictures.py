@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms.functional import center_crop, resize
 
 from classic_cnns import UserError, one_line
 
@@ -36,18 +37,11 @@ def read_picture(
             centred = centred_ink(pixels, side)
             if centred is not None:
                 return centred[None], {"inverted": inverted, "centred": True}
-        width, height = image.size
-        if width != height:
-            square = Image.new("L", (max(width, height),) * 2)
-            place = (square.width - width) // 2, (square.width - height) // 2
-            square.paste(Image.fromarray(pixels), place)
-            pixels = np.asarray(square)
-        if len(pixels) != side:
-            square = Image.fromarray(pixels)
-            pixels = np.asarray(square.resize((side, side), Image.Resampling.BILINEAR))
+        longest = max(image.size)
+        left, top = (-((longest - length) // 2) for length in image.size)
+        square = Image.fromarray(pixels).crop((left, top, left + longest, top + longest))
+        pixels = np.asarray(square.resize((side, side), Image.Resampling.BILINEAR))
         return pixels[None], {"inverted": inverted, "centred": False}
-    except UserError:
-        raise
     except Exception as error:  # a damaged file can raise anything
         name = source if isinstance(source, (str, Path)) else type(source).__name__
         reason = getattr(error, "strerror", None) or one_line(error)[:160] or type(error).__name__
@@ -66,9 +60,10 @@ def open_oriented(source: Any, side: int) -> Image.Image:
             if file.width * file.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             file.load()
-            return oriented(file)
+            ImageOps.exif_transpose(file, in_place=True)  # as viewers show it
+            return file
     if isinstance(source, Image.Image):
-        return oriented(source)
+        return ImageOps.exif_transpose(source)
     if isinstance(source, Tensor):
         source = source.cpu().numpy()
         source = source.transpose(1, 2, 0) if source.ndim == 3 else source
@@ -77,12 +72,6 @@ def open_oriented(source: Any, side: int) -> Image.Image:
     if source.dtype != np.uint8:
         raise TypeError(f"pixels have to be uint8, 0 to 255, and are {source.dtype}")
     return Image.fromarray(source.squeeze(2) if source.shape[2:] == (1,) else source)
-
-
-def oriented(image: Image.Image) -> Image.Image:
-    """The image rotated or mirrored as its EXIF data says, as viewers show it."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return ImageOps.exif_transpose(image) if turned else image
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -133,22 +122,11 @@ def centred_ink(pixels: np.ndarray, side: int) -> np.ndarray | None:
     return field
 
 
-def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """The central square of an image after resizing its shorter side to `size`.
-
-    As in section 2 of K12, with the rounding of torchvision's Resize and CenterCrop.
-    """
-    short = min(image.size)
-    width, height = (int(size * side / short) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
-
-
 def decode(source: Any, size: int) -> np.ndarray:
     """The centre of a picture after resizing its shorter side to `size`: (size, size, 3) uint8.
 
-    In training, evaluation and prediction alike. `source` is as for `read_picture`; pictures in
-    other modes are converted to RGB.
+    As in section 2 of K12, in training, evaluation and prediction alike. `source` is as for
+    `read_picture`; pictures in other modes are converted to RGB.
     """
-    return np.asarray(resize_and_crop(to_mode(open_oriented(source, size), "RGB"), size))
+    picture = resize(to_mode(open_oriented(source, size), "RGB"), [size])
+    return np.asarray(center_crop(picture, [size]))

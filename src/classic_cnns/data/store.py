@@ -17,7 +17,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,12 @@ BLOCK = 64  # images in a block
 
 
 class EncodedBlocks(Dataset):
-    """Blocks of images in the format of a store: bytes, and records (n, 4) int64."""
+    """Blocks of images in the format of a store: the bytes of the images and of their records."""
 
     def __init__(self, paths: Sequence[str], size: int, quality: int) -> None:
         self.paths, self.size, self.quality = paths, size, quality
 
-    def __getitem__(self, numbers: Sequence[int]) -> tuple[bytes, np.ndarray]:
+    def __getitem__(self, numbers: Sequence[int]) -> tuple[bytes, bytes]:
         packed, records = [], []
         for path in map(self.paths.__getitem__, numbers):
             file = file_stamp(path)  # before reading, in case it changes
@@ -61,7 +61,7 @@ class EncodedBlocks(Dataset):
             except Exception:  # reported after each pass over the store
                 packed.append(b"")
             records.append((len(packed[-1]), crc32(packed[-1]), *file))
-        return b"".join(packed), np.array(records)
+        return b"".join(packed), np.array(records, RECORD).tobytes()
 
     def pack(self, pixels: np.ndarray) -> bytes:
         if not self.quality:
@@ -71,51 +71,64 @@ class EncodedBlocks(Dataset):
         return stream.getvalue()
 
 
-class StoredImages:
-    """One split of a store, with the interface of `Files`.
+class Files(Dataset):
+    """Reads the images for a list of indices: (n, 3, size, size) uint8, and their rows in the list.
+
+    Files that cannot be decoded are left out of both, and returned as a third list.
+    """
+
+    def __init__(self, paths: Sequence[str], size: int) -> None:
+        self.paths, self.size = paths, size
+
+    def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor, list[str]]:
+        images = np.empty((len(numbers), 3, self.size, self.size), np.uint8)
+        there: list[int] = []
+        missing: list[str] = []
+        for row, number in enumerate(numbers):
+            if self.read(number, images[len(there)]):
+                there.append(row)
+            else:
+                missing.append(self.paths[number])
+        pixels = torch.from_numpy(images[: len(there)])
+        return pixels, torch.tensor(there, dtype=torch.int64), missing
+
+    def read(self, number: int, pixels: np.ndarray) -> bool:
+        """Fill `pixels` (3, size, size) with an image; False if it cannot be decoded."""
+        try:
+            pixels[:] = decode(self.paths[number], self.size).transpose(2, 0, 1)
+        except Exception:  # a damaged file can raise anything; reported after the pass
+            return False
+        return True
+
+
+class StoredImages(Files):
+    """One split of a store.
 
     An image that is damaged in the store, or whose source file has changed, is decoded from the
     source file and logged after the pass; the next start then rebuilds the store.
     """
 
     def __init__(self, folder: Path, split: str, paths: Sequence[str], size: int) -> None:
-        self.paths, self.size, self.folder = paths, size, folder
+        super().__init__(paths, size)
+        self.folder = folder
         self.records = np.fromfile(folder / f"{split}.records", RECORD)
         self.ends = np.cumsum(self.records["length"], dtype=np.int64)
         self.content = folder / f"{split}.bin"
         self.wrong: set[str] = set()
 
-    def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor, list[str]]:
-        """The images (n, 3, size, size) uint8, their rows in `numbers`, and the missing files."""
-        images = np.empty((len(numbers), 3, self.size, self.size), np.uint8)
-        there: list[int] = []
-        missing: list[str] = []
-        with open(self.content, "rb") as file:
-            for row, number in enumerate(numbers):
-                if self.read(file.fileno(), number, images[len(there)]):
-                    there.append(row)
-                else:
-                    missing.append(self.paths[number])
-        pixels = torch.from_numpy(images[: len(there)])
-        return pixels, torch.tensor(there, dtype=torch.int64), missing
-
-    def read(self, descriptor: int, number: int, pixels: np.ndarray) -> bool:
-        """Fill `pixels` with an image; False if it could not be decoded."""
+    def read(self, number: int, pixels: np.ndarray) -> bool:
         length, crc, *file = self.records[number].tolist()
         path = self.paths[number]
         start, raw = int(self.ends[number]) - length, length == pixels.nbytes
         content: Any = pixels.reshape(-1) if raw else bytearray(length)
-        found = os.preadv(descriptor, [content], start)
+        with open(self.content, "rb", buffering=0) as stream:
+            found = os.preadv(stream.fileno(), [content], start)
         if (found, crc32(content), *file_stamp(path)) == (length, crc, *file):
             if length and not raw:
                 pixels[:] = np.asarray(Image.open(BytesIO(content))).transpose(2, 0, 1)
             return length > 0
         self.wrong.add(path)
-        try:
-            pixels[:] = decode(path, self.size).transpose(2, 0, 1)
-        except Exception:  # as in `Files`
-            return False
-        return True
+        return super().read(number, pixels)
 
     def in_order(self, shares: Iterable[Sequence[int]], threads: int) -> Iterator[Any]:
         """The images of each share, read ahead by threads, which only wait for the disk."""
@@ -211,28 +224,23 @@ def prepare(
         ) from error
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; log a message when waiting for another process."""
+def locked(folder: Path) -> Any:
+    """The folder's lock, held; logs a message when waiting for another process."""
     lock = FileLock(folder.with_suffix(".lock"))
     try:
-        lock.acquire(timeout=0.1)
+        return lock.acquire(timeout=0.1)
     except Timeout:
         log.info("%s: is being prepared by another process; waiting for it", folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def has_room(splits: dict, folder: Path, size: int, quality: int, required: bool) -> bool:
     """Log how much space each format takes, and return whether there is enough."""
     count = sum(map(len, splits.values()))
     paths = splits["train"]
-    some = [range(len(paths))[:: max(1, len(paths) // 50)]]
-    content, _ = EncodedBlocks(paths, size, quality or 90)[some[0]]
-    needed = {"jpeg": count * len(content) // len(some[0]), "raw": count * 3 * size**2}
+    some = range(len(paths))[:: max(1, len(paths) // 50)]
+    content, _ = EncodedBlocks(paths, size, quality or 90)[some]
+    needed = {"jpeg": count * len(content) // len(some), "raw": count * 3 * size**2}
     there = sum(file.stat().st_size for file in folder.glob("*.bin"))
     free = shutil.disk_usage(folder).free + there
     text = (
@@ -268,11 +276,10 @@ def write_split(path: Path, packed: EncodedBlocks) -> None:
         loader = read_ahead(packed, blocks, min(core_count(), len(blocks)))
         title = f"preparing {path.name}"
         with progress_bar(" images", len(packed.paths), initial=done, desc=title) as bar:
-            for block, (pixels, lengths) in zip(blocks, loader, strict=True):
-                content.write(pixels)
+            for block, (images, their_records) in zip(blocks, loader, strict=True):
+                content.write(images)
                 content.flush()  # before its records, which mark it as complete
-                rows = [tuple(row) for row in lengths.tolist()]
-                records.write(np.array(rows, RECORD).tobytes())
+                records.write(their_records)
                 records.flush()
                 bar.update(len(block))
         for file in (content, records):

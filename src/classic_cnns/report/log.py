@@ -35,7 +35,7 @@ def train_log(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.captureWarnings(True)
-    logging.raiseExceptions = False  # report a full disk only once
+    raises, logging.raiseExceptions = logging.raiseExceptions, False  # report a full disk once
     loggers = [logging.getLogger(name) for name in ("classic_cnns", "lightning", "py.warnings")]
     for logger in loggers:
         logger.addHandler(handler)
@@ -45,6 +45,7 @@ def train_log(path: Path) -> Iterator[None]:
         for logger in loggers:
             logger.removeHandler(handler)
         logging.captureWarnings(False)
+        logging.raiseExceptions = raises
         handler.close()
 
 

@@ -56,8 +56,7 @@ def colour(weights: Tensor) -> float:
 def inputs(images: Tensor, columns: int = 8) -> Tensor:
     """Images (N, C, H, W) or patches (N, V, C, H, W) as a grid, each with its own contrast."""
     large = images.flatten(0, -4).float()
-    grid = {"nrow": columns, "padding": 2, "pad_value": 1}
-    return make_grid(large, normalize=True, scale_each=True, **grid)  # type: ignore[arg-type]
+    return make_grid(large, columns, normalize=True, scale_each=True, pad_value=1)
 
 
 def mistakes(

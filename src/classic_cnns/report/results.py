@@ -13,7 +13,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from classic_cnns import UserError, one_line
-from classic_cnns.files import atomic_write, read_json, read_yaml
+from classic_cnns.files import read_json, read_yaml, write_text
 from classic_cnns.report.markdown import markdown_table
 
 OF_DIRECTORY = ("run_dir=", "varied=")  # words that do not belong to the command of a user
@@ -73,8 +73,7 @@ class Table:
             sheet.writerow(own | r.parameters | r.values)
         texts = {"results.csv": lines.getvalue(), "results.md": self.markdown() + "\n"}
         for name, text in texts.items():
-            with atomic_write(folder / name) as file:
-                file.write(text.encode())
+            write_text(folder / name, text)
 
     def markdown(self) -> str:
         """All runs, mean and deviation over seeds, the best run, and the errors of failed ones."""
@@ -119,10 +118,6 @@ class Table:
             numbers += [stdev(found)] if len(found) > 1 else []
             cells.append(" ± ".join(format_value(name, number) for number in numbers))
         return cells
-
-
-def in_one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
 
 
 def format_value(metric: str, value: float) -> str:
@@ -191,7 +186,7 @@ def runs_below(directory: Path) -> Iterator[Path]:
 def assignments(words: Sequence[str]) -> dict[str, str]:
     """Keys and values of the overrides in a command line."""
     pairs = [word.lstrip("+").split("=", 1) for word in words if "=" in word and word[0] != "-"]
-    return {key: value for key, value in pairs}
+    return dict(pairs)
 
 
 def read_record(directory: Path) -> dict[str, Any]:
@@ -241,7 +236,7 @@ def make_row(name: str, parameters: dict[str, str], directory: Path, command: st
         }
         values |= {"seconds": result["seconds"]} if "seconds" in result else {}
         values = {name: x for name, x in values.items() if isinstance(x, int | float)}
-    error = "" if state in ENDED_WELL else in_one_line(result.get("error", ""))
+    error = "" if state in ENDED_WELL else one_line(result.get("error", ""))[:300]
     return Row(name, parameters, directory, command, state, error, values)
 
 
@@ -260,8 +255,8 @@ def read_result(directory: Path) -> dict[str, Any]:
     path = directory / "result.json"
     try:
         result = read_json(path) or {}
-        result.get("metrics", {}).keys(), result.get("last", {}).keys()
-    except (AttributeError, ValueError):  # cut off, or from elsewhere
+        result.get("metrics", {}).keys(), result.get("last", {}).keys(), result and result["status"]
+    except (AttributeError, KeyError, ValueError):  # cut off, or from elsewhere
         return {"status": "failed", "error": f"{path}: cannot be read"}
     old = result.get("metrics", {})
     if isinstance(old.get("val"), dict):

@@ -63,8 +63,6 @@ def table(net: nn.Module, images: Tensor) -> str:
         shape = "x".join(map(str, row.output))
         numbers = (row.neurons, row.parameters, row.connections)
         cells.append((row.name, row.kind, shape, *(f"{number:,}" for number in numbers)))
-    neurons, connections = (
-        sum(getattr(r, key) for r in rows) for key in ("neurons", "connections")
-    )
+    neurons, connections = sum(r.neurons for r in rows), sum(r.connections for r in rows)
     cells.append(("total", "", "", f"{neurons:,}", f"{total:,}", f"{connections:,}"))
     return markdown_table(cells)

@@ -164,32 +164,23 @@ def load_initial_weights(module: pl.LightningModule, path: Any, skipped: list[st
     """
     found = read_checkpoint(find_checkpoint(path))["state_dict"]
     own = module.state_dict()
-
-    def is_skipped(name: str) -> bool:
-        return name.removeprefix("net.").startswith(tuple(f"{layer}." for layer in skipped))
-
-    names = [name.removeprefix("net.") for name in own]
-    unknown = [s for s in skipped if not any(name.startswith(f"{s}.") for name in names)]
+    layers = {name: name.removeprefix("net.").rpartition(".")[0] for name in [*own, *found]}
+    has = list(dict.fromkeys(layers[name] for name in own if layers[name]))
+    unknown = [s for s in skipped if not any(f"{layer}.".startswith(f"{s}.") for layer in has)]
     if unknown:
-        layers = dict.fromkeys(name.removeprefix("net.").rpartition(".")[0] for name in own)
         raise UserError(
-            f"init_skip=[{','.join(unknown)}]: the net has no such layer; "
-            f"it has {', '.join(layer for layer in layers if layer)}"
+            f"init_skip=[{','.join(unknown)}]: the net has no such layer; it has {', '.join(has)}"
         )
-    wrong = [
-        name.removeprefix("net.")
-        for name in dict.fromkeys([*own, *found])
-        if not is_skipped(name)
-        and (name not in own or name not in found or own[name].shape != found[name].shape)
-    ]
+    skips = tuple(f"{layer}." for layer in skipped)
+    taken = [name for name, layer in layers.items() if not f"{layer}.".startswith(skips)]
+    wrong = [n for n in taken if n not in own or n not in found or own[n].shape != found[n].shape]
     if wrong:
-        misfits = [layer for layer in dict.fromkeys(n.rpartition(".")[0] for n in wrong) if layer]
+        misfits = list(dict.fromkeys(layers[name] for name in wrong if layers[name]))
         raise UserError(
             f"init_from={path}: does not fit this net in {', '.join(misfits)}; "
             f"try init_skip=[{','.join(misfits)}] to keep their initial weights"
         )
-    taken = {name: x for name, x in found.items() if not is_skipped(name)}
-    module.load_state_dict(own | taken)
+    module.load_state_dict(own | {name: found[name] for name in taken})
     log.info("weights of %s%s", path, f", without {', '.join(skipped)}" if skipped else "")
 
 
@@ -251,7 +242,7 @@ def build_parts(config: DictConfig, group: str, kind: type, **places: Any) -> li
     return parts
 
 
-def check_monitors(config: DictConfig, callbacks: list[Any], module: pl.LightningModule) -> None:
+def check_monitors(config: DictConfig, module: pl.LightningModule) -> None:
     """Raise UserError for a callback that monitors a metric `Classifier` does not log."""
     known = getattr(module, "metric_names", None)
     for name, node in (config.callbacks or {}).items():
@@ -263,7 +254,7 @@ def check_monitors(config: DictConfig, callbacks: list[Any], module: pl.Lightnin
             )
 
 
-EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "rich": "rich", "psutil": "psutil"}
+EXTRAS = ("wandb", "mlflow", "rich", "psutil")
 
 
 @contextmanager
@@ -271,8 +262,6 @@ def build_errors(key: str) -> Iterator[None]:
     """Turn errors in building the part at `key` into a UserError of one line."""
     try:
         yield
-    except UserError:
-        raise
     except (
         InstantiationException, MisconfigurationException, ImportError, RuntimeError, TypeError,
         ValueError, AttributeError,

@@ -14,12 +14,9 @@ from classic_cnns.run.trained import load_net
 
 def answer(net: Classifier, picture: Any) -> tuple[dict[str, float], Any]:
     """The probability of each class for a PIL image, and a figure of all layers."""
-    prepared = net.prepared
-    pixels, _ = prepared.read(picture)
-    images = torch.from_numpy(np.array(pixels))[None]
-    with torch.no_grad():
-        shares = net(prepared(images.clone())).softmax(1)
-    figure = explain(net, images[0], top_classes(net, shares)[0])
+    shares = net.probabilities(picture)
+    pixels = torch.from_numpy(np.array(net.prepared.read(picture)[0]))
+    figure = explain(net, pixels, top_classes(net, shares)[0])
     return dict(zip(net.classes, shares[0].tolist(), strict=True)), figure
 
 

@@ -9,11 +9,12 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError
 from classic_cnns.config.stored import OUTPUTS, check_new, stored_values
-from classic_cnns.files import atomic_write, expand, write_json
+from classic_cnns.files import expand, write_json, write_text
 from classic_cnns.report.results import read_starts
 from classic_cnns.trainer.devices import is_restarted, job_id
 
@@ -51,14 +52,13 @@ def config_yaml(config: DictConfig) -> str:
 
 def write_config(directory: Path, config: DictConfig) -> None:
     """Write `config.yaml`: the resolved config, sufficient for resuming the run."""
-    with atomic_write(directory / "config.yaml") as file:
-        file.write(config_yaml(config).encode())
+    write_text(directory / "config.yaml", config_yaml(config))
 
 
 def restarted_run(config: DictConfig) -> Path | None:
     """The run of this config in the same job, if SLURM or torchrun has started the job again.
 
-    The command is the same then, and nobody could add `resume`.
+    The command of the job is unchanged, so it cannot contain `resume`.
     """
     if not is_restarted() or config.keep is False:
         return None
@@ -77,8 +77,7 @@ def restarted_run(config: DictConfig) -> Path | None:
 def update_latest(directory: Path) -> None:
     """Write the directory's name to the `latest.txt` next to it."""
     # Not a symbolic link: TensorBoard would follow it and show the run twice.
-    with atomic_write(directory.with_name("latest.txt")) as file:
-        file.write(f"{directory.name}\n".encode())
+    write_text(directory.with_name("latest.txt"), f"{directory.name}\n")
     old = directory.with_name("latest")  # of version 0.1
     if old.is_file():
         old.unlink()
@@ -109,8 +108,6 @@ def make_unique(wanted: Path) -> Path:
 
 def write_provenance(directory: Path, facts: dict) -> None:
     """Record what is needed to trust and repeat the run: one entry for each start, oldest first."""
-    import torch
-
     path = directory / "provenance.json"
     start = {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),

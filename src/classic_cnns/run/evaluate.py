@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 from torchmetrics.classification import MulticlassStatScores
-from tqdm import tqdm
 
 from classic_cnns import UserError
 from classic_cnns.classifier import Diverged
@@ -57,7 +56,7 @@ class Classes(Callback):
 
     def __init__(self) -> None:
         self.scores: MulticlassStatScores | None = None
-        self.bar: tqdm | None = None
+        self.bar: Any = None
 
     def start(self, trainer: Any, pl_module: Any) -> None:
         if classes := getattr(pl_module, "num_classes", None):
@@ -67,12 +66,12 @@ class Classes(Callback):
         self.bar = progress_bar(" batches", None, shown=trainer.is_global_zero, delay=2)
 
     def add(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        self.bar.update()  # type: ignore[union-attr]
+        self.bar.update()
         if self.scores is not None and outputs is not None and len(outputs):
             self.scores.update(outputs, batch[1])
 
     def end(self, trainer: Any, pl_module: Any) -> None:
-        self.bar.close()  # type: ignore[union-attr]
+        self.bar.close()
         self.counts = [] if self.scores is None else self.scores.compute().tolist()
 
     on_test_start = on_validation_start = start
@@ -93,8 +92,7 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
     check_weights(checkpoint, config, found)
     module, built = build(config)
     data: Any = built
-    has = {"test": "test_dataloader", "val": "val_dataloader"}
-    if not is_overridden(has[split], data):
+    if not is_overridden(f"{split}_dataloader", data):
         other = "val" if split == "test" else "test"
         raise UserError(f"split={split}: the data module has no such set; try split={other}")
     stored = found.get("preprocessing")
@@ -104,11 +102,7 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
         if hasattr(data, "sets"):  # validation images are a part of the training set
             data.sets = ("test",) if split == "test" else ("train",)
     classes = Classes()
-    trainer: pl.Trainer = build_trainer(
-        config,
-        callbacks=[classes],
-        logger=False,
-    )
+    trainer: pl.Trainer = build_trainer(config, callbacks=[classes], logger=False)
     apply_precision(trainer, module, config.trainer.get("channels_last"))
     measure = trainer.test if split == "test" else trainer.validate
     with config_errors(checkpoint), lightning_errors(), warnings.catch_warnings():

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError, one_line, program, resume_command
 from classic_cnns.callbacks.estimate import Estimate
+from classic_cnns.callbacks.pictures import tensorboard_writers
 from classic_cnns.callbacks.record import Record
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged, check_fits, takes_total_steps
@@ -108,23 +109,23 @@ def run(config: DictConfig) -> dict[str, Any]:
         # Only a Trainer can broadcast the directory, and the run's own Trainer is built with it.
         meeting = build_trainer(config, logger=False)
         meeting.strategy.setup_environment()
-        rank_0, fresh = meeting.is_global_zero, False
+        rank_0, kept = meeting.is_global_zero, False
         place: Any = None  # the directory, and the checkpoint to resume from
         if rank_0:
             given = expand("run_dir", config.run_dir) if config.run_dir else None
             before = set(given.glob("*")) if given and given.exists() else None
-            directory, fresh = open_directory(config, earlier, stack)
+            directory, kept = open_directory(config, earlier, stack)
             place = directory, found
-            if fresh or earlier:
+            if kept:
                 send_report(directory=str(directory))
-            if fresh:
+            if kept and not earlier:
                 stack.enter_context(removed_on_user_error(directory, before))
         directory, last = meeting.strategy.broadcast(place)
         trainer = assemble(config, directory, module, stop, step)
         on_cpu = trainer.strategy.root_device.type == "cpu"
         Watch.bfloat16 = rank_0 and on_cpu and trainer.precision.startswith("bf16")
         stack.callback(setattr, Watch, "bfloat16", False)
-        if rank_0 and fresh and not config.run_dir:
+        if kept and not earlier and not config.run_dir:
             directories.update_latest(directory)
         if not rank_0:
             try:
@@ -132,7 +133,6 @@ def run(config: DictConfig) -> dict[str, Any]:
                 return result | {"status": "finished"}
             except Diverged:  # rank 0 reports it
                 return {"status": "diverged"}
-        kept = fresh or earlier is not None
         with train_log(directory / "train.log"), recorded_result(directory, kept) as result:
             result |= train_and_test(config, directory, trainer, module, data, last)
             log.info(final_table(result, kept))
@@ -170,7 +170,7 @@ def check_restart(earlier: Path) -> None:
 
 
 def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -> tuple[Path, bool]:
-    """The run directory, and whether it is a new one to keep; temporary without `keep`."""
+    """The run directory, and whether it remains after the run; temporary without `keep`."""
     if earlier:
         hold(earlier, stack)
         # Incomplete files, left if the run was killed while writing a checkpoint.
@@ -178,7 +178,7 @@ def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -
             rest.unlink()
         (earlier / "checkpoints" / AVERAGED).unlink(missing_ok=True)  # of fewer epochs
         directories.write_config(earlier, config)  # trainer.max_epochs may have changed
-        return earlier, False
+        return earlier, True
     kept = config.keep is not False and not config.trainer.get("fast_dev_run")
     if not kept:
         config.run_dir = stack.enter_context(TemporaryDirectory())
@@ -219,7 +219,7 @@ def assemble(
     """The Trainer with callbacks and loggers of a run, which is resumed at `step`, if given."""
     checkpoints = directory / "checkpoints"
     callbacks = build_parts(config, "callbacks", Callback, dirpath=checkpoints)
-    check_monitors(config, callbacks, module)
+    check_monitors(config, module)
     places = {"save_dir": str(directory), "purge_step": step}
     if "MLFLOW_TRACKING_URI" not in os.environ:
         places["tracking_uri"] = f"sqlite:///{directory.absolute()}/mlflow.db"
@@ -364,9 +364,8 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
     if isinstance(module, Classifier):
         table = summary.table(module.net, example_input(config, data))
         log.info(table)
-        for logger in trainer.loggers:
-            if isinstance(logger, pl.loggers.TensorBoardLogger):
-                logger.experiment.add_text("layers", table)
+        for board in tensorboard_writers(trainer):
+            board.add_text("layers", table)
         schedule, epochs = config.optim.schedule_epochs, config.trainer.max_epochs
         per_step = module.scheduler and takes_total_steps(module.scheduler)
         if per_step and epochs != schedule and epochs != -1:
@@ -382,36 +381,32 @@ def lightning_errors() -> Iterator[None]:
     """Turn Lightning's errors about the user's settings into a UserError of one line."""
     try:
         yield
-    except MisconfigurationException as error:
-        raise UserError(one_line(error)) from error
-    except ValueError as error:
+    except (AttributeError, MisconfigurationException, RuntimeError, ValueError) as error:
         line = one_line(error)
         name = line.partition(" ")[0].strip("`")
-        if name in trainer_arguments():
-            raise UserError(f"trainer.{name}: {line}") from error
-        raise
-    except AttributeError as error:
-        line = one_line(error)
-        if "learning rate finder" in line:
-            raise UserError(
+        if isinstance(error, MisconfigurationException):
+            told = line
+        elif isinstance(error, ValueError) and name in trainer_arguments():
+            told = f"trainer.{name}: {line}"
+        elif "learning rate finder" in line:
+            told = (
                 "callbacks: LearningRateFinder needs a module with the attribute 'lr'; "
                 "try rates instead: -m optim.lr=0.001,0.01,0.1"
-            ) from error
-        if line.endswith("'backbone'"):
-            raise UserError(f"callbacks: BackboneFinetuning: {line}, which it needs") from error
-        raise
-    except RuntimeError as error:
-        line = one_line(error)
-        if "does not support dense gradients" in line:
-            raise UserError(f"optim.optimizer: {line}; try another optim") from error
-        if "Early stopping conditioned on metric" in line:
-            raise UserError(f"callbacks: {line}") from error
-        if "does not have a deterministic implementation" in line:
-            raise UserError(f"trainer.deterministic=true: {line.partition(',')[0]}") from error
-        if type(error).__name__ in ("BackendCompilerFailed", "InductorError"):
+            )
+        elif line.endswith("'backbone'"):
+            told = f"callbacks: BackboneFinetuning: {line}, which it needs"
+        elif "does not support dense gradients" in line:
+            told = f"optim.optimizer: {line}; try another optim"
+        elif "Early stopping conditioned on metric" in line:
+            told = f"callbacks: {line}"
+        elif "does not have a deterministic implementation" in line:
+            told = f"trainer.deterministic=true: {line.partition(',')[0]}"
+        elif type(error).__name__ in ("BackendCompilerFailed", "InductorError"):
             why = line.partition(" Set TORCH")[0][:200]
-            raise UserError(f"trainer.compile: {why}; try trainer.compile=null") from error
-        raise
+            told = f"trainer.compile: {why}; try trainer.compile=null"
+        else:
+            raise
+        raise UserError(told) from error
 
 
 @contextmanager

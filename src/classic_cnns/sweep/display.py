@@ -5,7 +5,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from classic_cnns.report.results import format_parameter, format_value, in_one_line
+from classic_cnns import one_line
+from classic_cnns.report.results import format_parameter, format_value
 from classic_cnns.sweep.job import Job
 
 
@@ -49,7 +50,7 @@ class ProgressDisplay:
         if job.state == "pruned":
             return f"pruned after {job.progress(self.metric)}"
         if job.state != "finished":
-            return f"{job.state}  {in_one_line(job.result.get('error', ''))}"
+            return f"{job.state}  {one_line(job.result.get('error', ''))[:300]}"
         values = job.result["metrics"]
         value = format_value(self.metric, values[self.metric]) if self.metric in values else "none"
         return f"finished  {self.metric} {value}, {job.result['seconds']:.1f} s"

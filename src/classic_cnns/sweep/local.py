@@ -4,8 +4,7 @@ import os
 import signal
 from collections import Counter
 
-from classic_cnns.sweep.job import Job
-from classic_cnns.sweep.run_job import run_job
+from classic_cnns.sweep.job import Job, run_job
 from classic_cnns.trainer.devices import core_count, limits, visible_gpus
 
 MEMORY = 2 * 2**30  # bytes, estimated for each rank

@@ -5,8 +5,7 @@ import sys
 
 import ray
 
-from classic_cnns.sweep.job import Job
-from classic_cnns.sweep.run_job import run_job_remotely
+from classic_cnns.sweep.job import Job, run_job_remotely
 
 
 class RayCluster:

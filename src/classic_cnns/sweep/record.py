@@ -24,7 +24,7 @@ def new_record(
     settings: DictConfig,
 ) -> dict[str, Any]:
     """The content of `sweep.yaml` without the jobs."""
-    called = [name] if (name := program()) == "classic-cnns" else ["python", sys.argv[0]]
+    called = ["python", sys.argv[0]] if "train.py" in program() else [program()]
     kept = [word for word in words if not word.startswith("sweep.dir=")]
     kept.append(assignment("sweep.dir", settings.dir))
     varied = search.params if search else [o.get_key_element() for o in grid.varied]

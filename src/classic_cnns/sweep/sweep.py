@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError
 from classic_cnns.config.compose import Composer, check_folder
-from classic_cnns.files import atomic_write, expand, write_json
+from classic_cnns.files import expand, write_json, write_text
 from classic_cnns.report import results
 from classic_cnns.sweep.display import ProgressDisplay
 from classic_cnns.sweep.grid import Grid
@@ -243,7 +243,6 @@ class Sweep:
     def write(self) -> None:
         """Write `sweep.yaml` and the tables."""
         self.record["jobs"] = [job.overrides for job in self.jobs]
-        with atomic_write(self.directory / "sweep.yaml") as file:
-            file.write(OmegaConf.to_yaml(self.record).encode())
+        write_text(self.directory / "sweep.yaml", OmegaConf.to_yaml(self.record))
         if self.jobs:
             results.read_table([self.directory]).write(self.directory)

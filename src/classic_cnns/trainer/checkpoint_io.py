@@ -42,21 +42,19 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as file:
             unpacked = sum(member.file_size for member in file.infolist())
-            if unpacked > Path(path).stat().st_size:
-                raise ValueError("is compressed, which torch does not do")
-            if file.testzip():
-                raise ValueError("is damaged")
+            if unpacked > Path(path).stat().st_size or file.testzip():
+                raise ValueError("is compressed, which torch does not do, or damaged")
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
         state = checkpoint["state_dict"]
         if not all(isinstance(name, str) and torch.is_tensor(x) for name, x in state.items()):
             raise ValueError("has other values than tensors")
         return upgraded_checkpoint(checkpoint)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: is not there") from error
     except Exception as error:  # arbitrary bytes can raise anything
-        missing = isinstance(error, FileNotFoundError)
-        reason = "is not there" if missing else (
-            "is cut off, damaged or no checkpoint of plain tensors; try another one"
-        )  # fmt: skip
-        raise UserError(f"{path}: {reason}") from error
+        raise UserError(
+            f"{path}: is cut off, damaged or no checkpoint of plain tensors; try another one"
+        ) from error
 
 
 def first_intact(paths: Iterable[Path]) -> Path | None:

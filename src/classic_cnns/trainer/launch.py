@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from classic_cnns import UserError, one_line, resume_command
 from classic_cnns.files import write_json
 from classic_cnns.trainer import processes
-from classic_cnns.trainer.devices import core_count, free_port, launched_processes
+from classic_cnns.trainer.devices import core_count, device_count, free_port, launched_processes
 from classic_cnns.trainer.processes import exit_reason, stop_signals, supervise
 
 REPORT = "CLASSIC_CNNS_REPORT"  # environment variable with the descriptor of the pipe
@@ -39,10 +39,14 @@ def send_report(**facts: Any) -> None:
         os.write(int(os.environ[REPORT]), f"{line}\n".encode())
 
 
-def run_in_rank(task: Callable[[], object]) -> None:
-    """Run `task`; if a process supervises us, report an error to it instead of printing it."""
+def run_in_ranks(trainer: Any, task: Callable[[], object]) -> None:
+    """Run `task` here, or this command in one process for each device of the Trainer's config.
+
+    In a rank that another process supervises, errors are reported to that process, not printed.
+    """
     if launched_processes() is None:
-        task()
+        count = device_count(trainer)
+        launch(count) if count > 1 else task()
         return
     facts: dict[str, Any] = {}
     atexit.register(leave, facts)  # registered first, so it runs last
@@ -55,8 +59,9 @@ def run_in_rank(task: Callable[[], object]) -> None:
         task()
         facts["code"] = 0
         return
-    except SystemExit as stop:
-        facts["code"] = stop.code
+    except SystemExit as stop:  # its code may also be a message, or None
+        told = None if isinstance(stop.code, int | None) else str(stop.code)
+        facts |= {"code": stop.code or 0} if told is None else {"code": 1, "error": told[:500]}
     except UserError as error:
         facts |= {"code": 2, "error": str(error)[:1000]}
     except BrokenPipeError:  # the reader of the output has ended, such as head
@@ -110,18 +115,12 @@ def launch(count: int) -> None:
             thread.join(timeout=1)
         if first:
             reports = []
-            for line in read_all(receiver).splitlines():
+            with open(receiver, "rb", buffering=0) as pipe:  # a child of a rank may keep it open
+                lines = (pipe.read() or b"").splitlines()
+            for line in lines:
                 with suppress(ValueError):  # a rank was killed while it was writing
                     reports.append(json.loads(line))
             exit_with_reason(first, reports, stop_requests)
-
-
-def read_all(pipe: int) -> bytes:
-    parts = []
-    with suppress(BlockingIOError):  # a leftover child of a rank may keep the pipe open
-        while part := os.read(pipe, 65536):
-            parts.append(part)
-    return b"".join(parts)
 
 
 def start(rank: int, count: int, port: int, sender: int) -> Popen:

@@ -86,14 +86,14 @@ class TwoTowers(DDP):
 
     rows: Mapping[nn.Parameter, int] = {}  # of the whole weights, set when the net is split
     restore_checkpoint_after_setup = True  # since setup splits the net
-    pair: DeviceMesh | None = None
+    mesh: Any = None  # of the two devices of a pair, set in setup_environment
 
     def setup_environment(self) -> None:
         super().setup_environment()
-        if self.pair is None:  # called for fit and for test
+        if self.mesh is None:  # called for fit and for test
             shape, names = (self.world_size // 2, 2), ("pairs", "towers")
             mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
-            self.pair, self.data_group = mesh["towers"], mesh.get_group("pairs")
+            self.mesh, self.data_group = mesh["towers"], mesh.get_group("pairs")
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
@@ -122,11 +122,6 @@ class TwoTowers(DDP):
             gradient_as_bucket_view=True,
             broadcast_buffers=False,
         )
-
-    @property
-    def mesh(self) -> DeviceMesh:
-        assert self.pair is not None
-        return self.pair
 
     def clip_gradients(self, optimizer: Any, limit: Any, algorithm: str | None) -> None:
         """Scale the gradients of both towers so that their total norm is at most `limit`."""
