@@ -350,6 +350,12 @@ def test_towers_killed_or_stopped_are_resumed_anywhere_with_equal_results(
         images = [events(directory).Images("kernels/conv1")[0] for directory in (one, other)]
         assert images[0].encoded_image_string == images[1].encoded_image_string
         assert confusion_matrices(one) == confusion_matrices(other)
+    tags = events(one).Tags()["scalars"]
+    layers = [tag for tag in tags if tag.startswith(("dead/", "gradient/"))]
+    assert len(layers) == 7 + 8
+    for tag in layers:  # of whole layers, not of one tower
+        (*_, expected), (*_, found) = (events(path).Scalars(tag) for path in (one, stopped))
+        assert (found.step, found.value) == (expected.step, pytest.approx(expected.value, rel=1e-4))
 
 
 def test_two_pairs_of_towers_share_batches_and_clip_the_norm_of_the_whole_gradient(

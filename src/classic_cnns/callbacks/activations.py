@@ -81,7 +81,8 @@ class Activations(Callback):
 
     `dead/<layer>` and `saturated/<layer>` are shares from 0 to 1, measured on 128 validation
     images. `gradient/<layer>` is the norm of the layer's gradient at the last step of the epoch.
-    TensorBoard also gets histograms of the activations. Ignores modules other than `Classifier`.
+    Both are of whole layers, even if each device has one tower. TensorBoard also gets histograms
+    of the activations. Ignores modules other than `Classifier`.
     """
 
     def __init__(self) -> None:
@@ -90,7 +91,7 @@ class Activations(Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         if trainer.is_last_batch and isinstance(pl_module, Classifier):
             self.gradients = {
-                name: weight.grad.detach().norm()
+                name: whole(trainer, weight.grad, weight).norm()
                 for name, weight in pl_module.net.named_parameters()
                 if weight.grad is not None and weight.dim() > 1
             }
@@ -102,6 +103,9 @@ class Activations(Callback):
             return
         with trainer.precision_plugin.forward_context():
             found = activations(pl_module.net, batch[0][:IMAGES])
+        for layer, (kind, output) in found.items():
+            weight = getattr(pl_module.net.get_submodule(layer), "weight", None)
+            found[layer] = kind, whole(trainer, output.transpose(0, 1), weight).transpose(0, 1)
         if not trainer.is_global_zero:
             return
         # The last step done, as Lightning counts: later ones are logged again after resuming.
@@ -118,3 +122,9 @@ class Activations(Callback):
                 for layer, (_, output) in found.items():
                     shown = output.flatten()[:: max(1, output.numel() // SHOWN)]
                     logger.experiment.add_histogram(f"activations/{layer}", shown.float(), step)
+
+
+def whole(trainer: pl.Trainer, rows: Tensor, weight: Any) -> Tensor:
+    """With two towers, the rows of both; all ranks must take part. `rows` are those of `weight`."""
+    assemble = getattr(trainer.strategy, "assemble", None)
+    return assemble(rows, weight) if assemble else rows.detach()
