@@ -58,12 +58,11 @@ def idx(array: np.ndarray) -> bytes:
 
 @pytest.fixture(autouse=True)
 def restore_log() -> Iterator[None]:
-    """Restore the log's level and handlers, which a command changes."""
-    log = logging.getLogger("classic_cnns")
-    level, handlers = log.level, log.handlers[:]
+    """Undo what commands change, also those of fixtures that several tests share."""
     yield
-    log.setLevel(level)
-    log.handlers[:] = handlers
+    log = logging.getLogger("classic_cnns")
+    log.setLevel(logging.NOTSET)
+    log.handlers.clear()
 
 
 @pytest.fixture(scope="session")
