@@ -545,7 +545,7 @@ def test_data_without_a_length_is_trained_on(train, caplog):
     steps = ["+trainer.limit_train_batches=60", "trainer.max_epochs=1"]
     assert train(*words, *steps)["steps"] == 60
     with pytest.raises(SystemExit):
-        train(*words, "estimate=true", "keep=false", "run_dir=null", "optim.scheduler=null")
+        train(*words, "estimate=true", "run_dir=null", "optim.scheduler=null")
     (line,) = [text for text in caplog.messages if "estimate: " in text]
     assert "epoch" not in line and "MB for checkpoints" in line
 

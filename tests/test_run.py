@@ -318,6 +318,8 @@ REFUSED = {
     "optim=lenet5_relu_fast optim.scheduler.pct_start=2": "^optim: .*leave the keys of opt",
     "optim.optimizer._target_=torch.optim.Adam": "^optim: .*argument 'momentum'; leave",
     "model.loss._target_=torch.nn.CrosEntropyLoss": "^model.loss: .*CrosEntropyLoss.*leave",
+    "model=lenet5_relu +model.loss.reduction=none": "^model.loss: gives a value for each image",
+    "model=lenet5_relu model.loss._target_=torch.nn.BCEWithLogitsLoss": "^model.loss: Target size",
     "+model.net.hidden=3": "^model.net: .*unexpected keyword argument 'hidden'",
     "model=simple_cnn model.net.num_classes=7": "^model.net: gives 7 scores .* 10 classes; try",
     "model=simple_cnn model.net.num_classes=20": "^model.net: gives 20 scores .* 10 classes; try",
@@ -590,7 +592,7 @@ def test_an_estimate_is_logged_for_long_runs_only(train, caplog):
     train("a", "trainer.max_epochs=1")
     assert not estimates()
     with pytest.raises(SystemExit) as end:
-        train("null", "estimate=true", "keep=false", "trainer.max_epochs=1000")
+        train("null", "estimate=true", "trainer.max_epochs=1000")
     assert end.value.code == 0
     (line,) = estimates()
     form = r"estimate: ([\d,]+) images/s, ([\d.]+) s for an epoch of training, ([\d:]+) for 1000 "
@@ -604,8 +606,9 @@ def test_an_estimate_is_logged_for_long_runs_only(train, caplog):
     # An epoch of fewer than 50 steps, without a validation at its end.
     words = ["+trainer.limit_train_batches=20", "+trainer.limit_val_batches=0"]
     with pytest.raises(SystemExit) as end:
-        train("null", "estimate=true", "keep=false", *words)
+        train("null", "estimate=true", *words)
     assert end.value.code == 0 and len(estimates()) == 2
+    assert not Path("outputs").exists()
 
 
 # --- TensorBoard ---------------------------------------------------------------------------------

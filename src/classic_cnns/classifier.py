@@ -273,12 +273,15 @@ class Classifier(pl.LightningModule):
 
     @property
     def prepared(self) -> Preprocessing:
-        if self.preprocessing is None:
+        found = self.preprocessing
+        with suppress(AttributeError, RuntimeError):  # not yet trained, or with other data
+            found = found or self.trainer.datamodule.preprocessing  # type: ignore[attr-defined]
+        if found is None:
             raise UserError(
-                "the net's data module has no preprocessing of this project; call the net itself "
-                "from Python, on inputs of your own"
+                "the net has no preprocessing, since it is not trained or its data module is not "
+                "of this project; call the net itself from Python, on inputs of your own"
             )
-        return self.preprocessing
+        return found.to(self.device)
 
     def preprocess(self, pictures: Any) -> Tensor:
         """Inputs of the net for pictures: float32 (N, C, H, W), or patches (N, V, C, H, W).
@@ -299,8 +302,11 @@ class Classifier(pl.LightningModule):
 
     @torch.no_grad()
     def probabilities(self, pictures: Any) -> Tensor:
-        """The probability of each class for each picture: (N, classes)."""
-        return self(self.preprocess(pictures)).float().softmax(1)
+        """The probability of each class for each picture: (N, classes); in eval mode."""
+        inputs, training = self.preprocess(pictures), self.training
+        scores = self.eval()(inputs)
+        self.train(training)
+        return scores.float().softmax(1)
 
     def predict(self, pictures: Any) -> list[str]:
         """The most probable class of each picture."""

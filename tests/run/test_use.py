@@ -20,6 +20,7 @@ import classic_cnns
 from classic_cnns import UserError, compose, train
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import Composer
+from classic_cnns.config.trust import is_trusted
 from classic_cnns.data.fetch import cache_directory
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.run.evaluate import evaluate
@@ -155,6 +156,32 @@ def test_lightnings_trainer_predicts_the_scores_of_the_test_images(folder, name)
     loss = instantiate(Composer().load_run(folder / name)[1].model.loss)
     expected = pytest.approx(of_run["loss/test"], rel=1e-5)
     assert loss(scores, torch.from_numpy(labels).long()).item() == expected
+
+
+def test_a_net_predicts_after_the_users_own_training_too(folder):
+    words = [*golden.words("convnet_cifar10", folder), "trainer.precision=32-true"]
+    words += ["model=alexnet_small", "model.net.hidden=16"]  # with dropout, which must be off
+    config = compose(*words, config_dirs=str(folder / "conf"))
+    module, data = classic_cnns.build(config)
+    pictures = list(arrays(folder, "nine")[0][:20])
+    with pytest.raises(UserError, match="it is not trained"):
+        module.predict(pictures)
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    pl.Trainer(max_epochs=1, accelerator="cpu", **silent).fit(module, data)
+    found = module.probabilities(pictures)
+    assert module.training and module.predict(pictures) == [
+        module.classes[number] for number in found.argmax(1)
+    ]
+    expected = module.eval()(data.preprocessing(torch.from_numpy(np.stack(pictures)).movedim(3, 1)))
+    torch.testing.assert_close(found, expected.softmax(1))
+    words += ["trainer.log_every_n_steps=1", "estimate=true"]
+    assert train(compose(*words, config_dirs=str(folder / "conf"))) == {"status": "estimated"}
+
+
+def test_a_trusted_package_may_be_given_as_a_string():
+    composer = Composer(trusted="my_package")
+    assert is_trusted("my_package.Net", composer.trusted)
+    assert not is_trusted("my.Net", composer.trusted)
 
 
 @pytest.mark.parametrize("name", ["lenet5", "nine"])

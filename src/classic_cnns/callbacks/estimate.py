@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 class Estimate(Callback):
     """Logs after 50 steps the speed, the time for an epoch and for the run, and the disk space.
 
-    Nothing is logged for a run of less than a minute. With `only`, the run ends there with exit
-    code 0.
+    Nothing is logged for a run of less than a minute. With `only`, it is always logged, and the run
+    ends there with SystemExit(0).
     """
 
     skipped, steps = 10, 50  # the first ones are slower

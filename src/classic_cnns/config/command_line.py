@@ -97,7 +97,7 @@ def parse_command(arguments: Sequence[str]) -> argparse.Namespace:
             raise UserError("--estimate: estimates a single run; leave -m out")
         if any(word.startswith("resume=") for word in given.words):
             raise UserError("--estimate: estimates a new run; leave resume= out")
-        given.words += ["estimate=true", "keep=false"]
+        given.words.append("estimate=true")
     return given
 
 

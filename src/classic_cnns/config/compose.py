@@ -89,9 +89,9 @@ class Composer:
         trusted: Sequence[str] = (),
     ) -> None:
         self.config_dirs = [
-            str(expand("--config-dir", folder).absolute()) for folder in config_dirs
+            str(expand("--config-dir", folder).absolute()) for folder in one_or_several(config_dirs)
         ]
-        self.config_name, self.trusted = config_name, trusted
+        self.config_name, self.trusted = config_name, one_or_several(trusted)
         places = [*map(Path, self.config_dirs), CONF]
         for place in places:
             if not place.is_dir():
@@ -317,7 +317,8 @@ class Composer:
                 check_trainer_argument(word, rest, added)
             elif not can_add(key, known) or not (added or key.startswith(SEARCH)):
                 name = rest.partition(".")[0]
-                if f"{group}.{name}" in known and group in LIST_GROUPS:
+                listed = group in LIST_GROUPS and f"{group}.{name}" in known
+                if listed or takes_others(key, config):
                     raise UserError(f"{word}: is not in its file; try +{word}")
                 if group in LIST_GROUPS and name in self.groups[group]:
                     usual = {"callbacks": "default", "logger": "tensorboard"}[group]
@@ -431,11 +432,25 @@ def check_folder(key: str, value: Any) -> None:
         )
 
 
+def one_or_several(given: str | Path | Sequence[str]) -> list[str]:
+    """One name, or several."""
+    return [str(given)] if isinstance(given, (str, Path)) else list(given)
+
+
 def can_add(key: str, known: dict[str, Any]) -> bool:
     """Whether a new key may be added: an argument of a class, a callback or a logger."""
     group, parent = key.partition(".")[0], key.rpartition(".")[0]
     of_class = group in ("model", "data", "optim") and f"{parent}._target_" in known
     return of_class or key.startswith((SEARCH, *(f"{name}." for name in LIST_GROUPS)))
+
+
+def takes_others(key: str, config: DictConfig) -> bool:
+    """Whether the key is not misspelt, and may be an argument of a class from elsewhere."""
+    parent, _, last = key.rpartition(".")
+    own: Any = OmegaConf.select(config, parent)
+    target = str(own.get("_target_")) if isinstance(own, DictConfig) and "_target_" in own else ""
+    ours = target.startswith(("classic_cnns.", "functools."))
+    return bool(target) and not ours and not get_close_matches(last, map(str, own))
 
 
 def unknown_key(key: str, known: dict[str, Any]) -> str:

@@ -24,6 +24,12 @@ DURATION = ("max_epochs", *LIMITS)
 AVERAGED, BEST, LAST = "swa.ckpt", "best.ckpt", "last.ckpt"
 
 
+def keeps_nothing(config: DictConfig) -> bool:
+    """Whether a run's directory is temporary."""
+    fast = config.trainer.get("fast_dev_run")
+    return bool(config.keep is False or config.get("estimate") or fast)
+
+
 def resolve_latest(path: Any) -> Path:
     """The path with `latest` replaced by the run named in the `latest.txt` next to it."""
     path = Path(str(path))

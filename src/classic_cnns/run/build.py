@@ -6,6 +6,7 @@ import random
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,10 @@ def build_classifier(config: DictConfig, data: pl.LightningDataModule) -> Classi
     with build_errors("model.net"):
         net = instantiate(config.model.net)
         images = example_input(config, data)
-        classes = check_scores(config, net, images)
+        scores = check_scores(config, net, images)
     with build_errors("model.loss"):
         loss = instantiate(config.model.loss)
+        check_loss(loss, scores)
     with build_errors("optim"):
         optimizer = instantiate(config.optim.optimizer)
         scheduler = instantiate(config.optim.scheduler)
@@ -99,7 +101,7 @@ def build_classifier(config: DictConfig, data: pl.LightningDataModule) -> Classi
                     "optim.schedule_epochs=-1: a schedule needs an end; "
                     "try optim.schedule_epochs=10, or optim.scheduler=null"
                 )
-    top5 = config.top5_error
+    top5, classes = config.top5_error, scores.shape[1]
     module = Classifier(
         net,
         loss,
@@ -133,8 +135,8 @@ def example_input(config: DictConfig, data: pl.LightningDataModule) -> torch.Ten
     return batch[0][:2].float()
 
 
-def check_scores(config: DictConfig, net: torch.nn.Module, images: torch.Tensor) -> int:
-    """The number of scores of the net; UserError if it differs from the number of classes."""
+def check_scores(config: DictConfig, net: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The net's scores (B, classes); UserError if there is not one for each class of the data."""
     try:
         net.eval()
         with torch.no_grad():
@@ -154,7 +156,15 @@ def check_scores(config: DictConfig, net: torch.nn.Module, images: torch.Tensor)
             f"model.net: gives {shape} scores for an image and data has {classes} classes; "
             "try model.net.num_classes=${data.num_classes}"
         )
-    return scores.shape[1]
+    return scores
+
+
+def check_loss(loss: torch.nn.Module, scores: torch.Tensor) -> None:
+    """Raise ValueError if the loss does not map scores (B, classes) and labels (B,) to a number."""
+    labels = torch.zeros(len(scores), dtype=torch.long)
+    found = deepcopy(loss)(scores, labels)  # a copy, since a loss may count its calls
+    if found.dim():
+        raise ValueError("gives a value for each image, and not one number for a batch")
 
 
 def load_initial_weights(module: pl.LightningModule, path: Any, skipped: list[str]) -> None:
@@ -275,6 +285,8 @@ def build_errors(key: str) -> Iterator[None]:
                 raise UserError(f"{key}: needs a package; try pip install {package}") from error
         own = line.startswith(("model.", "optim.", "data.", "trainer.", "callbacks."))
         way_out = f"leave the keys of {key.split('.')[0]} out to use those of its file"
+        if "unexpected keyword argument" in line:
+            way_out += f", or replace them all: '{key}={{_target_: <class>}}'"
         if place := line_of_user(cause):
             way_out = f"see {place}"
         raise UserError(line if own else f"{key}: {line}; {way_out}") from error

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError
-from classic_cnns.config.stored import OUTPUTS, check_new, stored_values
+from classic_cnns.config.stored import OUTPUTS, check_new, keeps_nothing, stored_values
 from classic_cnns.files import expand, write_json, write_text
 from classic_cnns.report.results import read_starts
 from classic_cnns.trainer.devices import is_restarted, job_id
@@ -60,7 +60,7 @@ def restarted_run(config: DictConfig) -> Path | None:
 
     The command of the job is unchanged, so it cannot contain `resume`.
     """
-    if not is_restarted() or config.keep is False:
+    if not is_restarted() or keeps_nothing(config):
         return None
     given = config.run_dir is not None
     places = (

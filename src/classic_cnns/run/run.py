@@ -28,7 +28,15 @@ from classic_cnns.callbacks.record import Record
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged, check_fits, takes_total_steps
 from classic_cnns.config.schema import trainer_arguments
-from classic_cnns.config.stored import AVERAGED, BEST, LAST, LIMITS, OUTPUTS, find_run
+from classic_cnns.config.stored import (
+    AVERAGED,
+    BEST,
+    LAST,
+    LIMITS,
+    OUTPUTS,
+    find_run,
+    keeps_nothing,
+)
 from classic_cnns.files import expand, is_disk_error, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.log import show_log, train_log
@@ -56,9 +64,9 @@ def train(config: DictConfig) -> dict[str, Any]:
     """Train and test as the config says, in this process; returns the content of `result.json`.
 
     It has `status`, finished or diverged, `directory`, `metrics` of the tested checkpoint, `last`
-    ones, `epochs`, `steps` and `seconds`. Raises UserError for several devices, which need the
-    command line, and KeyboardInterrupt after Ctrl-C or a notebook's stop button, once the run has
-    stopped.
+    ones, `epochs`, `steps` and `seconds`; with estimate=true only the status, estimated. Raises
+    UserError for several devices, which need the command line, and KeyboardInterrupt after Ctrl-C
+    or a notebook's stop button, once the run has stopped.
     """
     if not isinstance(config, DictConfig):
         raise UserError(f"train() takes a config of compose(), and got {type(config).__name__}")
@@ -73,6 +81,10 @@ def train(config: DictConfig) -> dict[str, Any]:
         if stop.number != signal.SIGINT:
             raise
         raise KeyboardInterrupt from None  # a notebook would take SystemExit for a mistake
+    except SystemExit:
+        if not config.get("estimate"):
+            raise
+        return {"status": "estimated"}
 
 
 def run(config: DictConfig) -> dict[str, Any]:
@@ -170,7 +182,7 @@ def check_restart(earlier: Path) -> None:
 
 
 def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -> tuple[Path, bool]:
-    """The run directory, and whether it remains after the run; temporary without `keep`."""
+    """The run directory, and whether it remains after the run."""
     if earlier:
         hold(earlier, stack)
         # Incomplete files, left if the run was killed while writing a checkpoint.
@@ -179,7 +191,7 @@ def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -
         (earlier / "checkpoints" / AVERAGED).unlink(missing_ok=True)  # of fewer epochs
         directories.write_config(earlier, config)  # trainer.max_epochs may have changed
         return earlier, True
-    kept = config.keep is not False and not config.trainer.get("fast_dev_run")
+    kept = not keeps_nothing(config)
     if not kept:
         config.run_dir = stack.enter_context(TemporaryDirectory())
     directory = directories.create(config)
@@ -369,7 +381,8 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
         schedule, epochs = config.optim.schedule_epochs, config.trainer.max_epochs
         per_step = module.scheduler and takes_total_steps(module.scheduler)
         if per_step and epochs != schedule and epochs != -1:
-            log.info("the schedule ends after %s epochs; then the rate stays constant", schedule)
+            after = f"{schedule} epoch{'s' * (schedule != 1)}"
+            log.info("the schedule ends after %s; then the rate stays constant", after)
     if trainer.precision.startswith("bf16"):
         log.info("training in bfloat16 and channels last; trainer.precision=32-true uses float32")
     if not config.callbacks or "checkpoint" not in config.callbacks:

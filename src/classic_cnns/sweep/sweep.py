@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError
 from classic_cnns.config.compose import Composer, check_folder
+from classic_cnns.config.stored import keeps_nothing
 from classic_cnns.files import expand, write_json, write_text
 from classic_cnns.report import results
 from classic_cnns.sweep.display import ProgressDisplay
@@ -25,7 +26,7 @@ from classic_cnns.sweep.search import Search
 from classic_cnns.trainer import devices
 from classic_cnns.trainer.processes import clean_environment, stop_signals
 
-KEEPS_NOTHING = ("keep=", "debug=", "trainer.fast_dev_run=")
+KEEPS_NOTHING = ("keep=", "debug=", "estimate=", "trainer.fast_dev_run=")
 DONE = ("finished", "diverged", "pruned")  # not started again
 EXTRAS = {"RayCluster": ("ray", "ray"), "Slurm": ("slurm", "submitit")}  # extra and package
 
@@ -47,7 +48,7 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
         raise UserError(grid.interval_hint(str(error)) or str(error)) from error
     settings = config.sweep
     check_folder("sweep.dir", settings.dir)
-    if config.keep is False or config.trainer.get("fast_dev_run"):
+    if keeps_nothing(config):
         named = (word for word in words if word.lstrip("+").startswith(KEEPS_NOTHING))
         word = next(named, "keep=false")
         raise UserError(f"{word}: keeps no results, which a sweep needs; leave it out")
