@@ -22,7 +22,8 @@ from omegaconf.errors import ReadonlyConfigError
 from classic_cnns import UserError
 from classic_cnns.config.compose import compose
 from classic_cnns.config.schema import RESERVED, trainer_arguments
-from classic_cnns.report import summary
+from classic_cnns.report import curves, summary
+from classic_cnns.report.results import read_table
 from classic_cnns.run import run as api
 from classic_cnns.run.build import build, build_trainer
 from classic_cnns.trainer.devices import device_count
@@ -370,6 +371,25 @@ def test_a_finished_run_is_extended_with_the_weights_of_a_longer_one(train):
     assert train("resume=run")["epochs"] == 4  # it has finished
 
 
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no")
+def test_a_users_module_and_data_repeat_their_random_draws_when_resumed(train):
+    words = ["model=gan", "model.pixels=3072", "data=per_sample"]  # noise, shuffling and flips
+    train(*words, "run_dir=long", "trainer.max_epochs=3")
+    train(*words, "trainer.max_epochs=1")
+    train("resume=run", "trainer.max_epochs=3")
+    assert same(weights(), weights("long"))
+
+
+def test_an_epoch_without_a_validation_has_no_metrics_of_an_earlier_one(train, caplog):
+    train("+trainer.check_val_every_n_epoch=2", "trainer.max_epochs=4")
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert ["error/val" in line["metrics"] for line in lines] == [False, True, False, True]
+    assert all("error/train" in line["metrics"] for line in lines)
+    told = [text for text in caplog.messages if text.startswith("epoch ")]
+    assert ["validation" in text for text in told] == [False, True, False, True]
+    curves.write(Path("curves.png"), read_table([Path("run")]))  # without a warning
+
+
 def test_a_run_extended_beyond_its_schedule_keeps_the_last_rate(train, caplog):
     train("trainer.log_every_n_steps=1")
     train("resume=run", "trainer.max_epochs=3")
@@ -544,8 +564,8 @@ def test_data_without_a_length_is_trained_on(train, caplog):
              "model.net.in_channels=1"]  # fmt: skip
     steps = ["+trainer.limit_train_batches=60", "trainer.max_epochs=1"]
     assert train(*words, *steps)["steps"] == 60
-    with pytest.raises(SystemExit):
-        train(*words, "estimate=true", "run_dir=null", "optim.scheduler=null")
+    estimate = train(*words, "estimate=true", "run_dir=null", "optim.scheduler=null")
+    assert estimate == {"status": "estimated"}
     (line,) = [text for text in caplog.messages if "estimate: " in text]
     assert "epoch" not in line and "MB for checkpoints" in line
 

@@ -33,6 +33,7 @@ from classic_cnns.config.stored import find_run
 from classic_cnns.data.batches import Batches
 from classic_cnns.logger.tensorboard import CHARTS, TensorBoard
 from classic_cnns.model.lenet5 import LeNet5, MAPLoss, MLELoss
+from classic_cnns.report.results import read_metrics
 from classic_cnns.run.evaluate import evaluate
 from classic_cnns.run.run import run
 from classic_cnns.trainer.processes import report_no_locks, try_lock
@@ -245,6 +246,31 @@ def test_a_run_stopped_by_a_signal_at_any_step_is_resumed_with_equal_results(
         assert curve == [(e.step, e.value) for e in events(whole).Scalars(tag)]
 
 
+def test_a_run_stopped_after_a_validation_within_an_epoch_keeps_its_metrics(train, monkeypatch):
+    words = ["+trainer.val_check_interval=40", "trainer.max_epochs=2"]  # 40 of 64 batches
+    whole = train("whole", *words)
+    with monkeypatch.context() as patch:
+        original = Classifier.training_step
+
+        def signalled(self, batch, batch_idx):
+            if (self.current_epoch, batch_idx) == (1, 50):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, batch, batch_idx)
+
+        patch.setattr(Classifier, "training_step", signalled)
+        with pytest.raises(SystemExit):
+            train("broken", *words)
+    train("unused", "resume=broken")
+    both = [
+        [
+            {name: x for name, x in line["metrics"].items() if not name.startswith("speed/")}
+            for line in read_metrics(directory)[0]
+        ]
+        for directory in (Path("broken"), whole)
+    ]
+    assert both[0] == both[1] and all("error/val" in line for line in both[0])
+
+
 def test_a_net_with_dropout_is_resumed_with_equal_weights(train, monkeypatch):
     original = LeNet5.forward
 
@@ -318,7 +344,7 @@ REFUSED = {
     "optim=lenet5_relu_fast optim.scheduler.pct_start=2": "^optim: .*leave the keys of opt",
     "optim.optimizer._target_=torch.optim.Adam": "^optim: .*argument 'momentum'; leave",
     "model.loss._target_=torch.nn.CrosEntropyLoss": "^model.loss: .*CrosEntropyLoss.*leave",
-    "model=lenet5_relu +model.loss.reduction=none": "^model.loss: gives a value for each image",
+    "+model.loss.reduction=none model=lenet5_relu": "^model.loss: gives a value for each image",
     "model=lenet5_relu model.loss._target_=torch.nn.BCEWithLogitsLoss": "^model.loss: Target size",
     "+model.net.hidden=3": "^model.net: .*unexpected keyword argument 'hidden'",
     "model=simple_cnn model.net.num_classes=7": "^model.net: gives 7 scores .* 10 classes; try",

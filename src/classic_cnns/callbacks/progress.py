@@ -6,8 +6,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
+from torch import Tensor
 from tqdm import tqdm
 
+from classic_cnns.callbacks.record import logged_since
 from classic_cnns.report.log import progress_bar
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ class Progress(ProgressBar):
         super().__init__()
         self.shown = 0.0
         self.bar: tqdm | None = None
+        self.earlier: dict[str, Tensor] = {}  # metrics at the start of the epoch
 
     def disable(self) -> None:
         """Called by Lightning on all ranks but the first."""
@@ -43,6 +46,9 @@ class Progress(ProgressBar):
             bar_format="{desc} |{bar:20}| {percentage:3.0f}% of all, {rate_fmt}, {remaining} left",
         )
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.earlier = dict(trainer.callback_metrics)
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         now = time.monotonic()
         if self.bar is None or now - self.shown < 0.25:
@@ -61,7 +67,7 @@ class Progress(ProgressBar):
         if self.bar is None:
             return
         self.bar.clear()
-        values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        values = logged_since(self.earlier, trainer)
         total = f"/{trainer.max_epochs}" if trainer.max_epochs != -1 else ""
         log.info(f"epoch {trainer.current_epoch + 1:3}{total}   {summary(values)}")
 

@@ -7,22 +7,26 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from classic_cnns.files import write_text
 from classic_cnns.report.results import read_metrics
 
 
 class Record(Callback):
-    """Appends a line of JSON with all metrics to `metrics.jsonl` at the end of each epoch.
+    """Appends a line of JSON with the metrics of an epoch to `metrics.jsonl` at its end.
 
     A line has `epoch` (the number of finished epochs), `epochs` (the number to be done), `step` of
-    the optimizer, `seconds` of training so far, and `metrics` under the names that the module logs.
+    the optimizer, `seconds` of training so far, and `metrics` under the names that the module logs;
+    not every epoch has a validation.
     Other programs may follow the file. Checkpoints contain the latest metrics and the seconds too.
     Every run has this callback.
     """
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}  # latest values
+        self.of_epoch: dict[str, float] = {}  # values logged in this epoch
+        self.earlier: dict[str, Tensor] = {}  # Lightning's values at the start of this epoch
         self.seconds = 0.0  # of all finished epochs, over all starts
         self.epoch_seconds = 0.0  # of the current epoch, before it was resumed
         self.started = time.perf_counter()
@@ -41,6 +45,7 @@ class Record(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.write(trainer)
+        self.of_epoch, self.earlier = {}, dict(trainer.callback_metrics)
         self.started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -61,22 +66,34 @@ class Record(Callback):
         self.read(trainer)
         if self.line and trainer.is_global_zero:
             with open(self.path(trainer), "a") as file:
-                file.write(json.dumps(self.line | {"metrics": self.metrics}) + "\n")
+                file.write(json.dumps(self.line | {"metrics": self.of_epoch}) + "\n")
         self.line = {}
 
     def read(self, trainer: pl.Trainer) -> None:
         if not trainer.sanity_checking:
-            self.metrics |= {name: x.item() for name, x in trainer.callback_metrics.items()}
+            self.of_epoch |= logged_since(self.earlier, trainer)
+            self.metrics |= self.of_epoch
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         self.read(trainer)
-        checkpoint["metrics"] = dict(self.metrics)
-        checkpoint["seconds"] = self.seconds
         within = trainer.training and not trainer.is_last_batch
+        checkpoint["metrics"] = dict(self.metrics)
+        checkpoint["epoch_metrics"] = dict(self.of_epoch) if within else {}
+        checkpoint["seconds"] = self.seconds
         checkpoint["epoch_seconds"] = time.perf_counter() - self.started if within else 0.0
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit" and "seconds" in checkpoint:
             self.metrics = dict(checkpoint["metrics"])
+            self.of_epoch = dict(checkpoint.get("epoch_metrics", {}))  # absent in earlier versions
             self.seconds = checkpoint["seconds"]
             self.epoch_seconds = checkpoint["epoch_seconds"]
+
+
+def logged_since(earlier: dict[str, Tensor], trainer: pl.Trainer) -> dict[str, float]:
+    """The metrics that were logged after `earlier` was copied from `trainer.callback_metrics`.
+
+    Lightning keeps the values of earlier epochs there, and makes a new tensor for a new value.
+    """
+    found = trainer.callback_metrics.items()
+    return {name: value.item() for name, value in found if value is not earlier.get(name)}

@@ -108,13 +108,14 @@ RULES = {
     Rule("a whole number of at least 1, or -1 for no end", lambda x: type(x) is int and x != 0
          and x >= -1, 1): "trainer.max_epochs optim.schedule_epochs",
     null_or(integer(0)): "data.workers",
-    null_or(integer(1)): "sweep.parallel data.val_size model.input.size",
+    null_or(integer(1)): "sweep.parallel data.val_size model.input.size "
+    "callbacks.checkpoint.steps",
     null_or(one_of(True, False)): "top5_error trainer.channels_last",
     number(0, 1): "model.net.dropout optim.momentum",
     number(0, above=True): "model.net.weight_std optim.mu",
     number(0, 1000, above=True): "optim.bias_lr optim.lr",
     null_or(number(0, above=True)): "model.loss.j optim.clip_norm sweep.time_limit "
-    "trainer.gradient_clip_val",
+    "trainer.gradient_clip_val callbacks.checkpoint.minutes",
     null_or(same_kind({})): "optim.scheduler sweep.search sweep.search.params "
     "sweep.search.pruner sweep.search.sampler",
     one_of("pad", "crop", "resize"): "model.input.fit",

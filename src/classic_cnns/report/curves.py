@@ -37,8 +37,9 @@ def write(path: Path, table: Table) -> None:
         if not curves:
             continue
         values = np.array(list(zip_longest(*curves, fillvalue=np.nan)))  # (epochs, runs)
+        measured = np.isfinite(values).any(1)  # not every epoch has a validation
+        epochs, values = 1 + np.flatnonzero(measured), values[measured]
         mean, deviation = np.nanmean(values, 1), np.nanstd(values, 1)
-        epochs = range(1, len(values) + 1)
         own = (f"{key}={value}" for key, value in group if (key, value) not in common)
         label = " ".join(own) or "all"
         (drawn,) = axes.plot(epochs, mean, marker=".", label=f"{label}, n={len(curves)}")

@@ -25,6 +25,7 @@ from classic_cnns import UserError, one_line, program, resume_command
 from classic_cnns.callbacks.estimate import Estimate
 from classic_cnns.callbacks.pictures import tensorboard_writers
 from classic_cnns.callbacks.record import Record
+from classic_cnns.callbacks.seed import SeedEpochs, finished_epochs
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged, check_fits, takes_total_steps
 from classic_cnns.config.schema import trainer_arguments
@@ -236,9 +237,10 @@ def assemble(
     if "MLFLOW_TRACKING_URI" not in os.environ:
         places["tracking_uri"] = f"sqlite:///{directory.absolute()}/mlflow.db"
     loggers = build_parts(config, "logger", Logger, **places)
+    always = Record(), SeedEpochs(config.seed), Estimate(config.get("estimate", False))
     trainer = build_trainer(
         config,
-        callbacks=[*callbacks, Record(), Estimate(config.get("estimate", False)), stop],
+        callbacks=[*callbacks, *always, stop],
         logger=loggers or False,
         default_root_dir=str(directory),
     )
@@ -259,13 +261,6 @@ def resume_step(last: Path, config: DictConfig) -> int:
             f"{done} epoch{'s' * (done != 1)} already; try trainer.max_epochs={2 * done}"
         )
     return checkpoint["global_step"]
-
-
-def finished_epochs(checkpoint: dict[str, Any]) -> Any:
-    """The number of epochs before a checkpoint; None if the file does not say it."""
-    with suppress(KeyError, TypeError):  # a file from elsewhere can contain anything
-        return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    return None
 
 
 def check_weights(path: Path, config: DictConfig, checkpoint: dict[str, Any]) -> None:

@@ -56,8 +56,9 @@ class Job:
     def read_progress(self) -> list[dict[str, Any]]:
         """The lines added to its metrics.jsonl since the last call."""
         lines, self.offset = read_metrics(self.directory, self.offset)
-        if lines:
-            self.last, self.read_at = lines[-1], time.monotonic()
+        for line in lines:  # not every epoch has a validation
+            values = self.last.get("metrics", {}) | line["metrics"]
+            self.last, self.read_at = line | {"metrics": values}, time.monotonic()
         return lines
 
     def progress(self, metric: str) -> str:

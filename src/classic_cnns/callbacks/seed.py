@@ -1,0 +1,46 @@
+"""Seeds for what draws from the global random numbers, such as a user's module or DataLoader."""
+
+import random
+from contextlib import suppress
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+
+def finished_epochs(checkpoint: dict[str, Any]) -> Any:
+    """The number of epochs before a checkpoint; None if the file does not say it."""
+    with suppress(KeyError, TypeError):  # a file from elsewhere can contain anything
+        return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    return None
+
+
+class SeedEpochs(Callback):
+    """Seeds torch, NumPy and Python for each epoch, so that a resumed run repeats their draws.
+
+    The first epoch continues from the seed of the initial weights. Every run has this callback; the
+    nets and data of this project have their own seeds.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.resumed = 0  # the epoch that was seeded when its checkpoint was loaded
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+        # Lightning starts a pass over the data before it calls any hook of the resumed epoch.
+        if trainer.state.fn == "fit":
+            self.resumed = finished_epochs(checkpoint)
+            self.seed_epoch(trainer, self.resumed)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch not in (0, self.resumed):
+            self.seed_epoch(trainer, trainer.current_epoch)
+
+    def seed_epoch(self, trainer: pl.Trainer, epoch: int) -> None:
+        keys = np.random.SeedSequence((self.seed, epoch, trainer.global_rank))
+        seed, short = keys.generate_state(2, np.uint64).tolist()
+        torch.manual_seed(seed)
+        np.random.seed(short % 2**32)
+        random.seed(seed)
