@@ -349,6 +349,7 @@ REFUSED = {
     "+model.net.hidden=3": "^model.net: .*unexpected keyword argument 'hidden'",
     "model=simple_cnn model.net.num_classes=7": "^model.net: gives 7 scores .* 10 classes; try",
     "model=simple_cnn model.net.num_classes=20": "^model.net: gives 20 scores .* 10 classes; try",
+    "trainer.strategy={find_unused_parameters:true}": "^trainer: You selected an invalid strategy",
     "trainer.strategy=fdsp": "^trainer: You selected an invalid strategy name",
     "+trainer.profiler=simpel": "^trainer: .*profiler.*simple",
     "+trainer.enable_progress_bar=false": "^trainer: .*enable_progress_bar=False",

@@ -42,7 +42,7 @@ def measure(rounds: int) -> list[list[float]]:
     variants: list = [(net, lambda: None)]
     if size > 1:
         dist.init_process_group("gloo")
-        stop = StopOnSignal(saves=False)
+        stop = StopOnSignal()
         stop.on_train_start(None, None)
         # As in the classifier: buffers are not broadcast at each step.
         net._ddp_params_and_buffers_to_ignore = [name for name, _ in net.named_buffers()]

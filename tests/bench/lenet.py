@@ -225,7 +225,7 @@ def measure(rounds: int, words: list[str], others: bool) -> tuple[list[dict[str,
         )  # fmt: skip
         module, data = build(config)
         comparison = CompareEpochs(config, others)
-        trainer = assemble(config, Path(folder), module, StopOnSignal(saves=True), None)
+        trainer = assemble(config, Path(folder), module, StopOnSignal(), None)
         trainer.callbacks.append(comparison)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from classic_cnns import UserError
+from classic_cnns.config.compose import Composer
+from classic_cnns.sweep.grid import Grid
+from classic_cnns.sweep.search import Search
 from tests.sweep.conftest import read_starts, read_table, wait_for
 from tests.sweep.fake_train import error
 
@@ -182,6 +186,27 @@ def test_the_bounds_of_a_file_can_be_replaced(sweep, experiment):
     done = sweep("sweep.search.n_trials=3", low, high, "sweep.dir=t")
     assert done.code == 0, done.err
     assert len(read_table(sweep.folder / "t")) == 3
+
+
+def test_a_search_may_have_only_settings_of_the_sweep():
+    low, high = (f"sweep.search.params.optim.lr.{end}" for end in ("low=0.1", "high=0.2"))
+    grid = Grid(["sweep.search.n_trials=3", low, high], {})
+    config = Composer().compose([*grid.settings, *grid.first()])
+    assert len(Search(config.sweep, grid).corners()) == 2
+
+
+def test_a_range_of_too_many_steps_is_refused():
+    grid = Grid(["optim.lr=range(0.1,1,1e-9)", "sweep.search.n_trials=3"], {})
+    config = Composer().compose(grid.settings)
+    with pytest.raises(UserError, match="too many steps; try interval"):
+        Search(config.sweep, grid)
+
+
+def test_a_seed_of_a_sampler_that_is_no_number_is_refused():
+    sampler = "sweep.search.sampler={_target_:optuna.samplers.TPESampler,seed:abc}"
+    grid = Grid(["optim.lr=interval(0.1,0.2)", "sweep.search.n_trials=3", sampler], {})
+    with pytest.raises(UserError, match="^sweep.search.sampler: .*try one of optuna.samplers"):
+        Search(Composer().compose(grid.settings).sweep, grid)
 
 
 def test_a_search_by_a_metric_that_is_not_logged_ends_with_the_first_job(sweep, experiment):

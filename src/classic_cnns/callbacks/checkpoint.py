@@ -19,6 +19,11 @@ def checkpoint_folder(trainer: pl.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "checkpoints"
 
 
+def is_saved(trainer: pl.Trainer) -> bool:
+    """Whether the run writes the checkpoint from which it can be resumed."""
+    return any(isinstance(callback, BestAndLast) for callback in trainer.callbacks)  # type: ignore
+
+
 def save_last(trainer: pl.Trainer) -> None:
     """Write the checkpoint from which a run is resumed."""
     trainer.save_checkpoint(checkpoint_folder(trainer) / "last.ckpt")

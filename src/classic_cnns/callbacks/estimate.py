@@ -57,7 +57,8 @@ class Estimate(Callback):
             states = [trainer.lightning_module.state_dict()]
             states += [s for o in trainer.optimizers for s in o.state.values()]
             tensors = [x for state in states for x in state.values() if torch.is_tensor(x)]
-            space = 2 * sum(x.numel() * x.element_size() for x in tensors)
+            files = 2 * (2 if hasattr(trainer.strategy, "assemble") else 1)  # a device has a tower
+            space = files * sum(x.numel() * x.element_size() for x in tensors)
             parts = [speed, *known, f"{space / 1e6:.1f} MB for checkpoints"]
             log.info("estimate: %s", ", ".join(parts))
         if self.only:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
-from classic_cnns.callbacks.checkpoint import is_resumable, save_last
+from classic_cnns.callbacks.checkpoint import is_resumable, is_saved, save_last
 
 
 class Stopped(SystemExit):
@@ -25,17 +25,15 @@ class Stopped(SystemExit):
 class StopOnSignal(Callback):
     """Ends the run after a signal; `receive` is the signal handler. Every run has this callback.
 
-    During training the run ends after the current step, with a checkpoint. Outside of training, and
-    at the second signal, it ends at once. Lightning's own SIGTERM handler would wait inside the
-    handler for the other ranks, which may never get there, so it is replaced after Lightning has
-    set it.
+    During training the run ends after the current step, with a checkpoint if the run writes any.
+    Outside of training, and at the second signal, it ends at once. Lightning's own SIGTERM handler
+    would wait inside the handler for the other ranks, which may never get there, so it is replaced
+    after Lightning has set it.
     """
 
     interval = 0.1  # seconds
 
-    def __init__(self, saves: bool) -> None:
-        """With `saves`, write a checkpoint before the run ends."""
-        self.saves = saves
+    def __init__(self) -> None:
         self.number = 0  # of the received signal
         self.training = self.saved = False
         self.group: Any = None  # process group for the exchange, with several ranks
@@ -67,7 +65,7 @@ class StopOnSignal(Callback):
         if not is_resumable(trainer, batch_idx):
             return
         if self.number if self.group is None else self.stop_agreed():
-            if self.saves:
+            if is_saved(trainer):
                 save_last(trainer)
             self.saved = True
 

@@ -69,7 +69,7 @@ def compose(*words: str, config_dirs: Sequence[str] = (), trust: Sequence[str] =
     return config
 
 
-def load_run(given: Any, words: Sequence[str] = ()) -> tuple[Path, DictConfig]:
+def load_run(given: Any, words: Sequence[str] | None = None) -> tuple[Path, DictConfig]:
     """The checkpoint and the config of `run` on a command line, as `Composer.load_run`."""
     limit_spinning()
     return Composer(given.config_dir, trusted=given.trust).load_run(given.run, words)
@@ -165,11 +165,11 @@ class Composer:
             check_devices(to_plain(own))
         return own
 
-    def load_run(self, path: Any, words: Sequence[str] = ()) -> tuple[Path, DictConfig]:
+    def load_run(self, path: Any, words: Sequence[str] | None = None) -> tuple[Path, DictConfig]:
         """The checkpoint and the config of a run, with data and devices changed as `words` say.
 
         `path` is a run directory, a checkpoint, or `.../latest`. Raises UserError if nothing is
-        there, or for overrides of other keys.
+        there, and with `words` for overrides of other keys and for devices that are not there.
         """
         checkpoint = stored.find_checkpoint(path, "")
         folder = checkpoint.absolute().parent
@@ -187,7 +187,7 @@ class Composer:
                 add_to_path(modules_in(config.config_dirs))
             config.run_dir = config.init_from = None
             config.init_skip = []
-            return checkpoint, self.with_changes(config, words) if words else config
+            return checkpoint, config if words is None else self.with_changes(config, words)
 
     def with_changes(self, config: DictConfig, words: Sequence[str]) -> DictConfig:
         """The config of a run with other data or devices; UserError for keys of the net."""
@@ -205,7 +205,12 @@ class Composer:
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
         today, earlier = self.read_files(choices), deepcopy(config)
         for choice in choices:
-            config[choice.partition("=")[0]] = today[choice.partition("=")[0]]
+            group = choice.partition("=")[0]
+            if group == "trainer":  # its devices; the precision, for example, is the run's
+                for key in stored.PLACEMENT:
+                    config.trainer[key] = today.trainer[key]
+            else:
+                config[group] = today[group]
         default = deepcopy(config)
         name = config.data.get("dataset")
         if "train_size" in config.data and name in self.groups["data"]:  # the run used a part
@@ -299,7 +304,7 @@ class Composer:
                 raise UserError(
                     f"{word}: a key cannot be removed; set it to null if --cfg job shows null"
                 )
-            del config[group][rest]
+            config[group].pop(rest, None)  # it may be given twice
             return
         if isinstance(value, dict) and not (group == "trainer" and "." not in rest):
             for inner in flatten(value, f"{key}.", groups=True):

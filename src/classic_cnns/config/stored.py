@@ -39,7 +39,7 @@ def resolve_latest(path: Any) -> Path:
         note = part if part.is_file() else part.with_name("latest.txt")  # `latest` in 0.1
         if note.is_file():
             name = note.read_text(errors="replace").strip()
-            if Path(name).name != name:
+            if Path("_", name).name != name:
                 raise UserError(
                     f"{note}: does not name a run next to it; write the name of one into it"
                 )

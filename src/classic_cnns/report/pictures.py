@@ -155,7 +155,7 @@ def answers(
     """
     count = len(images)
     figure = new_figure(9, 1.1 * count)
-    grid = figure.subplots(count, 3, width_ratios=[1, 3, 5])
+    grid = figure.subplots(count, 3, width_ratios=[1, 3, 5], squeeze=False)
     grid[0, 1].set_title("most probable classes", fontsize="small")
     grid[0, 2].set_title("nearest training images in the last hidden layer", fontsize="small")
     best = shares.topk(min(5, shares.shape[1]), 1)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from classic_cnns import UserError
 from classic_cnns.classifier import Classifier
+from classic_cnns.data.transforms import crop_to
 from classic_cnns.report.log import show_log
 from classic_cnns.run.trained import data_of, load_net
 
@@ -85,7 +86,8 @@ def test_pictures(config: DictConfig, net: Classifier) -> tuple[Tensor, str]:
     """Pictures of the test set, or random ones if it is not available."""
     try:
         loader = data_of(config, net).loader("test", TESTED, to_input=lambda images: images)
-        return next(iter(loader))[0], "test images"
+        # Resident images are padded already, but a user's pictures have the data set's size.
+        return crop_to(next(iter(loader))[0], net.prepared.image_size), "test images"
     except UserError as error:
         logging.getLogger(__name__).warning(
             "the test set is not available, using random pictures: %s", error

@@ -120,7 +120,8 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
     pool, _ = first.images("train", SEARCHED)
     hidden = first.last_hidden(pool)
     eight = images[:8]
-    nearest = torch.cdist(first.last_hidden(eight), hidden).topk(6, largest=False).indices
+    distances = torch.cdist(first.last_hidden(eight), hidden)
+    nearest = distances.topk(min(6, len(pool)), largest=False).indices
     figure = pictures.answers(
         eight, labels[:8], scores[:8].softmax(1), pool[nearest], first.net.classes
     )

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError, one_line, program, resume_command
+from classic_cnns.callbacks.checkpoint import is_saved
 from classic_cnns.callbacks.estimate import Estimate
 from classic_cnns.callbacks.pictures import tensorboard_writers
 from classic_cnns.callbacks.record import Record
@@ -110,7 +111,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         log.info("%s has finished; %s=<more> continues it", earlier, more)
         log.info(final_table(done))
         return done
-    stop = StopOnSignal(saves=bool(config.callbacks and "checkpoint" in config.callbacks))
+    stop = StopOnSignal()
     with stop_signals(stop.receive), ExitStack() as stack:
         found = earlier and first_intact(earlier / "checkpoints" / name for name in (LAST, BEST))
         step = resume_step(found, config) if found else None
@@ -362,7 +363,8 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
         directory, {"device": name, "precision": trainer.precision, "data": facts}
     )
     first, today = read_starts(directory)[0].get("data") or {}, json.loads(json.dumps(facts))
-    if first != today and first.keys() == today.keys():  # else of an earlier version
+    moved = first | {"root": today.get("root")} if "root" in first else first
+    if moved != today and moved.keys() == today.keys():  # else of an earlier version
         log.warning("the data have changed since this run was started; then they were %s", first)
     log.info("%s on %s, %s", config.name, name, directory)
     params: Any = OmegaConf.to_container(config, resolve=True)
@@ -380,7 +382,7 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
             log.info("the schedule ends after %s; then the rate stays constant", after)
     if trainer.precision.startswith("bf16"):
         log.info("training in bfloat16 and channels last; trainer.precision=32-true uses float32")
-    if not config.callbacks or "checkpoint" not in config.callbacks:
+    if not is_saved(trainer):
         log.info("without callbacks=default no checkpoint is written: this run cannot be resumed")
 
 

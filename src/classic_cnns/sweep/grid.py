@@ -7,10 +7,12 @@ from itertools import islice, product
 from math import prod
 from typing import Any
 
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
 
 from classic_cnns import UserError
 from classic_cnns.config.compose import parse_overrides
+
+EMPTY = "-m: the grid is empty; try -m 'seed=range(3)', or leave -m out"
 
 
 class Grid:
@@ -32,6 +34,10 @@ class Grid:
         for override in settings:
             if override.is_sweep_override():
                 raise UserError(f"{override.input_line}: applies to the whole sweep; try one value")
+        for override in self.varied:
+            value = override.value()
+            if isinstance(value, RangeSweep) and value.step == 0:
+                raise UserError(f"{override.input_line}: has steps of 0; try steps of 1")
         for override in self.overrides:
             if override.get_key_element() in ("run_dir", "resume"):
                 raise UserError(
@@ -62,8 +68,8 @@ class Grid:
     def first(self) -> list[str]:
         """The overrides of the first job; raises UserError if there is none."""
         firsts = [list(islice(self.values(override), 1)) for override in self.overrides]
-        if not all(firsts) or not firsts:
-            raise UserError("-m: the grid is empty; try -m 'seed=range(3)', or leave -m out")
+        if not all(firsts):
+            raise UserError(EMPTY)
         return [word for (word,) in firsts]
 
     def interval_hint(self, error: str) -> str | None:
@@ -82,6 +88,8 @@ class Grid:
 
     def jobs(self, limit: int) -> list[list[str]]:
         """The overrides of each job, in Hydra's order: the last key varies fastest."""
+        if not self.overrides:
+            raise UserError(EMPTY)
         for override in self.varied:
             if override.is_interval_sweep():
                 raise UserError(

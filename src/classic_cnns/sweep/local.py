@@ -46,7 +46,7 @@ class Local:
         return over
 
     def stop(self, job: Job, at_once: bool) -> None:
-        job.stop_requests.append(signal.SIGTERM)  # run_job() counts them
+        job.stop_requests += [signal.SIGTERM] * (1 + at_once)  # run_job() counts them
 
 
 def memory() -> int:

@@ -1,6 +1,7 @@
 """Search with Optuna; trial n is job n, and the study is stored in the sweep directory."""
 
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from classic_cnns.sweep.grid import Grid
 
 STUDY = "sweep"  # name in the storage
 KEYS = ("n_trials", "params", "pruner", "sampler")
+STEPS = 100_000  # at most, of a range
 ONE_SEED = ("GridSampler", "QMCSampler")  # their order of values spans all trials
 
 
@@ -77,8 +79,9 @@ class Search:
     def new_sampler(self, trials: int) -> Any:
         """A sampler seeded by the trial's number, so that a continued search repeats no draws."""
         own: dict[str, Any] = dict(self.sampler or {})
-        if own.get("seed") is not None and not own.get("_target_", "").endswith(ONE_SEED):
-            own["seed"] += trials
+        seed = own.get("seed")
+        if isinstance(seed, int) and not str(own.get("_target_")).endswith(ONE_SEED):
+            own["seed"] = seed + trials
         return build_part("sampler", own or None)
 
     def open(self, path: Path) -> None:
@@ -176,8 +179,10 @@ def sweep_param(override: Override, grid: Grid) -> dict[str, Any]:
     if isinstance(value, RangeSweep) and "log" in value.tags:
         raise UserError(f"{override.input_line}: steps are not on a log scale; try interval(a,b)")
     if isinstance(value, RangeSweep):
-        values = sorted(value.range())
-        return {"low": values[0], "high": values[-1], "step": abs(value.step)}
+        values = list(islice(value.range(), STEPS + 1))
+        if len(values) > STEPS:
+            raise UserError(f"{override.input_line}: has too many steps; try interval(a,b)")
+        return {"low": min(values), "high": max(values), "step": abs(value.step)}
     return {"choices": [word.partition("=")[2] for word in grid.values(override)]}
 
 

@@ -28,14 +28,14 @@ class Slurm:
     def start(self, job: Job) -> None:
         executor = submitit.AutoExecutor(job.directory / "submitit", cluster=self.cluster)
         minutes = round((job.time_limit or 24 * 3600) / 60) + 5  # our own time limit comes first
-        executor.update_parameters(
-            name=f"sweep-{job.number}",
-            timeout_min=minutes,
-            tasks_per_node=1,
-            cpus_per_task=self.cpus * job.ranks,
-            gpus_per_node=job.ranks if job.on_gpu else 0,
-            **self.parameters,
-        )
+        own = {
+            "name": f"sweep-{job.number}",
+            "timeout_min": minutes,
+            "tasks_per_node": 1,
+            "cpus_per_task": self.cpus * job.ranks,
+            "gpus_per_node": job.ranks if job.on_gpu else 0,
+        }
+        executor.update_parameters(**own | self.parameters)
         environment = {"OMP_NUM_THREADS": str(self.cpus)}
         job.handle = executor.submit(run_job_remotely, job, os.getcwd(), environment)
 

@@ -115,6 +115,7 @@ class Sweep:
         self.jobs: list[Job] = []
         self.running: list[Job] = []
         self.error: UserError | None = None  # ends the sweep
+        self.failed = False  # a job, in this start of the sweep
 
     def add(self, words: list[str]) -> Job:
         """Add a job, with the result that an earlier start of the sweep has left."""
@@ -160,15 +161,14 @@ class Sweep:
 
     def supervise(self, executor: Any, signals: list[int]) -> None:
         waiting = [job for job in self.jobs if job.state == "waiting"]
-        stopping, failed = 0, False
+        stopping = 0
         while True:
             for job in [job for job in self.running if executor.is_over(job)]:
                 self.running.remove(job)
                 self.collect_result(job, bool(stopping))
-                failed |= job.state not in results.ENDED_WELL
             for job in self.running:
                 self.read_progress(job, executor)
-            ends = bool(self.error) or (failed and self.settings.fail_fast)
+            ends = bool(self.error) or (self.failed and self.settings.fail_fast)
             urgency = min(2, max(len(signals), ends))
             if urgency > stopping:
                 stopping = urgency
@@ -227,6 +227,7 @@ class Sweep:
             result |= {"status": "pruned", "error": "", "last": job.last["metrics"]} | seconds
             write_json(path, result)
         job.state, job.result = result["status"], result
+        self.failed |= job.state not in results.ENDED_WELL
         self.tell(job)
         self.display.ended(job)
         self.write()

@@ -145,7 +145,7 @@ def check_devices(config: dict) -> None:
             f"were started; try trainer.devices={outside // nodes}"
         )
     shares, who = total, "processes"
-    if isinstance(strategy, dict) and strategy["_target_"].endswith(".TwoTowers"):
+    if "TwoTowers" in str(strategy):
         if (config["model"].get("net") or {}).get("towers") != 2:
             raise UserError(
                 "trainer=two_gpu: needs a net with two towers; try model=alexnet, or trainer=ddp"
