@@ -19,7 +19,7 @@ def main() -> None:
         given = parser.parse_args()
         if find_spec("gradio") is None:
             raise UserError("demo.py: needs an extra; try pip install -e '.[demo]'")
-        checkpoint, config = load_run(given)
+        checkpoint, config = load_run(given, given.run)
         from classic_cnns.run.demo import page  # here, since importing torch takes seconds
 
         try:

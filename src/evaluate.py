@@ -30,7 +30,7 @@ def main() -> None:
             split = word.removeprefix("split=")
             if split not in ("val", "test"):
                 raise UserError(f"{word}: must be one of val, test; try split=test")
-        checkpoint, config = load_run(given, given.words)
+        checkpoint, config = load_run(given, given.run, given.words)
 
         def task() -> None:
             from classic_cnns.run.evaluate import evaluate

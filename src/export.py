@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--to", required=True, type=Path, help="*.onnx, *.pt2 or *.safetensors")
     with one_line_errors():
         given = parser.parse_args()
-        checkpoint, config = load_run(given)
+        checkpoint, config = load_run(given, given.run)
         from classic_cnns.run.export import export  # here, since importing torch takes seconds
 
         print(export(checkpoint, config, given.to))

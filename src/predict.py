@@ -24,7 +24,7 @@ def main() -> None:
     )  # fmt: skip
     with one_line_errors():
         given = parser.parse_intermixed_args()
-        checkpoint, config = load_run(given)
+        checkpoint, config = load_run(given, given.run)
         paths = pictures_in(given.pictures)
         from classic_cnns.run.predict import predict  # here, since importing torch takes seconds
 

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from classic_cnns import compose
+from classic_cnns.config.compose import Composer
 from classic_cnns.config.trust import is_trusted
 from tests import bad_files
 from tests.forks import SRC, TRAIN
@@ -350,10 +351,10 @@ def test_windows_is_refused_in_one_line():
 def test_a_folder_does_not_make_the_standard_library_trusted(tmp_path):
     for name in ("code", "mine"):
         (tmp_path / name).mkdir()
-    folders = [str(tmp_path)]
-    assert is_trusted("mine.Net", folders=folders) and not is_trusted("mine.Net")
-    assert not is_trusted("code.interact", ["code"], folders)
-    assert is_trusted("torch.nn.ReLU") and not is_trusted("torch.hub.load", ["torch"], folders)
+    packages = Composer([tmp_path], trusted=["code", "torch"]).packages
+    assert is_trusted("mine.Net", packages) and not is_trusted("mine.Net")
+    assert not is_trusted("code.interact", packages)
+    assert is_trusted("torch.nn.ReLU") and not is_trusted("torch.hub.load", packages)
 
 
 @pytest.mark.parametrize("argument", ["--help", "--cfg=job", "optim.lr=-1", "lr=-1"])

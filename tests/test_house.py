@@ -17,7 +17,7 @@ GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 
 # What each package may import from the project, besides the names in ALLOWED of the package itself.
 ALLOWED = {
-    "UserError", "assignment", "one_line", "printable", "program", "quoted", "resume_command"
+    "UserError", "assignment", "one_line", "printable", "program", "quoted"
 }  # fmt: skip
 IMPORTS = {
     "model": set(),

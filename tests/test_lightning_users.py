@@ -416,6 +416,8 @@ def test_a_run_starts_from_the_weights_of_another(train):
     assert differ == {"net.F6.weight", "net.F6.bias"}
     with pytest.raises(UserError, match=r"does not fit this net in F6, output, S2, S4; try init_s"):
         train("init_from=first", "model=lenet5_relu", "run_dir=other")
+    Path("first").rename("moved")  # a resumed run has its own weights
+    assert train("resume=skipped", "trainer.max_epochs=3")["epochs"] == 3
 
 
 def test_a_smaller_training_set_has_a_smaller_validation_set(train, caplog):

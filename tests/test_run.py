@@ -474,6 +474,8 @@ def test_the_averaged_weights_are_saved_and_tested(train):
     assert not same(averaged, last) and same(load("a").state_dict(), averaged)
     found = run_evaluation("a")
     assert found["error/test"] == result(directory)["metrics"]["error/test"]
+    of_val = evaluate(*Composer().load_run("a"), "val").metrics
+    assert of_val.items() <= result(directory)["metrics"].items()
 
 
 def test_from_python_a_diverged_run_is_a_result(train, whole, monkeypatch):

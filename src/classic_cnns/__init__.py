@@ -11,7 +11,6 @@ Imports are lazy: `compose` does not import torch.
 """
 
 import re
-import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -67,11 +66,6 @@ def assignment(key: str, value: object) -> str:
     """The override `key=value` for a command line; `value` is quoted if Hydra requires it."""
     text = str(value)
     return f"{key}={text if re.fullmatch('[a-zA-Z0-9_./ -]+', text) else quoted(text)}"
-
-
-def resume_command(directory: object) -> str:
-    """The command that continues a run, for a shell."""
-    return shlex.join([*program().split(), assignment("resume", directory)])
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ from typing_extensions import Self
 
 from classic_cnns import UserError, one_line
 from classic_cnns.config.stored import checked_config, read_config
-from classic_cnns.config.trust import is_trusted, strings
+from classic_cnns.config.trust import is_trusted, nodes
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
@@ -60,8 +60,8 @@ def check_fits(config: Any, state: dict[str, Tensor], strict: bool = True) -> No
         if next(count) > MAX_PARAMETERS:
             raise RuntimeError(f"the net has more than {MAX_PARAMETERS:,} weights and biases")
 
-    values = strings(OmegaConf.to_container(config.model))
-    targets = (value for key, value in values if key.endswith("_target_"))
+    values = nodes(OmegaConf.to_container(config.model))
+    targets = (str(value) for key, value in values if key.endswith("_target_"))
     device = torch.device("meta" if all(map(is_trusted, targets)) else "cpu")
     with device, register_module_parameter_registration_hook(limit):
         made = {name: instantiate(config.model[name]) for name in ("net", "loss")}

@@ -87,10 +87,12 @@ def test_all_ranks_together_see_each_image_once_an_epoch(count, batch_size, worl
     assert seen == Counter(range(1, 2 * count, 2))
 
 
+@pytest.mark.parametrize("shuffle", [True, False])  # not to overfit some batches
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_the_parts_of_all_ranks_are_exactly_the_batch_of_one_process(world_size):
-    ranks = [batches(rank=rank, world_size=world_size, seed=2) for rank in range(world_size)]
-    for batch, *parts in zip(batches(seed=2), *ranks, strict=True):
+def test_the_parts_of_all_ranks_are_exactly_the_batch_of_one_process(world_size, shuffle):
+    options = {"seed": 2, "shuffle": shuffle}
+    ranks = [batches(rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+    for batch, *parts in zip(batches(**options), *ranks, strict=True):
         whole, shared = by_label(batch), by_label(*parts)
         assert shared.keys() == whole.keys()
         assert all(torch.equal(shared[number], whole[number]) for number in whole)
@@ -101,7 +103,7 @@ def test_the_parts_of_all_ranks_are_exactly_the_batch_of_one_process(world_size)
 @pytest.mark.parametrize("count, batch_size", [(100, 10), (103, 10), (7, 10), (41, 5)])
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_each_unshuffled_batch_goes_to_one_rank(count, batch_size, world_size):
-    options = {"shuffle": False, "augment": []}
+    options = {"shuffle": False, "augment": [], "whole": True}
     ranks = [
         batches(count, batch_size, rank=rank, world_size=world_size, **options)
         for rank in range(world_size)
@@ -186,10 +188,13 @@ def test_each_transform_gets_its_own_random_numbers():
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_the_sizes_of_unshuffled_steps_are_those_of_all_ranks_together(world_size):
     ranks = [
-        [len(part) for _, part in batches(rank=rank, world_size=world_size, shuffle=False)]
+        [
+            len(part)
+            for _, part in batches(rank=rank, world_size=world_size, shuffle=False, whole=True)
+        ]
         for rank in range(world_size)
     ]
-    loader = batches(world_size=world_size, shuffle=False)
+    loader = batches(world_size=world_size, shuffle=False, whole=True)
     sizes = [sum(rank[step : step + 1][0] for rank in ranks if step < len(rank))
              for step in range(len(loader))]  # fmt: skip
     assert [loader.size(step) for step in range(len(loader))] == sizes and sum(sizes) == 103
@@ -198,8 +203,8 @@ def test_the_sizes_of_unshuffled_steps_are_those_of_all_ranks_together(world_siz
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_a_saved_unshuffled_pass_continues_with_the_next_batch(world_size):
     for rank in range(world_size):
-        whole = batches(rank=rank, world_size=world_size, shuffle=False)
+        whole = batches(rank=rank, world_size=world_size, shuffle=False, whole=True)
         every = [part.tolist() for _, part in whole]
-        resumed = batches(rank=rank, world_size=world_size, shuffle=False)
+        resumed = batches(rank=rank, world_size=world_size, shuffle=False, whole=True)
         resumed.load_state_dict({"passed": 2})
         assert [part.tolist() for _, part in resumed] == every[2:]

@@ -92,7 +92,9 @@ def batches(images: Tensor, labels: Tensor, **options) -> Batches:
 def test_each_image_comes_once_with_its_label(shuffle: bool, ranks: int) -> None:
     images, labels = pixels(5010), torch.arange(5010)
     plain = [
-        batches(images, labels, shuffle=shuffle, augment=[], rank=r, world_size=ranks)
+        batches(
+            images, labels, shuffle=shuffle, whole=not shuffle, augment=[], rank=r, world_size=ranks
+        )
         for r in range(ranks)
     ]
     seen = []

@@ -1,6 +1,7 @@
 """Use of a trained net, compared with counting by hand and with the result of its run."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -486,6 +487,18 @@ def test_unreadable_files_are_reported_at_the_end(folder, pictures, tmp_path, ca
     assert lines[0].startswith(f"error: {tmp_path / 'cut.png'}: cannot be read: ")
     assert lines[1].startswith(f"error: {tmp_path / 'none.png'}: cannot be read: ")
     assert len(lines) == 2
+
+
+def test_a_name_is_printed_even_if_the_terminal_lacks_its_characters(folder, tmp_path):
+    digit().save(tmp_path / "Ziffer_\u00fc_\u4e03.png")
+    words = [str(folder / "lenet5"), str(tmp_path / "Ziffer_\u00fc_\u4e03.png")]
+    done = subprocess.run(
+        [sys.executable, ROOT / "src" / "predict.py", *words],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(SRC)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Ziffer_\\xfc_\\u4e03.png" in done.stdout
 
 
 def test_explain_draws_a_figure_for_each_readable_image(folder, tmp_path, capsys):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from classic_cnns import resume_command
-from classic_cnns.config.compose import parse_overrides
+from classic_cnns.config.compose import compose, parse_overrides
+from classic_cnns.config.stored import resume_command
 from classic_cnns.files import read_json
 from classic_cnns.sweep import job as module
 from classic_cnns.sweep.job import Job, run_job
@@ -66,9 +66,11 @@ def test_an_incomplete_line_is_skipped(tmp_path):
 
 @pytest.mark.parametrize("name", ["a/b-1.5", "my run", "it's, a = b", "ü", "[x]", "a$b `c` \\ d"])
 def test_the_command_that_continues_a_run_may_be_pasted_into_a_shell(name):
-    typed = shlex.split(resume_command(Path(name)))
-    assert typed[:2] == ["python", "src/train.py"]
-    (override,) = parse_overrides(typed[2:])
+    own = compose("model.loss._target_=my_package.losses.Loss")
+    typed = shlex.split(resume_command(Path(name), own))
+    assert (typed[:2], typed[3:]) == (["python", "src/train.py"], ["--trust", "my_package"])
+    assert shlex.split(resume_command(Path(name), compose())) == typed[:3]
+    (override,) = parse_overrides(typed[2:3])
     assert (override.key_or_group, str(override.value())) == ("resume", name)
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from classic_cnns import UserError
@@ -48,8 +49,8 @@ class Parser(argparse.ArgumentParser):
         layout = argparse.RawDescriptionHelpFormatter
         super().__init__(description=text, formatter_class=layout, allow_abbrev=False, **options)
 
-    def add_run(self) -> None:
-        self.add_argument("run", help="run directory, checkpoint, or outputs/.../latest")
+    def add_run(self, nargs: str | None = None) -> None:
+        self.add_argument("run", nargs=nargs, help="run directory, checkpoint, or .../latest")
         self.add_trust()
 
     def add_trust(self) -> None:
@@ -112,6 +113,8 @@ def flags(given: argparse.Namespace) -> list[str]:
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Print a UserError as one line and exit with 2; other exceptions keep their traceback."""
+    if isinstance(sys.stdout, TextIOWrapper):  # its encoding may lack characters of file names
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             yield

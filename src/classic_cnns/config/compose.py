@@ -6,6 +6,7 @@ and then set.
 
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -69,10 +70,12 @@ def compose(*words: str, config_dirs: Sequence[str] = (), trust: Sequence[str] =
     return config
 
 
-def load_run(given: Any, words: Sequence[str] | None = None) -> tuple[Path, DictConfig]:
-    """The checkpoint and the config of `run` on a command line, as `Composer.load_run`."""
+def load_run(
+    given: Namespace, run: str, words: Sequence[str] | None = None
+) -> tuple[Path, DictConfig]:
+    """The checkpoint and the config of a run on a command line, as `Composer.load_run`."""
     limit_spinning()
-    return Composer(given.config_dir, trusted=given.trust).load_run(given.run, words)
+    return Composer(given.config_dir, trusted=given.trust).load_run(run, words)
 
 
 class Composer:
@@ -121,8 +124,9 @@ class Composer:
             READ[key] = {}, {}, set().union(*map(references, texts))
         self.composed, self.examples, self.references = READ[key]
         # `_target_` finds modules next to the user's configs, and in the working directory.
-        self.folders = modules_in(self.config_dirs)
-        add_to_path([*self.folders, os.getcwd()])
+        own = modules_in(self.config_dirs)
+        self.packages = [*self.trusted, *(file.stem for f in own for file in Path(f).glob("*"))]
+        add_to_path([*own, os.getcwd()])
 
     def compose(self, words: Sequence[str], resolve: bool = True) -> DictConfig:
         """The checked config of one run, or with `resume` that of the earlier run.
@@ -153,7 +157,7 @@ class Composer:
         if config.resume is None:
             return resolved if resolve else config
         with stored.config_errors(config.resume):
-            own = stored.resumed_config(resolved, words, self.trusted, self.folders)
+            own = stored.resumed_config(resolved, words, self.packages)
             for override in roots:
                 if "root" not in own.data:
                     raise UserError(
@@ -175,12 +179,12 @@ class Composer:
         folder = checkpoint.absolute().parent
         beside = folder.parent / "config.yaml"
         if folder.name == "checkpoints" and beside.is_file():
-            config = stored.read_config(beside, self.trusted, self.folders)
+            config = stored.read_config(beside, self.packages)
         else:
             from classic_cnns.trainer.checkpoint_io import read_checkpoint  # imports torch
 
             values = read_checkpoint(checkpoint).get("hyper_parameters")
-            config = stored.checked_config(values, checkpoint, self.trusted, self.folders)
+            config = stored.checked_config(values, checkpoint, self.packages)
         with stored.config_errors(path):
             config = stored.upgraded_config(config, self.read_files(()))
             if self.trusted:

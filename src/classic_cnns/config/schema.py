@@ -316,6 +316,8 @@ def check_rules(values: list[tuple[str, Any]], ruled: dict[str, Rule], examples:
         if rule and not rule.holds(value):
             works = examples.get(key) if rule.holds(examples.get(key)) else rule.example
             way_out = f"leave {key} out" if type(works) is dict else f"try {key}={as_word(works)}"
+            if type(works) is list and type(value) is str:
+                way_out = f"try {key}=[{value}]"
             if value == examples.get(key) and not rule.holds(works):
                 way_out = "correct it in its config file"
             raise UserError(f"{key}={as_word(value)}: must be {rule.allowed}; {way_out}")

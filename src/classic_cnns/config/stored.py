@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from classic_cnns import UserError, assignment, one_line
-from classic_cnns.config.trust import check_stored
+from classic_cnns import UserError, assignment, one_line, program
+from classic_cnns.config.trust import check_stored, untrusted_packages
 from classic_cnns.files import read_yaml
 
 OUTPUTS = Path("outputs")
@@ -75,6 +75,12 @@ def find_checkpoint(path: Any, key: str = "init_from=") -> Path:
     raise UserError(f"{key}{path}: that run has written no checkpoint yet; try another one")
 
 
+def resume_command(directory: Path, config: DictConfig) -> str:
+    """The command that continues a run, for a shell."""
+    trust = (f"--trust {package}" for package in untrusted_packages(stored_values(config)))
+    return " ".join([program(), shlex.quote(assignment("resume", directory)), *trust])
+
+
 def stored_values(config: DictConfig) -> dict[str, Any]:
     """The resolved config without `sweep` and `resume`, as it is stored with a run."""
     values: Any = OmegaConf.to_container(config, resolve=True)
@@ -98,19 +104,17 @@ def check_new(directory: Path) -> None:
         )
 
 
-def read_config(path: Path, trusted: Sequence[str] = (), folders: Sequence[str] = ()) -> DictConfig:
+def read_config(path: Path, trusted: Sequence[str] = ()) -> DictConfig:
     """A run's `config.yaml`; UserError if it cannot be read or names untrusted code."""
     try:
         values = read_yaml(path)
     except Exception as error:  # a file from elsewhere can contain anything
         line = one_line(error)[:200]
         raise UserError(f"{path}: is not the config of a run ({line}); try another run") from error
-    return checked_config(values, path, trusted, folders)
+    return checked_config(values, path, trusted)
 
 
-def checked_config(
-    values: Any, place: Any, trusted: Sequence[str] = (), folders: Sequence[str] = ()
-) -> DictConfig:
+def checked_config(values: Any, place: Any, trusted: Sequence[str] = ()) -> DictConfig:
     """A stored config after the checks of `trust`; nothing in it is resolved or imported.
 
     `place` is the file it comes from.
@@ -119,7 +123,7 @@ def checked_config(
     if not isinstance(values, dict) or any(type(values.get(name)) is not dict for name in groups):
         raise UserError(f"{place}: is not the config of a run (it lacks groups); try another run")
     values = {name: value for name, value in values.items() if name != "sweep"}  # not of a run
-    check_stored(values, place, trusted, folders)
+    check_stored(values, place, trusted)
     return OmegaConf.create(values)
 
 
@@ -133,13 +137,11 @@ def config_errors(place: Any) -> Iterator[None]:
         raise UserError(f"{place}: has an invalid config ({line})") from error
 
 
-def resumed_config(
-    config: DictConfig, words: Sequence[str], trusted: Sequence[str], folders: Sequence[str]
-) -> DictConfig:
+def resumed_config(config: DictConfig, words: Sequence[str], trusted: Sequence[str]) -> DictConfig:
     """The config of the run `config.resume` with devices, epochs and folders as `words` set them.
 
-    `config` is composed from the same words, as for a new run. `trusted` and `folders` are passed
-    to `check_stored`. Raises UserError for overrides of other keys.
+    `config` is composed from the same words, as for a new run. `trusted` is passed to
+    `check_stored`. Raises UserError for overrides of other keys.
     """
     named = {word.lstrip("+").partition("=")[0]: word for word in words}
     free = {"resume", "trainer", *(f"trainer.{key}" for key in (*PLACEMENT, *DURATION))}
@@ -150,9 +152,7 @@ def resumed_config(
                 f"{word}: a resumed run keeps its own config; try resume={config.resume} "
                 "alone, or a new run without resume"
             )
-    own = upgraded_config(
-        read_config(find_run(config.resume) / "config.yaml", trusted, folders), config
-    )
+    own = upgraded_config(read_config(find_run(config.resume) / "config.yaml", trusted), config)
     for key in (*PLACEMENT, *DURATION):
         if f"trainer.{key}" in named or (key in PLACEMENT and "trainer" in named):
             own.trainer[key] = config.trainer[key]

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,47 +29,31 @@ MAX_SIDE = 4096  # pixels of an image
 OUR_NAMES = re.compile(r"classic_cnns\.(model|optim|data|callbacks|logger|trainer)\.(\w+)\.(\w+)")
 
 
-def check_stored(
-    config: Any, place: Any, trusted: Sequence[str] = (), folders: Sequence[str] = ()
-) -> None:
-    """Raise UserError if a stored config names untrusted code or contains interpolations.
+def check_stored(config: Any, place: Any, trusted: Sequence[str] = ()) -> None:
+    """Raise UserError if a stored config is too large, interpolates, or names untrusted code.
 
-    `trusted` are packages that the user trusts; modules in one of `folders` are trusted too.
+    `trusted` are packages and modules that the user trusts. A value that is contained several times
+    counts each time.
     """
-    check_size(config, place)
-    check_images(config, place)
-    for key, value in strings(config):
-        if "${" in value:
+    for count, (key, value) in enumerate(nodes(config), 1):
+        if count > MAX_VALUES or key.count(".") > MAX_DEPTH - 2:
+            raise UserError(
+                f"{place}: is not the config of a run (more than {MAX_VALUES:,} values or "
+                f"{MAX_DEPTH} levels); try another run"
+            )
+        if "${" in key or (isinstance(value, str) and "${" in value):
             raise UserError(
                 f"{place}: {key}={value}: interpolations are not allowed in a stored "
                 "config; write the value instead"
             )
-        if key.rpartition(".")[2] == "_target_" and not is_trusted(value, trusted, folders):
-            package = value.partition(".")[0]
+        if key.rpartition(".")[2] == "_target_" and not is_trusted(str(value), trusted):
+            package = str(value).partition(".")[0]
             way_out = f"add --trust {package} if you know that code"
             raise UserError(
                 f"{place}: {key}={value}: is not a known class of this project, of torch "
                 f"or of Lightning; {'try another run' if package in NEVER_TRUSTED else way_out}"
             )
-
-
-def check_size(config: Any, place: Any) -> None:
-    """Raise UserError for a config that is too large or too deeply nested.
-
-    A value that is contained several times counts each time.
-    """
-    level, count, depth = [config], 0, 0
-    while level:
-        count, depth = count + len(level), depth + 1
-        if count > MAX_VALUES or depth > MAX_DEPTH:
-            raise UserError(
-                f"{place}: is not the config of a run (more than {MAX_VALUES:,} values or "
-                f"{MAX_DEPTH} levels); try another run"
-            )
-        inner = (
-            x.values() if isinstance(x, dict) else x if isinstance(x, list) else () for x in level
-        )
-        level = list(islice(chain.from_iterable(inner), MAX_VALUES + 1))
+    check_images(config, place)
 
 
 def check_images(config: Any, place: Any) -> None:
@@ -84,27 +67,30 @@ def check_images(config: Any, place: Any) -> None:
             )
 
 
-def strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """All strings in a plain config with their dotted keys, and the keys themselves."""
-    if isinstance(value, str):
-        yield key, value
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield f"{key}.", str(name)
-            yield from strings(inner, f"{key}.{name}".lstrip("."))
-    if isinstance(value, list):
-        for number, inner in enumerate(value):
-            yield from strings(inner, f"{key}.{number}")
+def nodes(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """All values in a plain config with their dotted keys, mappings and lists before their content.
+
+    They are found one by one, so a caller can stop at a value that contains itself.
+    """
+    yield key, value
+    if isinstance(value, (dict, list)):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from nodes(inner, f"{key}.{name}".lstrip("."))
 
 
-def is_trusted(target: str, trusted: Sequence[str] = (), folders: Sequence[str] = ()) -> bool:
+def is_trusted(target: str, trusted: Sequence[str] = ()) -> bool:
     package = target.partition(".")[0]
     if package not in NEVER_TRUSTED:
-        places = (Path(f) / name for f in folders for name in (package, f"{package}.py"))
-        return package in trusted or any(map(Path.exists, places))
+        return package in trusted
     if ours := OUR_NAMES.fullmatch(target):
         return ours[3] in defined(ours[1], ours[2])
     return bool(KNOWN_CLASSES.fullmatch(target))
+
+
+def untrusted_packages(config: Any) -> list[str]:
+    """The packages that have to be trusted when the config is read again."""
+    targets = (value for key, value in nodes(config) if key.rpartition(".")[2] == "_target_")
+    return list(dict.fromkeys(t.partition(".")[0] for t in map(str, targets) if not is_trusted(t)))
 
 
 @cache

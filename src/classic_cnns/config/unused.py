@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 
 from classic_cnns import UserError
 from classic_cnns.config.schema import check_trainer_argument, flatten
-from classic_cnns.config.trust import strings
 
 # Arguments of classes, which check them themselves, and keys that are checked elsewhere.
 OPEN = {
@@ -58,7 +57,7 @@ def check_used(
     """
     single, groups = known_keys(conf)
     single = single | OPEN | ({"model"} if "_target_" in config["model"] else set())
-    names = set(named).union(*(references(text) for _, text in strings(config)))
+    names = set(named) | references(str(config))
     keys = [key for key, _ in flatten(config)]
     used = [key for key in keys if is_used(key, single, groups, names)]
     for key in keys:

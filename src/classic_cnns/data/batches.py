@@ -20,9 +20,9 @@ class Batches:
 
     `images` (N, C, H, W) uint8 and `labels` (N,) are a whole data set; `indices` (n,) selects the
     images of this split. With `shuffle`, the order of an epoch is a pure function of (seed, epoch).
-    Each image is seen by exactly one rank: rank r of R takes images r, r + R, ... of each shuffled
-    batch, or whole batches r, r + R, ... without `shuffle`, so that mean losses equal those of one
-    process to the last bit. A rank's share may be empty. `epoch` is called at the start of each
+    Each image is seen by exactly one rank: rank r of R takes images r, r + R, ... of each batch, or
+    with `whole` the batches r, r + R, ..., so that mean losses equal those of one process to the
+    last bit. A rank's share may be empty. `epoch` is called at the start of each
     pass. After `load_state_dict`, the next pass continues where the saved one was. `to_input`
     converts uint8 images to inputs of the net.
     """
@@ -40,6 +40,7 @@ class Batches:
         to_input: Callable[[Tensor], Tensor],
         augment: Sequence = (),
         shuffle: bool = False,
+        whole: bool = False,
         seed: int = 0,
         epoch: Callable[[], int] = lambda: 0,
         rank: int = 0,
@@ -48,8 +49,9 @@ class Batches:
         self.images, self.labels, self.indices = images, labels, indices
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.to_input, self.augment, self.shuffle = to_input, augment, shuffle
+        self.whole = whole
         self.seed, self.epoch = seed, epoch
-        self.step = batch_size * (1 if shuffle else world_size)  # images of all ranks
+        self.step = batch_size * (world_size if whole else 1)  # images of all ranks
         several = max(1, self.at_once // batch_size)
         self.block = self.step * (several if world_size == 1 else 1)
         self.passed = 0
@@ -91,7 +93,7 @@ class Batches:
         skipped = first * self.step // self.block * self.block
         starts = range(skipped, len(order), self.block)
         mine = [slice(s + self.rank, s + self.block, self.world_size) for s in starts]
-        if not self.shuffle and self.world_size > 1:
+        if self.whole and self.world_size > 1:
             begins = [start + self.rank * self.batch_size for start in starts]
             mine = [slice(begin, begin + self.batch_size) for begin in begins]
         gathered = self.read([order[rows] for rows in mine])

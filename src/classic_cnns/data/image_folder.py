@@ -141,6 +141,12 @@ class ImageFolderData(ImageData):
             some = np.sort(np.random.RandomState(1998).permutation(count)[:1000])
             shares = torch.from_numpy(some).split(10)
             self.fit(part for part, _ in self.loader("train", 1).read(shares) if len(part))
+            log.info(
+                "%s: %s images to train on, %s for validation%s",
+                self.dataset, f"{count:,}", f"{len(self.files['val'][0]):,}",
+                "" if folders.folder_of(self.root, "test").name == "test"
+                else ", and as the test set, since there is no test/",
+            )  # fmt: skip
 
     def facts(self) -> dict[str, object]:
         """For provenance.json: the number of files, and a checksum of their names."""

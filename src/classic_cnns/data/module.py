@@ -110,10 +110,11 @@ class ImageData(pl.LightningDataModule):
             self.train_batches.load_state_dict(self.resumed)
 
     def val_dataloader(self) -> Batches:
-        return self.loader("val", self.eval_batch_size)
+        return self.loader("val", self.eval_batch_size, whole=True)
 
     def test_dataloader(self) -> Batches:
-        return self.loader("test", self.eval_batch_size, to_input=self.preprocessing)
+        preprocessing = self.preprocessing  # with patches
+        return self.loader("test", self.eval_batch_size, whole=True, to_input=preprocessing)
 
     def predict_dataloader(self) -> Batches:
         return self.test_dataloader()

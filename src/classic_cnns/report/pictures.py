@@ -1,6 +1,6 @@
 """Figures of a run: inputs, kernels, feature maps, answers, confusion matrix and mistakes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -146,26 +146,25 @@ def maps(
 
 
 def answers(
-    images: Tensor, labels: Tensor, shares: Tensor, nearest: Tensor, names: Sequence[str]
+    images: Tensor, labels: Sequence[str], best: Sequence[Mapping[str, float]], nearest: Tensor
 ) -> Any:
-    """Images (N, C, H, W), their five most probable classes as bars, and similar training images.
+    """Images (N, C, H, W), their most probable classes as bars, and similar training images.
 
     Like Fig. 4 of the AlexNet paper: `nearest` (N, 6, C, H, W) are the training images with the
-    most similar last hidden units. `shares` (N, classes) are probabilities; the true class is red.
+    most similar last hidden units. `best` are the probabilities of the classes to show, for each
+    image; the true class, of `labels`, is red.
     """
     count = len(images)
     figure = new_figure(9, 1.1 * count)
     grid = figure.subplots(count, 3, width_ratios=[1, 3, 5], squeeze=False)
     grid[0, 1].set_title("most probable classes", fontsize="small")
     grid[0, 2].set_title("nearest training images in the last hidden layer", fontsize="small")
-    best = shares.topk(min(5, shares.shape[1]), 1)
-    for row in range(count):
+    for row, (label, found) in enumerate(zip(labels, best, strict=True)):
         show(grid[row, 0], images[row][None], 1)
-        grid[row, 0].set_title(names[int(labels[row])], fontsize="small")
-        values, classes = best.values[row].tolist(), best.indices[row].tolist()
-        colors = ["tab:red" if c == int(labels[row]) else "tab:blue" for c in classes]
-        grid[row, 1].barh(range(len(values)), values, color=colors)
-        grid[row, 1].set_yticks(range(len(values)), [names[c] for c in classes], fontsize="small")
+        grid[row, 0].set_title(label, fontsize="small")
+        colors = ["tab:red" if name == label else "tab:blue" for name in found]
+        grid[row, 1].barh(range(len(found)), list(found.values()), color=colors)
+        grid[row, 1].set_yticks(range(len(found)), list(found), fontsize="small")
         grid[row, 1].invert_yaxis()
         grid[row, 1].set_xlim(0, 1)
         grid[row, 1].tick_params("x", labelbottom=row == count - 1)

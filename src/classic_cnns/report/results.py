@@ -282,10 +282,3 @@ def read_metrics(directory: Path, offset: int = 0) -> tuple[list[dict[str, Any]]
             if isinstance(found, dict) and {"epoch", "metrics"} <= found.keys():
                 lines.append(found)
     return lines, start + len(whole)
-
-
-def print_results(directory: Path) -> int:
-    """Print a sweep's table; returns exit code 1 if any job failed."""
-    found = read_table([directory])
-    print(f"\n{found.markdown()}")
-    return int(any(row.state not in ENDED_WELL for row in found.rows))

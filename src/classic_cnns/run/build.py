@@ -33,9 +33,12 @@ log = logging.getLogger(__name__)
 NET_KEYS = ("precision", "loss", "input")  # keys of model that only nets of this project use
 
 
-def build(config: DictConfig) -> tuple[pl.LightningModule, pl.LightningDataModule]:
+def build(
+    config: DictConfig, resumed: bool = False
+) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     """The module and the data module of a config; initial weights depend only on its seed.
 
+    They are those of `init_from`, if it is given, unless a checkpoint of a resumed run follows.
     Raises UserError for parts that cannot be built.
     """
     data = build_data(config)
@@ -43,7 +46,7 @@ def build(config: DictConfig) -> tuple[pl.LightningModule, pl.LightningDataModul
     np.random.seed(config.seed % 2**32)  # for modules and data of the user's own
     random.seed(config.seed)
     module = build_module(config) if "_target_" in config.model else build_classifier(config, data)
-    if config.init_from is not None:
+    if config.init_from is not None and not resumed:
         load_initial_weights(module, config.init_from, list(config.init_skip))
     return module, data
 

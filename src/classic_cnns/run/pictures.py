@@ -105,7 +105,7 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
     for name, weights in pictures.convolutions(net.state_dict()).items():
         image = pictures.kernels(weights, getattr(net, "towers", 1))
         yield pictures.save(image, folder / f"kernels_{name}.png")
-    best = top_classes(first.net, scores[:4].softmax(1))
+    best = top_classes(first.net, scores[:8].softmax(1))
     for number, image in enumerate(images[:4]):
         figure = explain(first.net, image, best[number])
         yield pictures.save_figure(figure, folder / f"maps_{number}.png")
@@ -122,9 +122,8 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
     eight = images[:8]
     distances = torch.cdist(first.last_hidden(eight), hidden)
     nearest = distances.topk(min(6, len(pool)), largest=False).indices
-    figure = pictures.answers(
-        eight, labels[:8], scores[:8].softmax(1), pool[nearest], first.net.classes
-    )
+    names = [first.net.classes[label] for label in labels[:8].tolist()]
+    figure = pictures.answers(eight, names, best, pool[nearest])
     yield pictures.save_figure(figure, folder / "answers.png")
 
     names = [each.name for each in trained]

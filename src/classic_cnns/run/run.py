@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
-from classic_cnns import UserError, one_line, program, resume_command
+from classic_cnns import UserError, one_line, program
 from classic_cnns.callbacks.checkpoint import is_saved
 from classic_cnns.callbacks.estimate import Estimate
 from classic_cnns.callbacks.pictures import tensorboard_writers
@@ -38,6 +38,7 @@ from classic_cnns.config.stored import (
     OUTPUTS,
     find_run,
     keeps_nothing,
+    resume_command,
 )
 from classic_cnns.files import expand, is_disk_error, write_json
 from classic_cnns.report import summary
@@ -117,13 +118,13 @@ def run(config: DictConfig) -> dict[str, Any]:
         step = resume_step(found, config) if found else None
         if earlier and not found:
             check_restart(earlier)
-        module, data = build(config)
+        module, data = build(config, resumed=found is not None)
         with lightning_errors():
             data.prepare_data()  # before a directory exists, so that errors leave nothing behind
         # Only a Trainer can broadcast the directory, and the run's own Trainer is built with it.
         meeting = build_trainer(config, logger=False)
         meeting.strategy.setup_environment()
-        rank_0, kept = meeting.is_global_zero, False
+        rank_0, kept, resume = meeting.is_global_zero, False, ""
         place: Any = None  # the directory, and the checkpoint to resume from
         if rank_0:
             given = expand("run_dir", config.run_dir) if config.run_dir else None
@@ -131,7 +132,8 @@ def run(config: DictConfig) -> dict[str, Any]:
             directory, kept = open_directory(config, earlier, stack)
             place = directory, found
             if kept:
-                send_report(directory=str(directory))
+                resume = f"; continue with: {resume_command(directory, config)}"
+                send_report(directory=str(directory), resume=resume)
             if kept and not earlier:
                 stack.enter_context(removed_on_user_error(directory, before))
         directory, last = meeting.strategy.broadcast(place)
@@ -147,7 +149,7 @@ def run(config: DictConfig) -> dict[str, Any]:
                 return result | {"status": "finished"}
             except Diverged:  # rank 0 reports it
                 return {"status": "diverged"}
-        with train_log(directory / "train.log"), recorded_result(directory, kept) as result:
+        with train_log(directory / "train.log"), recorded_result(directory, resume) as result:
             result |= train_and_test(config, directory, trainer, module, data, last)
             log.info(final_table(result, kept))
         return result
@@ -302,6 +304,9 @@ def train_and_test(
         if best:
             tested = read_checkpoint(best).get("metrics", {})
         with lightning_errors():
+            if averaged and is_overridden("validation_step", module):
+                trainer.validate(module, data, averaged, weights_only=True, verbose=False)
+                tested |= {name: x.item() for name, x in trainer.callback_metrics.items()}
             trainer.test(module, data, ckpt_path=best, weights_only=True, verbose=False)
         tested |= {name: x.item() for name, x in trainer.callback_metrics.items()}
     for logger in trainer.loggers:
@@ -420,12 +425,11 @@ def lightning_errors() -> Iterator[None]:
 
 
 @contextmanager
-def recorded_result(directory: Path, kept: bool) -> Iterator[dict]:
+def recorded_result(directory: Path, resume: str) -> Iterator[dict]:
     """Yields the dictionary that is written to `result.json`, however the run ends.
 
-    `kept` is whether the directory remains after the run.
+    `resume` says how to continue the run; it is empty if the directory does not remain.
     """
-    resume = f"; continue with: {resume_command(directory)}" if kept else ""
     result: dict = {"status": "failed", "directory": str(directory)}
     try:
         try:
@@ -433,7 +437,7 @@ def recorded_result(directory: Path, kept: bool) -> Iterator[dict]:
             result["status"] = "finished"
         except Diverged as error:
             result |= {"status": "diverged", "error": str(error)}
-            so_far = f". The run so far: {directory}" if kept else ""
+            so_far = f". The run so far: {directory}" if resume else ""
             log.error("error: %s; try a smaller optim.lr%s", error, so_far)
         except Stopped as stop:
             result |= {"status": "interrupted", "error": signal.Signals(stop.number).name}

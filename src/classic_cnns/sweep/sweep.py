@@ -152,7 +152,8 @@ class Sweep:
                 return 128 + signals[0]  # as in shells
             if self.error:
                 raise self.error
-            return results.print_results(self.directory)
+            print(f"\n{results.read_table([self.directory]).markdown()}")
+            return int(any(job.state not in results.ENDED_WELL for job in self.jobs))
 
     @property
     def left(self) -> int:

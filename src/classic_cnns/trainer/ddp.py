@@ -15,7 +15,8 @@ class DDP(DDPStrategy):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"gradient_as_bucket_view": True, "broadcast_buffers": False} | options)
+        self.options = {"gradient_as_bucket_view": True, "broadcast_buffers": False} | options
+        super().__init__(**self.options)
 
     def on_validation_start(self) -> None:
         module: Any = self.lightning_module

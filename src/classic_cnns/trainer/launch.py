@@ -20,7 +20,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, NoReturn
 
-from classic_cnns import UserError, one_line, resume_command
+from classic_cnns import UserError, one_line
 from classic_cnns.files import write_json
 from classic_cnns.trainer import processes
 from classic_cnns.trainer.devices import core_count, device_count, free_port, launched_processes
@@ -164,11 +164,11 @@ def exit_with_reason(
             sys.exit(code)
         line = line if code == 2 else f"rank {rank}: {line}"
     resume = ""
-    for directory in [facts["directory"] for facts in reports if "directory" in facts]:
+    for facts in (facts for facts in reports if "directory" in facts):
         with suppress(OSError):
-            result = {"status": status, "directory": directory, "error": line}
-            write_json(Path(directory) / "result.json", result)
-        resume = f"; continue with: {resume_command(directory)}" if code != 2 else ""
+            result = {"status": status, "directory": facts["directory"], "error": line}
+            write_json(Path(facts["directory"]) / "result.json", result)
+        resume = facts["resume"] if code != 2 else ""
     reason = f"interrupted by {line}" if stop_requests else line
     print(f"{trace}error: {reason}{resume}", file=sys.stderr)
     sys.exit(code)

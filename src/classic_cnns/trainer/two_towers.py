@@ -114,13 +114,9 @@ class TwoTowers(DDP):
 
     def configure_ddp(self) -> None:
         """Average gradients over the ranks with the same tower."""
-        device = self.root_device
+        devices = self.determine_ddp_device_ids()
         self.model = DistributedDataParallel(
-            self.model,
-            device_ids=None if device.type == "cpu" else [device.index],
-            process_group=self.data_group,
-            gradient_as_bucket_view=True,
-            broadcast_buffers=False,
+            self.model, devices, process_group=self.data_group, **self.options
         )
 
     def clip_gradients(self, optimizer: Any, limit: Any, algorithm: str | None) -> None:
