@@ -16,9 +16,9 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from classic_cnns import compose
+from classic_cnns import UserError, compose
 from classic_cnns.config.compose import Composer
-from classic_cnns.config.trust import is_trusted
+from classic_cnns.config.trust import check_stored, is_trusted
 from tests import bad_files
 from tests.forks import SRC, TRAIN
 
@@ -346,6 +346,23 @@ def test_windows_is_refused_in_one_line():
     (line,) = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (1, "")
     assert line.startswith("error: Windows is not supported; install WSL ")
+
+
+def test_a_stored_config_with_too_many_classes_is_refused():
+    with pytest.raises(UserError, match="x: data.num_classes=1000000000: is at most 100000 in a"):
+        check_stored({"model": {}, "data": {"num_classes": 10**9}}, "x")
+
+
+@pytest.mark.parametrize("key", ["run_dir", "data_dir", "resume", "init_from"])
+def test_a_name_that_is_too_long_is_reported_in_one_line(train, key):
+    assert train(f"{key}={300 * 'a'}").line().endswith("File name too long; try another folder\n")
+
+
+def test_a_command_works_without_stdout_and_stderr():
+    words = [sys.executable, str(TRAIN), "--cfg", "job"]
+    for closed, code in (("", 0), ("model=x", 2)):
+        line = f"{shlex.join(words)} {closed} >&- 2>&-"
+        assert subprocess.run(["sh", "-c", line]).returncode == code
 
 
 def test_a_folder_does_not_make_the_standard_library_trusted(tmp_path):

@@ -182,6 +182,17 @@ def fail_in_epoch(monkeypatch, epoch: int) -> None:
     monkeypatch.setattr(Classifier, "on_train_epoch_start", failing)
 
 
+def test_a_run_without_a_checkpoint_is_started_again_with_one_curve(train, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "on_validation_start", lambda self: 1 / 0)  # in the first epoch
+        with pytest.raises(ZeroDivisionError):
+            train("a", "trainer.max_epochs=1")
+    assert events("a").Scalars("loss/train_step")
+    train("unused", "resume=a")
+    steps = [event.step for event in events("a").Scalars("loss/train_step")]
+    assert steps == sorted(set(steps)) and len(steps) == 32
+
+
 def test_a_failed_run_is_resumed_with_equal_results(train, whole, monkeypatch):
     with monkeypatch.context() as patch:
         fail_in_epoch(patch, 2)

@@ -15,7 +15,8 @@ from classic_cnns import UserError
 
 MAX_DEPTH = 30  # levels of a file of YAML
 DISK_ERRORS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+    errno.ENAMETOOLONG,
 }  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def expand(key: str, value: object) -> Path:
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Whether the disk is full or not writable, so that trying again is useless."""
+    """Whether the disk is full or not writable, or the name too long; trying again is useless."""
     return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 

@@ -92,7 +92,8 @@ def augmentation(what: str, steps: list, count: int, side: int) -> Row:
     def all_of(device: str) -> Callable[[], float]:
         on_device, augmentations = images.to(device), deepcopy(steps)
         for step in augmentations:
-            step.partial_fit(on_device)
+            if hasattr(step, "partial_fit"):
+                step.partial_fit(on_device)
         noises = [torch.rand(count, step.draws, device=device) for step in augmentations]
 
         def work() -> None:

@@ -45,8 +45,7 @@ def images(rounds: int) -> list[Row]:
     pixels = torch.from_numpy(random.randint(256, size=(10_000, 3, 32, 32), dtype=np.uint8))
     labels = torch.from_numpy(random.randint(10, size=10_000))
     augment = [RandomCrop(24), RandomFlip(), ColourNoise(0.1)]
-    for augmentation in augment:
-        augmentation.partial_fit(pixels)
+    augment[-1].partial_fit(pixels)
     ours = Batches(
         pixels,
         labels,

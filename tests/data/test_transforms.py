@@ -103,7 +103,8 @@ def test_an_image_is_distorted_equally_alone_and_in_a_batch(augmentation):
     batch = images(9, 3, 6, 6)
     before = batch.clone()
     noise = torch.rand(9, augmentation.draws, generator=torch.Generator().manual_seed(1))
-    augmentation.partial_fit(batch)
+    if hasattr(augmentation, "partial_fit"):
+        augmentation.partial_fit(batch)
     whole = augmentation(batch, noise)
     alone = [augmentation(batch[i : i + 1], noise[i : i + 1]) for i in range(9)]
     torch.testing.assert_close(torch.cat(alone), whole)
@@ -112,7 +113,8 @@ def test_an_image_is_distorted_equally_alone_and_in_a_batch(augmentation):
 
 @pytest.mark.parametrize("augmentation", DISTORTIONS, ids=lambda d: type(d).__name__)
 def test_an_empty_batch_stays_empty(augmentation):
-    augmentation.partial_fit(images(4, 3, 6, 6))
+    if hasattr(augmentation, "partial_fit"):
+        augmentation.partial_fit(images(4, 3, 6, 6))
     result = augmentation(images(0, 3, 6, 6), torch.rand(0, augmentation.draws))
     assert len(result) == 0 and result.shape[1] == 3
 

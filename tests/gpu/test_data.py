@@ -60,10 +60,12 @@ def check(got: Tensor, want: Tensor, tolerance: float) -> None:
 @pytest.mark.parametrize("distortion", DISTORTIONS, ids=lambda d: type(d).__name__)
 def test_distortions_equal_those_on_the_cpu(distortion) -> None:
     images, noise = pixels(2000), numbers(2000, distortion.draws)
-    distortion.partial_fit(images)
+    if hasattr(distortion, "partial_fit"):
+        distortion.partial_fit(images)
     want = distortion(images, noise)
     on_gpu = images.to(GPU)
-    distortion.partial_fit(on_gpu)
+    if hasattr(distortion, "partial_fit"):
+        distortion.partial_fit(on_gpu)
     check(distortion(on_gpu, noise.to(GPU)), want, DISTORTIONS[distortion])
     assert torch.equal(on_gpu.cpu(), images)  # distorting in place would change the data set
     assert len(distortion(on_gpu[:0], noise[:0].to(GPU))) == 0

@@ -113,6 +113,9 @@ def flags(given: argparse.Namespace) -> list[str]:
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Print a UserError as one line and exit with 2; other exceptions keep their traceback."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, open(os.devnull, "w"))
     if isinstance(sys.stdout, TextIOWrapper):  # its encoding may lack characters of file names
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -437,7 +437,7 @@ def check_folder(key: str, value: Any) -> None:
     if not there.is_dir() or (there != folder and not os.access(there, os.W_OK)):
         raise UserError(
             f"{key}={value}: cannot be created: {there} is not a writable folder; "
-            f"leave {key} out to use the default"
+            f"try {key}=<another folder>"
         )
 
 

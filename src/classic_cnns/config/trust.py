@@ -25,7 +25,7 @@ KNOWN_CLASSES = re.compile(
 # Packages that must not be trusted as a whole.
 NEVER_TRUSTED = {*sys.stdlib_module_names, "classic_cnns", "hydra", "lightning", "numpy", "torch"}
 MAX_VALUES = 20_000  # values in a config
-MAX_SIDE = 4096  # pixels of an image
+LARGEST = {"model.input.size": 4096, "data.size": 4096, "data.num_classes": 100_000}
 OUR_NAMES = re.compile(r"classic_cnns\.(model|optim|data|callbacks|logger|trainer)\.(\w+)\.(\w+)")
 
 
@@ -53,17 +53,18 @@ def check_stored(config: Any, place: Any, trusted: Sequence[str] = ()) -> None:
                 f"{place}: {key}={value}: is not a known class of this project, of torch "
                 f"or of Lightning; {'try another run' if package in NEVER_TRUSTED else way_out}"
             )
-    check_images(config, place)
+    check_sizes(config, place)
 
 
-def check_images(config: Any, place: Any) -> None:
-    """Raise UserError if the config's images are so large that they would fill the memory."""
-    for group, values in (("model.input", config["model"].get("input")), ("data", config["data"])):
-        side = values.get("size") if type(values) is dict else None
-        if type(side) is int and side > MAX_SIDE:
+def check_sizes(config: Any, place: Any) -> None:
+    """Raise UserError if the config's images or classes are so large that they fill the memory."""
+    for key, most in LARGEST.items():
+        value: Any = config
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if type(value) is int and value > most:
             raise UserError(
-                f"{place}: {group}.size={side}: images of a stored config have at most {MAX_SIDE} "
-                "pixels a side; try another run"
+                f"{place}: {key}={value}: is at most {most} in a stored config; try another run"
             )
 
 

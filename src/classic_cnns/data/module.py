@@ -56,12 +56,13 @@ class ImageData(pl.LightningDataModule):
     def fit(self, parts: Iterable[Tensor]) -> None:
         """Compute the mean image and colour axes of training images, parts of (N, C, H, W) uint8.
 
-        Only one part at a time is in memory.
+        Only one part at a time is in memory, and none is read if no part of the config needs them.
         """
+        updates = [a.partial_fit for a in self.augment if hasattr(a, "partial_fit")]
         count, total = 0, torch.zeros((), dtype=torch.int32, device=self.device)
-        for part in parts:
-            for augmentation in self.augment:
-                augmentation.partial_fit(part)
+        for part in parts if updates or self.input["subtract_mean"] else ():
+            for update in updates:
+                update(part)
             if self.input["subtract_mean"]:
                 # int64 takes ten times as long
                 count, total = count + len(part), total + part.sum(0, dtype=torch.int32)

@@ -3,7 +3,8 @@
 Augmentations get their random numbers as an argument: `draws` says how many uniform numbers an
 augmentation needs for each image, and it gets a tensor (B, draws) in [0, 1). The same numbers
 change an image in the same way on any device, in any batch, on any rank. Images (B, C, H, W) are
-uint8, or float32 in the same range of 0 to 255 after an augmentation that interpolates.
+uint8, or float32 in the same range of 0 to 255 after an augmentation that interpolates. Those that
+need statistics of the training images have `partial_fit`, which gets parts of them.
 """
 
 from typing import Any
@@ -13,14 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Augmentation:
-    draws: int
-
-    def partial_fit(self, images: Tensor) -> None:
-        """Update statistics of the training images with a part of them, (N, C, H, W) uint8."""
-
-
-class RandomShift(Augmentation):
+class RandomShift:
     """Shift each image by up to `pixels` in both directions; new pixels are background (0).
 
     The horizontal and vertical translations of L98, III.C; elsewhere a "random crop with padding".
@@ -36,7 +30,7 @@ class RandomShift(Augmentation):
         return windows(F.pad(images, [self.pixels] * 4), top, left, *images.shape[2:])
 
 
-class RandomCrop(Augmentation):
+class RandomCrop:
     """Crop each image to `size` x `size` at a uniformly random place (K12, 4.1)."""
 
     draws = 2
@@ -50,7 +44,7 @@ class RandomCrop(Augmentation):
         return windows(images, top, left, self.size, self.size)
 
 
-class RandomFlip(Augmentation):
+class RandomFlip:
     """Mirror half of the images horizontally."""
 
     draws = 1
@@ -61,7 +55,7 @@ class RandomFlip(Augmentation):
         return both.index_select(0, row + len(images) * (noise[:, 0] < 0.5))
 
 
-class RandomAffine(Augmentation):
+class RandomAffine:
     """The planar affine distortions of L98, III.C, about the centre of square images.
 
     In this order: squeezing (widths divided and heights multiplied by 1 +- `squeeze`, or the
@@ -91,7 +85,7 @@ class RandomAffine(Augmentation):
         return F.grid_sample(images.float(), torch.stack([x, y], 3), align_corners=False)
 
 
-class ColourNoise(Augmentation):
+class ColourNoise:
     """K12, 4.1: add one random colour to all pixels of an image, along the principal colour axes.
 
     The axes are the eigenvectors of the covariance of the channels over all training pixels. The
@@ -107,6 +101,7 @@ class ColourNoise(Augmentation):
         self.sums: tuple[Any, Any, Any] = 0, 0, 0
 
     def partial_fit(self, images: Tensor) -> None:
+        """Update the axes with a part of the training images, (N, C, H, W) uint8."""
         count, total, products = self.sums
         for part in images.cpu().split(max(1, 2**20 // images[0].numel())):
             pixels = part.transpose(0, 1).flatten(1).double()  # (3, B H W)

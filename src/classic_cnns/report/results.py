@@ -162,8 +162,8 @@ def read_table(directories: Sequence[str | Path]) -> Table:
             rows += sweep_rows(d, records[d], f"{d.name}/") if d in records else [run_row(d)]
         for row in rows:
             if (path := row.directory / "config.yaml").exists():
-                name: Any = plain_yaml(path).get("name")
-                row.parameters = {"name": name, **row.parameters}
+                name = plain_yaml(path).get("name")
+                row.parameters = {"name": str(name), **row.parameters}
         keys = list(dict.fromkeys(key for row in rows for key in row.parameters))
         keys = [key for key in keys if len({row.parameters.get(key) for row in rows}) > 1]
     if not rows:

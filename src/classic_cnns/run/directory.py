@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from classic_cnns import UserError
 from classic_cnns.config.stored import OUTPUTS, check_new, keeps_nothing, stored_values
-from classic_cnns.files import expand, write_json, write_text
+from classic_cnns.files import expand, make_folder, write_json, write_text
 from classic_cnns.report.results import read_starts
 from classic_cnns.trainer.devices import is_restarted, job_id
 
@@ -30,18 +29,12 @@ def create(config: DictConfig) -> Path:
     if config.run_dir:
         directory = expand("run_dir", config.run_dir)
         check_new(directory)
+        make_folder(directory, "run_dir")
     else:
-        directory = OUTPUTS / str(config.name) / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    try:
-        if config.run_dir:
-            directory.mkdir(parents=True, exist_ok=True)
-        else:
-            directory = make_unique(directory)
-        write_config(directory, config)
-    except OSError as error:
-        raise UserError(
-            f"run_dir={directory}: cannot be made: {error.strerror}; try run_dir=<another folder>"
-        ) from error
+        wanted = OUTPUTS / str(config.name) / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        make_folder(wanted.parent, "run_dir")
+        directory = make_unique(wanted)
+    write_config(directory, config)
     return directory
 
 
@@ -95,7 +88,6 @@ def restore_latest(removed: Path) -> None:
 
 def make_unique(wanted: Path) -> Path:
     """Create a new directory; adds a number to the name if two runs start in the same second."""
-    wanted.parent.mkdir(parents=True, exist_ok=True)
     directory, count = wanted, 1
     while True:
         try:

@@ -22,7 +22,7 @@ def top_classes(net: Classifier, shares: Tensor) -> list[dict[str, float]]:
 
 
 def explain(net: Classifier, pixels: Tensor, found: dict[str, float]) -> Any:
-    """A matplotlib figure for a picture, uint8 (C, S, S) of the data set's size.
+    """A matplotlib figure for a picture, uint8 (C, S, S) of the data set's size or padded.
 
     `found` are the probabilities of the classes named in its title.
     """

@@ -115,7 +115,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     stop = StopOnSignal()
     with stop_signals(stop.receive), ExitStack() as stack:
         found = earlier and first_intact(earlier / "checkpoints" / name for name in (LAST, BEST))
-        step = resume_step(found, config) if found else None
+        # A run that is started again from the beginning replaces its curves.
+        step = resume_step(found, config) if found else 0 if earlier else None
         if earlier and not found:
             check_restart(earlier)
         module, data = build(config, resumed=found is not None)

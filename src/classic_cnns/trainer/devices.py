@@ -17,7 +17,7 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def visible_gpus() -> list[str]:
-    """GPUs by device files or by CUDA_VISIBLE_DEVICES; a single one of another make."""
+    """The GPUs that CUDA_VISIBLE_DEVICES names, or NVIDIA's; one for AMD, WSL and Apple."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
