@@ -594,19 +594,18 @@ def test_images_of_any_size_are_exported(folder, fit, side, suffix, tmp_path):
     module, path = export.Exported(net).eval(), tmp_path / f"net{suffix}"
     shape, random = (50, 3, side, side), torch.Generator().manual_seed(0)
     pictures = torch.randint(256, shape, dtype=torch.uint8, generator=random)
-    write = export.write_onnx if suffix == ".onnx" else export.write_pt2
-    told = export.compare(module, write(module, pictures[:2], path), pictures, "pictures", path)
+    _, run = (export.onnx if suffix == ".onnx" else export.pt2)(module, pictures[:2])
+    told = export.compare(module, run, pictures, "pictures", path)
     assert told.startswith("50 of 50 pictures get torch's answer")
 
 
-def test_an_exported_file_with_other_answers_is_deleted(folder, tmp_path, monkeypatch):
+def test_a_file_with_other_answers_is_not_written(folder, tmp_path, monkeypatch):
     from classic_cnns.run import export
 
-    def write(module, pictures, path):
-        path.touch()
-        return lambda part: module(part) + 2e-4
+    def wrong(module, pictures):
+        return b"content", lambda part: module(part) + 2e-4
 
-    monkeypatch.setattr(export, "write_pt2", write)
+    monkeypatch.setattr(export, "pt2", wrong)
     with pytest.raises(UserError, match="differ by 2.0e-04 at most, which is too much"):
         export.export(*Composer().load_run(folder / "lenet5"), tmp_path / "net.pt2")
     assert list(tmp_path.iterdir()) == []

@@ -2,14 +2,12 @@
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from classic_cnns import UserError
 from classic_cnns.classifier import Classifier
 from classic_cnns.data.transforms import crop_to
+from classic_cnns.files import atomic_write
 from classic_cnns.report.log import show_log
 from classic_cnns.run.trained import data_of, load_net
 
@@ -56,29 +55,25 @@ def check_path(path: Path) -> None:
 def export(checkpoint: Path, config: DictConfig, path: Path) -> str:
     """Write the file `path`, and return how it compares with torch.
 
-    Raises UserError, and leaves no file, if a package is missing or the results differ.
+    Raises UserError, and writes nothing, if a package is missing or the results differ.
     """
     check_path(path)
     show_log(quiet=True)
     net = load_net(checkpoint, config)
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    if path.suffix == ".safetensors":
+        content = weights(net)
+        told = f"{len(net.net.state_dict())} tensors, the same bits as in {checkpoint}"
+    else:
+        module = Exported(net).eval().requires_grad_(False)
+        module.to(memory_format=torch.contiguous_format)  # after training with channels last
+        pictures, source = test_pictures(config, net)
+        content, run = (onnx if path.suffix == ".onnx" else pt2)(module, pictures[:2])
+        told = compare(module, run, pictures, source, path)
     try:
-        beside.touch()  # fail early if it cannot be written
-        if path.suffix == ".safetensors":
-            write_weights(net, beside)
-            told = f"{len(net.net.state_dict())} tensors, the same bits as in {checkpoint}"
-        else:
-            module = Exported(net).eval().requires_grad_(False)
-            module.to(memory_format=torch.contiguous_format)  # after training with channels last
-            pictures, whose = test_pictures(config, net)
-            write = write_onnx if path.suffix == ".onnx" else write_pt2
-            told = compare(module, write(module, pictures[:2], beside), pictures, whose, path)
-        os.replace(beside, path)
+        with atomic_write(path) as file:
+            file.write(content)
     except OSError as error:
         raise UserError(f"--to={path}: {error.strerror}; try another place") from error
-    finally:
-        with suppress(OSError):  # of a file system that is not writable
-            beside.unlink(missing_ok=True)
     return f"{path}: {told}"
 
 
@@ -99,20 +94,23 @@ def test_pictures(config: DictConfig, net: Classifier) -> tuple[Tensor, str]:
 
 
 @torch.no_grad()
-def compare(module: nn.Module, run: Run, pictures: Tensor, whose: str, path: Path) -> str:
+def compare(module: nn.Module, run: Run, pictures: Tensor, source: str, path: Path) -> str:
     """How close the file's probabilities are to torch's; UserError if they differ too much."""
     parts = [*pictures[:1].split(1), *pictures[1:].split(AT_ONCE)]  # a batch of one, too
     ours, theirs = (torch.cat([answer(part) for part in parts]) for answer in (module, run))
     largest = (ours - theirs).abs().max().item()
     same = (ours.argmax(1) == theirs.argmax(1)).sum().item()
-    told = f"{same:,} of {len(pictures):,} {whose} get torch's answer, probabilities differ by "
+    told = f"{same:,} of {len(pictures):,} {source} get torch's answer, probabilities differ by "
     told += f"{largest:.1e} at most"
     if not largest <= NEAR or same < len(pictures):
         raise UserError(f"--to={path}: {told}, which is too much; nothing was written")
     return told
 
 
-def write_onnx(module: nn.Module, pictures: Tensor, path: Path) -> Run:
+def onnx(module: nn.Module, pictures: Tensor) -> tuple[bytes, Run]:
+    """The content of an ONNX file, and a function that runs it in onnxruntime."""
+    import onnxruntime
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings inside the packages
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -122,35 +120,32 @@ def write_onnx(module: nn.Module, pictures: Tensor, path: Path) -> Run:
             optimize=False,  # onnxruntime does this itself, and faster
         )  # fmt: skip
     assert program is not None
-    program.save(str(path), external_data=False)
-    import onnxruntime
-
+    content = program.model_proto.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors, but not warnings about its optimizations
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run(part: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"pictures": part.numpy()})[0])
 
-    return run
+    return content, run
 
 
-def write_pt2(module: nn.Module, pictures: Tensor, path: Path) -> Run:
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
-    torch.export.save(torch.export.export(module, (pictures,), dynamic_shapes=shapes), path)
-    return torch.export.load(path).module()
+def pt2(module: nn.Module, pictures: Tensor) -> tuple[bytes, Run]:
+    """The content of a file of torch.export, and the module that it contains."""
+    shapes, file = ({0: torch.export.Dim("batch", min=1)},), BytesIO()
+    torch.export.save(torch.export.export(module, (pictures,), dynamic_shapes=shapes), file)
+    file.seek(0)
+    return file.getvalue(), torch.export.load(file).module()
 
 
-def write_weights(net: Classifier, path: Path) -> None:
-    """Write the net's state_dict, the mean image, and the preprocessing as metadata."""
-    from safetensors.torch import load_file, save
+def weights(net: Classifier) -> bytes:
+    """The net's state_dict, the mean image, and the preprocessing as metadata, in safetensors."""
+    from safetensors.torch import save
 
     stored = net.prepared.stored()
-    weights = {name: x.contiguous().clone() for name, x in net.net.state_dict().items()}
+    tensors = {name: x.contiguous().clone() for name, x in net.net.state_dict().items()}
     mean = stored.pop("mean")
     extra = {} if mean is None else {"preprocessing.mean": mean}
     metadata = {"preprocessing": json.dumps(stored), "net": json.dumps(net.hparams["model"]["net"])}
-    path.write_bytes(save(weights | extra, metadata))
-    found = load_file(path)
-    if not all(np.array_equal(found[name], x, equal_nan=True) for name, x in weights.items()):
-        raise UserError(f"--to={path}: the written weights differ; try another disk")
+    return save(tensors | extra, metadata)
