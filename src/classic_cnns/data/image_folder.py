@@ -41,10 +41,12 @@ class DecodedBatches(Batches):
     at_once = 1
     batch_context = staticmethod(one_thread)
 
-    def __init__(self, files: Files, *args: Any, workers: int, **options: Any) -> None:
+    def __init__(
+        self, files: Files, *args: Any, workers: int, reported: set[str], **options: Any
+    ) -> None:
+        """`reported` are the files that cannot be decoded and were logged, which is extended."""
         super().__init__(files, *args, **options)
-        self.workers = workers
-        self.reported: set[str] = set()  # files that cannot be decoded
+        self.workers, self.reported = workers, reported
 
     def read(self, shares: Sequence[Tensor]) -> Iterator[tuple[Tensor, Any]]:
         device = self.indices.device
@@ -108,6 +110,7 @@ class ImageFolderData(ImageData):
         self.stores: dict[str, StoredImages] | None = None
         self.root, self.workers, self.data_dir = root, workers, data_dir
         self.files: folders.Index = {}
+        self.reported: set[str] = set()
 
     def prepare_data(self) -> None:
         if self.files:
@@ -168,5 +171,6 @@ class ImageFolderData(ImageData):
             torch.arange(len(paths), device=self.device),
             batch_size,
             workers=max(1, every) if self.workers is None else self.workers,
+            reported=self.reported,
             **options,
         )
