@@ -368,8 +368,11 @@ def test_a_command_works_without_stdout_and_stderr():
 def test_a_folder_does_not_make_the_standard_library_trusted(tmp_path):
     for name in ("code", "mine"):
         (tmp_path / name).mkdir()
+    (tmp_path / "file.py").touch()
+    (tmp_path / "joblib.yaml").touch()  # not a module, unlike the package of this name
     packages = Composer([tmp_path], trusted=["code", "torch"]).packages
     assert is_trusted("mine.Net", packages) and not is_trusted("mine.Net")
+    assert is_trusted("file.Net", packages) and not is_trusted("joblib.load", packages)
     assert not is_trusted("code.interact", packages)
     assert is_trusted("torch.nn.ReLU") and not is_trusted("torch.hub.load", packages)
 

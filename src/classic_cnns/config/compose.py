@@ -125,7 +125,9 @@ class Composer:
         self.composed, self.examples, self.references = READ[key]
         # `_target_` finds modules next to the user's configs, and in the working directory.
         own = modules_in(self.config_dirs)
-        self.packages = [*self.trusted, *(file.stem for f in own for file in Path(f).glob("*"))]
+        files = [path for folder in own for path in Path(folder).glob("*")]
+        modules = (path.stem for path in files if path.suffix == ".py" or path.is_dir())
+        self.packages = [*self.trusted, *modules]
         add_to_path([*own, os.getcwd()])
 
     def compose(self, words: Sequence[str], resolve: bool = True) -> DictConfig:
