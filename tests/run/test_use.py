@@ -134,6 +134,12 @@ def test_latest_means_the_newest_run_in_every_path(folder, tmp_path):
         classic_cnns.load(tmp_path / "latest")
 
 
+def test_a_note_that_names_no_run_is_reported(tmp_path):
+    (tmp_path / "latest.txt").write_text("\n")
+    with pytest.raises(UserError, match="latest.txt: does not name a run next to it"):
+        classic_cnns.load(tmp_path / "latest")
+
+
 def test_a_run_of_version_0_1_is_loaded_too(folder, tmp_path):
     shutil.copytree(ROOT / "tests" / "fixtures" / "run_0_1", tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"

@@ -120,3 +120,12 @@ def test_a_job_has_its_own_gpu_and_threads_and_the_next_one_gets_them(machine, t
     executor.start(third)
     assert output(third) == "2 2\n"
     end(executor, [second, third])
+
+
+def test_a_job_that_is_stopped_at_once_gets_the_second_request_too(tmp_path):
+    job = jobs(tmp_path, [1])[0]
+    executor = local_for([job])
+    executor.stop(job, at_once=False)
+    assert len(job.stop_requests) == 1
+    executor.stop(job, at_once=True)  # two signals within one poll
+    assert len(job.stop_requests) == 3
