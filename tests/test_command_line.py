@@ -349,7 +349,9 @@ def test_windows_is_refused_in_one_line():
 
 
 def test_a_stored_config_with_too_many_classes_is_refused():
-    with pytest.raises(UserError, match="x: data.num_classes=1000000000: is at most 100000 in a"):
+    with pytest.raises(
+        UserError, match="x: data.num_classes=1000000000: must be at most 100000 in a"
+    ):
         check_stored({"model": {}, "data": {"num_classes": 10**9}}, "x")
 
 

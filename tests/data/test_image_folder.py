@@ -449,7 +449,7 @@ def test_a_run_reports_a_damaged_file_and_is_resumed_with_equal_weights(train, r
     result = json.loads((whole / "result.json").read_text())
     assert result["status"] == "finished" and 0 <= result["metrics"]["error/test"] <= 1
     text = (whole / "train.log").read_text()
-    assert "10 for validation, and as the test set, since there is no test/" in text
+    assert "10 for validation, which are also the test set, since there is no test/" in text
     # Once, although the mean image and two epochs read it.
     assert text.count(f"1 of 21 files cannot be decoded and were left out: {bad}") == 1
     (start,) = json.loads((whole / "provenance.json").read_text())

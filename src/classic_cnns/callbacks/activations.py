@@ -125,6 +125,9 @@ class Activations(Callback):
 
 
 def whole(trainer: pl.Trainer, rows: Tensor, weight: Any) -> Tensor:
-    """With two towers, the rows of both; all ranks must take part. `rows` are those of `weight`."""
+    """The rows of both towers if a device has only one, else `rows`; all ranks must call this.
+
+    There is one row for each row of `weight`.
+    """
     assemble = getattr(trainer.strategy, "assemble", None)
     return assemble(rows, weight) if assemble else rows.detach()

@@ -2,8 +2,10 @@
 
 import logging
 import time
+from contextlib import suppress
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
@@ -19,8 +21,15 @@ def checkpoint_folder(trainer: pl.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "checkpoints"
 
 
-def is_saved(trainer: pl.Trainer) -> bool:
-    """Whether the run writes the checkpoint from which it can be resumed."""
+def finished_epochs(checkpoint: dict[str, Any]) -> Any:
+    """The number of epochs before a checkpoint; None if the file does not say it."""
+    with suppress(KeyError, TypeError):  # a file from elsewhere can contain anything
+        return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    return None
+
+
+def writes_last(trainer: pl.Trainer) -> bool:
+    """Whether the run writes `last.ckpt`, from which it can be resumed."""
     return any(isinstance(callback, BestAndLast) for callback in trainer.callbacks)  # type: ignore
 
 

@@ -1,7 +1,6 @@
-"""Seeds for what draws from the global random numbers, such as a user's module or DataLoader."""
+"""Seeds of the global random number generators, from which a user's module or DataLoader draws."""
 
 import random
-from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,16 +8,11 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-
-def finished_epochs(checkpoint: dict[str, Any]) -> Any:
-    """The number of epochs before a checkpoint; None if the file does not say it."""
-    with suppress(KeyError, TypeError):  # a file from elsewhere can contain anything
-        return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    return None
+from classic_cnns.callbacks.checkpoint import finished_epochs
 
 
 class SeedEpochs(Callback):
-    """Seeds torch, NumPy and Python for each epoch, so that a resumed run repeats their draws.
+    """Seeds torch, NumPy and Python at the start of each epoch, so that resuming changes nothing.
 
     The first epoch continues from the seed of the initial weights. Every run has this callback; the
     nets and data of this project have their own seeds.

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
-from classic_cnns.callbacks.checkpoint import is_resumable, is_saved, save_last
+from classic_cnns.callbacks.checkpoint import is_resumable, save_last, writes_last
 
 
 class Stopped(SystemExit):
@@ -65,7 +65,7 @@ class StopOnSignal(Callback):
         if not is_resumable(trainer, batch_idx):
             return
         if self.number if self.group is None else self.stop_agreed():
-            if is_saved(trainer):
+            if writes_last(trainer):
                 save_last(trainer)
             self.saved = True
 

@@ -64,7 +64,8 @@ def check_sizes(config: Any, place: Any) -> None:
             value = value.get(name) if isinstance(value, dict) else None
         if type(value) is int and value > most:
             raise UserError(
-                f"{place}: {key}={value}: is at most {most} in a stored config; try another run"
+                f"{place}: {key}={value}: must be at most {most} in a stored config; "
+                "try another run"
             )
 
 

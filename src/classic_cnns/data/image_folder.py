@@ -148,7 +148,7 @@ class ImageFolderData(ImageData):
                 "%s: %s images to train on, %s for validation%s",
                 self.dataset, f"{count:,}", f"{len(self.files['val'][0]):,}",
                 "" if folders.folder_of(self.root, "test").name == "test"
-                else ", and as the test set, since there is no test/",
+                else ", which are also the test set, since there is no test/",
             )  # fmt: skip
 
     def facts(self) -> dict[str, object]:

@@ -22,11 +22,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError, one_line, program
-from classic_cnns.callbacks.checkpoint import is_saved
+from classic_cnns.callbacks.checkpoint import finished_epochs, writes_last
 from classic_cnns.callbacks.estimate import Estimate
 from classic_cnns.callbacks.pictures import tensorboard_writers
 from classic_cnns.callbacks.record import Record
-from classic_cnns.callbacks.seed import SeedEpochs, finished_epochs
+from classic_cnns.callbacks.seed import SeedEpochs
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged, check_fits, takes_total_steps
 from classic_cnns.config.schema import trainer_arguments
@@ -369,8 +369,9 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
         directory, {"device": name, "precision": trainer.precision, "data": facts}
     )
     first, today = read_starts(directory)[0].get("data") or {}, json.loads(json.dumps(facts))
-    moved = first | {"root": today.get("root")} if "root" in first else first
-    if moved != today and moved.keys() == today.keys():  # else of an earlier version
+    for known in (first, today):
+        known.pop("root", None)  # a folder may be moved
+    if first != today and first.keys() == today.keys():  # else of an earlier version
         log.warning("the data have changed since this run was started; then they were %s", first)
     log.info("%s on %s, %s", config.name, name, directory)
     params: Any = OmegaConf.to_container(config, resolve=True)
@@ -388,7 +389,7 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
             log.info("the schedule ends after %s; then the rate stays constant", after)
     if trainer.precision.startswith("bf16"):
         log.info("training in bfloat16 and channels last; trainer.precision=32-true uses float32")
-    if not is_saved(trainer):
+    if not writes_last(trainer):
         log.info("without callbacks=default no checkpoint is written: this run cannot be resumed")
 
 

@@ -114,9 +114,12 @@ class TwoTowers(DDP):
 
     def configure_ddp(self) -> None:
         """Average gradients over the ranks with the same tower."""
-        devices = self.determine_ddp_device_ids()
+        device = self.root_device
         self.model = DistributedDataParallel(
-            self.model, devices, process_group=self.data_group, **self.options
+            self.model,
+            device_ids=None if device.type == "cpu" else [device.index],
+            process_group=self.data_group,
+            **self.options,
         )
 
     def clip_gradients(self, optimizer: Any, limit: Any, algorithm: str | None) -> None:
