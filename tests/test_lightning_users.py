@@ -20,12 +20,13 @@ import torch
 from omegaconf.errors import ReadonlyConfigError
 
 from classic_cnns import UserError
-from classic_cnns.config.compose import compose
+from classic_cnns.config.compose import Composer, compose
 from classic_cnns.config.schema import RESERVED, trainer_arguments
 from classic_cnns.report import curves, summary
 from classic_cnns.report.results import read_table
 from classic_cnns.run import run as api
 from classic_cnns.run.build import build, build_trainer
+from classic_cnns.run.evaluate import evaluate
 from classic_cnns.trainer.devices import device_count
 from tests.runs import events, same, weights
 
@@ -308,6 +309,21 @@ def test_a_users_module_and_data_run_with_our_callbacks(train):
     assert (Path("run") / "checkpoints" / "best.ckpt").exists()
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
+
+
+def test_a_users_module_is_evaluated_and_an_error_of_its_own_keeps_its_traceback(
+    train, monkeypatch
+):
+    measured = train("model=lit_classifier", "data=per_sample", "trainer.max_epochs=1")["metrics"]
+    run = Composer([OWN_PARTS], trusted=["lit_classifier", "per_sample"]).load_run("run")
+    assert evaluate(*run, "test").metrics["test_loss"] == measured["test_loss"]
+
+    def fail(self, batch, batch_idx):
+        raise ValueError("a mistake of the user's")
+
+    monkeypatch.setattr(sys.modules["lit_classifier"].LitClassifier, "test_step", fail)
+    with pytest.raises(ValueError, match="a mistake of the user's"):
+        evaluate(*run, "test")
 
 
 def test_our_nets_can_be_trained_on_a_users_data(train):

@@ -26,7 +26,7 @@ from tensorboard.summary.writer import event_file_writer
 
 import classic_cnns
 from classic_cnns import UserError, load
-from classic_cnns.callbacks.record import Record
+from classic_cnns.callbacks.history import History
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import Composer, compose
 from classic_cnns.config.stored import find_run
@@ -419,7 +419,7 @@ def test_latest_is_the_run_before_if_a_new_one_is_removed(train):
 
 
 def test_a_run_cannot_be_resumed_with_fewer_epochs_and_keeps_its_config(train, monkeypatch):
-    end = Record.on_train_epoch_end
+    end = History.on_train_epoch_end
 
     def fail(self, trainer, pl_module):
         end(self, trainer, pl_module)
@@ -427,7 +427,7 @@ def test_a_run_cannot_be_resumed_with_fewer_epochs_and_keeps_its_config(train, m
             raise RuntimeError("no luck")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Record, "on_train_epoch_end", fail)
+        patch.setattr(History, "on_train_epoch_end", fail)
         with pytest.raises(RuntimeError, match="no luck"):
             train("a")
     with pytest.raises(UserError, match="max_epochs=1: .* has done 2 epochs already; try .*=4"):

@@ -26,7 +26,7 @@ def python(code: str, **variables: str) -> str:
 
 SPUN = """
 import time, torch
-from classic_cnns.trainer.spinning import Crowd
+from classic_cnns.trainer.spinning import Sleepers
 
 def spun():
     torch.zeros(torch.get_num_threads() * 2**16).add_(1)
@@ -35,10 +35,10 @@ def spun():
     return time.process_time() - start
 
 alone = spun()
-crowd = Crowd(torch.get_num_threads())
+sleepers = Sleepers(torch.get_num_threads())
 time.sleep(0.5)
 crowded = spun()
-crowd.leave.set()
+sleepers.end.set()
 time.sleep(0.5)
 print(alone, crowded, spun())
 """
@@ -62,7 +62,7 @@ limit_spinning()
 import torch
 work = torch.zeros(2**20)
 end = time.monotonic() + 60
-while time.monotonic() < end and not any("enter" in t.name for t in threading.enumerate()):
+while time.monotonic() < end and not any("sleep" in t.name for t in threading.enumerate()):
     work.add_(1)
 time.sleep(1)  # the thread has only been announced
 print(os.environ["GOMP_SPINCOUNT"], time.monotonic() < end)
@@ -109,33 +109,33 @@ def test_a_kernel_without_times_gets_a_fixed_limit(monkeypatch):
     ([0.0] * 40, []),
     ([0.2] * 40, []),  # of the time: noise of an idle machine
     ([0.0, 0.02, 0.05, 0.5] * 10, []),  # ends of short epochs
-    ([0.0] * 5 + [0.6] * 5 + [0.0] * 30, ["comes", "leaves"]),
-    ([0.6] * 5 + [0.0, 0.02, 0.05, 0.3] * 10, ["comes", "leaves"]),
-    ([0.6] * 5 + [0.2] * 30, ["comes"]),  # not calm enough
-    ([0.6] * 5 + ([0.0] * 4 + [1.5]) * 6, ["comes"]),  # not for long enough
+    ([0.0] * 5 + [0.6] * 5 + [0.0] * 30, ["start", "end"]),
+    ([0.6] * 5 + [0.0, 0.02, 0.05, 0.3] * 10, ["start", "end"]),
+    ([0.6] * 5 + [0.2] * 30, ["start"]),  # not calm enough
+    ([0.6] * 5 + ([0.0] * 4 + [1.5]) * 6, ["start"]),  # not for long enough
 ])  # fmt: skip
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_the_crowd_comes_while_threads_wait_and_leaves_when_it_is_calm(
+def test_other_threads_sleep_while_these_wait_and_end_when_it_is_calm(
     monkeypatch, caplog, bfloat16, waits, expected
 ):
     monkeypatch.setattr(spinning.Watch, "bfloat16", bfloat16)
     seen: list[str] = []
     moment, waited, shares = [0.0], [0.0], iter(waits)
 
-    class Leave:
+    class End:
         def set(self) -> None:
-            seen.append("leaves")
+            seen.append("end")
 
-    class Crowd:
+    class Sleepers:
         def __init__(self, threads: int) -> None:
-            seen.append("comes")
-            self.leave = Leave()
+            seen.append("start")
+            self.end = End()
 
     def sleep(seconds: float) -> None:
         moment[0] += seconds
         waited[0] += seconds * next(shares)
 
-    monkeypatch.setattr(spinning, "Crowd", Crowd)
+    monkeypatch.setattr(spinning, "Sleepers", Sleepers)
     monkeypatch.setattr(spinning, "thread_count", lambda: 2)
     monkeypatch.setattr(spinning, "times", lambda: (1.0, waited[0]))
     monkeypatch.setattr(time, "sleep", sleep)
@@ -143,7 +143,7 @@ def test_the_crowd_comes_while_threads_wait_and_leaves_when_it_is_calm(
     with pytest.raises(StopIteration):
         spinning.Watch().run()
     assert seen == expected
-    advised = bfloat16 and "comes" in expected
+    advised = bfloat16 and "start" in expected
     assert ["OMP_NUM_THREADS=1" in message for message in caplog.messages] == [True] * advised
     assert spinning.Watch.bfloat16 == (bfloat16 and not advised)  # only once
 

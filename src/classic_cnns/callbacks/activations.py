@@ -91,7 +91,7 @@ class Activations(Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         if trainer.is_last_batch and isinstance(pl_module, Classifier):
             self.gradients = {
-                name: whole(trainer, weight.grad, weight).norm()
+                name: both_towers(trainer, weight.grad, weight).norm()
                 for name, weight in pl_module.net.named_parameters()
                 if weight.grad is not None and weight.dim() > 1
             }
@@ -105,7 +105,10 @@ class Activations(Callback):
             found = activations(pl_module.net, batch[0][:IMAGES])
         for layer, (kind, output) in found.items():
             weight = getattr(pl_module.net.get_submodule(layer), "weight", None)
-            found[layer] = kind, whole(trainer, output.transpose(0, 1), weight).transpose(0, 1)
+            found[layer] = (
+                kind,
+                both_towers(trainer, output.transpose(0, 1), weight).transpose(0, 1),
+            )
         if not trainer.is_global_zero:
             return
         # The last step done, as Lightning counts: later ones are logged again after resuming.
@@ -124,7 +127,7 @@ class Activations(Callback):
                     logger.experiment.add_histogram(f"activations/{layer}", shown.float(), step)
 
 
-def whole(trainer: pl.Trainer, rows: Tensor, weight: Any) -> Tensor:
+def both_towers(trainer: pl.Trainer, rows: Tensor, weight: Any) -> Tensor:
     """The rows of both towers if a device has only one, else `rows`; all ranks must call this.
 
     There is one row for each row of `weight`.

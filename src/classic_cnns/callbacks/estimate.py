@@ -35,15 +35,15 @@ class Estimate(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.count += 1
         if self.count == self.steps:
-            self.tell(trainer, self.steps - self.skipped)
+            self.log_estimate(trainer, self.steps - self.skipped)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.only and not trainer.sanity_checking and 0 < self.count < self.steps:
-            self.tell(trainer, self.count - self.skipped * (self.count > self.skipped))
+            self.log_estimate(trainer, self.count - self.skipped * (self.count > self.skipped))
 
     on_train_epoch_end = on_validation_start  # a run without validation
 
-    def tell(self, trainer: pl.Trainer, steps: int) -> None:
+    def log_estimate(self, trainer: pl.Trainer, steps: int) -> None:
         each = (now(trainer) - self.began) / steps
         batches: Any = trainer.num_training_batches  # inf if the loader has no length
         epoch = each * batches

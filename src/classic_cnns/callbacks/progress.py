@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
 from tqdm import tqdm
 
-from classic_cnns.callbacks.record import logged_since
+from classic_cnns.callbacks.history import logged_since
 from classic_cnns.report.log import progress_bar
 
 log = logging.getLogger(__name__)

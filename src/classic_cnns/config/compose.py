@@ -408,11 +408,11 @@ def unresolved_error(
     key: str, config: DictConfig, words: Sequence[str], error: BaseException
 ) -> UserError:
     """The error for a `key` whose interpolation cannot be resolved."""
-    told: BaseException | None = error
-    while told:  # OmegaConf wraps our error in its own
-        if isinstance(told, UserError):
-            return told
-        told = told.__cause__ or told.__context__
+    cause: BaseException | None = error
+    while cause:  # OmegaConf wraps our error in its own
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
     word = next((word for word in words if "${" in word), None)
     text = word or f"{key}={dict(flatten(to_plain(config)))[key]}"
     return UserError(f"{text}: {one_line(error)}; try {key}=<value>")
@@ -435,10 +435,10 @@ def check_folder(key: str, value: Any) -> None:
     folder = expand(key, value or ".").absolute()
     if folder.name == "latest":
         raise UserError(f"{key}={value}: latest means the newest run; try another name")
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not there.is_dir() or (there != folder and not os.access(there, os.W_OK)):
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir() or (existing != folder and not os.access(existing, os.W_OK)):
         raise UserError(
-            f"{key}={value}: cannot be created: {there} is not a writable folder; "
+            f"{key}={value}: cannot be created: {existing} is not a writable folder; "
             f"try {key}=<another folder>"
         )
 

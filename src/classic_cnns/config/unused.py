@@ -29,15 +29,16 @@ WITHOUT_GROUP = ("debug", "experiment")  # their files set keys of other groups
 
 
 @cache
-def known_keys(conf: Path) -> tuple[set[str], set[str]]:
-    """The keys that the program reads itself: single ones, and groups of them."""
+def known_keys(conf: Path) -> tuple[set[str], set[str], dict[str, Any]]:
+    """The keys that the program reads itself: single ones, and groups of them; and the Trainer."""
     files = {"": conf / "train.yaml", "sweep.": conf / "sweep" / "local.yaml"}
     single, groups = set[str](), {"sweep"}
     for prefix, path in files.items():
         values: Any = OmegaConf.to_container(OmegaConf.load(path))
         for key, value in flatten(values, prefix, groups=True):
             (groups if value and isinstance(value, dict) else single).add(key)
-    return single, groups
+    trainer: Any = OmegaConf.load(conf / "trainer" / "default.yaml")
+    return single, groups, trainer
 
 
 def references(text: str) -> set[str]:
@@ -55,7 +56,7 @@ def check_used(
     those that were chosen, one of which probably contains the key. `named` are keys that any file
     interpolates: a recipe's key may be unused after a change of its scheduler, say.
     """
-    single, groups = known_keys(conf)
+    single, groups, ours = known_keys(conf)
     single = single | OPEN | ({"model"} if "_target_" in config["model"] else set())
     names = set(named) | references(str(config))
     keys = [key for key, _ in flatten(config)]
@@ -71,7 +72,6 @@ def check_used(
         else:
             way_out = f"remove it, or use it somewhere as ${{{key}}}"
         raise UserError(f"{path}: {key}: has no effect, since nothing uses it; {way_out}")
-    ours: Any = OmegaConf.load(conf / "trainer" / "default.yaml")
     lightnings = config["trainer"].get("_target_") == ours["_target_"]
     for name in config["trainer"].keys() - set(ours) if lightnings else ():
         path = next((path for path in files if contains(path, name)), "a config file")

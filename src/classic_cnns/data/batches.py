@@ -97,12 +97,12 @@ class Batches:
             begins = [start + self.rank * self.batch_size for start in starts]
             mine = [slice(begin, begin + self.batch_size) for begin in begins]
         gathered = self.read([order[rows] for rows in mine])
-        for start, rows, (images, there) in zip(starts, mine, gathered, strict=True):
+        for start, rows, (images, decoded) in zip(starts, mine, gathered, strict=True):
             with self.batch_context():
-                numbers = noise[rows][there].split(draws, 1)
+                numbers = noise[rows][decoded].split(draws, 1)
                 for transform, own in zip(self.augment, numbers, strict=True):
                     images = transform(images, own)
-                labels = self.labels.index_select(0, order[rows][there])
+                labels = self.labels.index_select(0, order[rows][decoded])
                 pairs = self.to_input(images), labels
             batches = zip(*(part.split(self.batch_size) for part in pairs), strict=True)
             for number, batch in enumerate(batches, start // self.step):

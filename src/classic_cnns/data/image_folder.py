@@ -61,12 +61,12 @@ class DecodedBatches(Batches):
             parts = iter(read_ahead(self.images, numbers, workers, size=size, pinned=pinned))
         missing: list[str] = []
         for left in range(len(numbers) - 1, -1, -1):
-            images, there, names = next(parts)
+            images, rows, names = next(parts)
             missing += names
             if not left:  # now, since the caller may stop after the last batch
                 next(parts, None)  # ends the workers
                 self.report(missing, sum(map(len, numbers)))
-            yield images.to(device, non_blocking=True), there.to(device)
+            yield images.to(device, non_blocking=True), rows.to(device)
 
     def report(self, names: list[str], count: int) -> None:
         """Log in one line the files of `count` that could not be decoded, each only once."""
@@ -138,12 +138,14 @@ class ImageFolderData(ImageData):
     def setup(self, stage: str) -> None:
         self.prepare_data()  # Lightning has done so, other callers may not
         self.preprocessing.to(self.device)  # including the mean image of a checkpoint
-        if not self.fitted:
+        if not self.has_statistics:
             # Deviation: mean image and colour axes of 1,000 training images, not of all
             count = len(self.files["train"][0])
             some = np.sort(np.random.RandomState(1998).permutation(count)[:1000])
             shares = torch.from_numpy(some).split(10)
-            self.fit(part for part, _ in self.loader("train", 1).read(shares) if len(part))
+            self.compute_statistics(
+                part for part, _ in self.loader("train", 1).read(shares) if len(part)
+            )
             log.info(
                 "%s: %s images to train on, %s for validation%s",
                 self.dataset, f"{count:,}", f"{len(self.files['val'][0]):,}",

@@ -45,7 +45,7 @@ class ImageData(pl.LightningDataModule):
             classes=[str(number) for number in range(num_classes)],
             test_patches=test_patches,
         )
-        self.fitted = False  # statistics are computed, or come from a checkpoint
+        self.has_statistics = False  # computed, or from a checkpoint
         self.train_batches: Batches | None = None
         self.resumed: dict[str, Any] = {}  # the state of a pass to be resumed
 
@@ -53,7 +53,7 @@ class ImageData(pl.LightningDataModule):
     def device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
-    def fit(self, parts: Iterable[Tensor]) -> None:
+    def compute_statistics(self, parts: Iterable[Tensor]) -> None:
         """Compute the mean image and colour axes of training images, parts of (N, C, H, W) uint8.
 
         Only one part at a time is in memory, and none is read if no part of the config needs them.
@@ -69,7 +69,7 @@ class ImageData(pl.LightningDataModule):
         if self.input["subtract_mean"]:
             self.preprocessing.mean = None  # otherwise it would be subtracted from itself
             self.preprocessing.mean = self.preprocessing.to_input((total / count)[None])[0]
-        self.fitted = True
+        self.has_statistics = True
 
     @property
     def class_names(self) -> Sequence[str]:

@@ -91,11 +91,11 @@ class ResidentData(ImageData):
                 self.dataset, f"{len(self.train_indices):,}", f"{len(self.val_indices):,}",
             )  # fmt: skip
         self.preprocessing.to(self.device)  # including the mean image of a checkpoint
-        if not self.fitted:
+        if not self.has_statistics:
             training = torch.from_numpy(self.train_indices).to(self.device)  # no validation images
             images = self.resident["train_images"]
             size = max(1, 2**20 // images[0].numel())
-            self.fit(images.index_select(0, part) for part in training.split(size))
+            self.compute_statistics(images.index_select(0, part) for part in training.split(size))
 
     def facts(self) -> dict[str, object]:
         """For provenance.json: the checksums and the split."""

@@ -82,15 +82,15 @@ class Files(Dataset):
 
     def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor, list[str]]:
         images = np.empty((len(numbers), 3, self.size, self.size), np.uint8)
-        there: list[int] = []
+        rows: list[int] = []
         missing: list[str] = []
         for row, number in enumerate(numbers):
-            if self.read(number, images[len(there)]):
-                there.append(row)
+            if self.read(number, images[len(rows)]):
+                rows.append(row)
             else:
                 missing.append(self.paths[number])
-        pixels = torch.from_numpy(images[: len(there)])
-        return pixels, torch.tensor(there, dtype=torch.int64), missing
+        pixels = torch.from_numpy(images[: len(rows)])
+        return pixels, torch.tensor(rows, dtype=torch.int64), missing
 
     def read(self, number: int, pixels: np.ndarray) -> bool:
         """Fill `pixels` (3, size, size) with an image; False if it cannot be decoded."""
@@ -178,7 +178,7 @@ def prepare(
     names = checksum(paths.names for paths, _ in index.values())
     today = {"format": FORMAT, "size": size, "quality": quality, "names_sha256": names}
 
-    def whole() -> dict[str, StoredImages] | None:
+    def open_stores() -> dict[str, StoredImages] | None:
         known = read_json(manifest) or {}
         if known.get("format", 0) > FORMAT:
             raise UserError(
@@ -190,13 +190,13 @@ def prepare(
         stores = {n: StoredImages(folder, n, paths, size) for n, paths in splits.items()}
         return {"test": stores["val"]} | stores
 
-    found = whole()
+    found = open_stores()
     if found or not create:
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            if found := whole():
+            if found := open_stores():
                 return found
             known = read_json(manifest)
             if known != today:
@@ -213,7 +213,7 @@ def prepare(
             for split, paths in splits.items():
                 write_split(folder / split, EncodedBlocks(paths, size, quality))
             write_json(manifest, today | {"whole": True})
-            return whole()
+            return open_stores()
     except OSError as error:
         if not required and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             log.warning("%s: %s; images are read from their folders", folder, error.strerror)
@@ -241,8 +241,8 @@ def has_room(splits: dict, folder: Path, size: int, quality: int, required: bool
     some = range(len(paths))[:: max(1, len(paths) // 50)]
     content, _ = EncodedBlocks(paths, size, quality or 90)[some]
     needed = {"jpeg": count * len(content) // len(some), "raw": count * 3 * size**2}
-    there = sum(file.stat().st_size for file in folder.glob("*.bin"))
-    free = shutil.disk_usage(folder).free + there
+    written = sum(file.stat().st_size for file in folder.glob("*.bin"))
+    free = shutil.disk_usage(folder).free + written
     text = (
         f"{count:,} images of {size} x {size}: raw (data.store=raw) {gigabytes(needed['raw'])}, "
         f"JPEGs of quality {quality or 90} (data.store=jpeg) about {gigabytes(needed['jpeg'])}; "

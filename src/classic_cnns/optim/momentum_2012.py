@@ -73,9 +73,9 @@ def per_layer(
             group = (lr, weight_decay.get(layer, 0.0))
         groups.setdefault(group, []).append(parameter)
     if weighted != set(weight_decay):
-        odd = ", ".join(sorted(weighted ^ set(weight_decay)))
+        unmatched = ", ".join(sorted(weighted ^ set(weight_decay)))
         allowed = ", ".join(sorted(weighted))
-        raise ValueError(f"optim.weight_decay: {odd}: needs one value for each of {allowed}")
+        raise ValueError(f"optim.weight_decay: {unmatched}: needs one value for each of {allowed}")
     rows = [
         {"params": members, "lr": rate, "weight_decay": decay}
         for (rate, decay), members in groups.items()

@@ -274,11 +274,11 @@ def read_metrics(directory: Path, offset: int = 0) -> tuple[list[dict[str, Any]]
     with open(path, "rb") as file:
         file.seek(offset if offset <= path.stat().st_size else 0)  # a resumed run may truncate it
         start, text = file.tell(), file.read()
-    whole = text[: text.rfind(b"\n") + 1]
+    complete = text[: text.rfind(b"\n") + 1]
     lines = []
-    for line in whole.splitlines():
+    for line in complete.splitlines():
         with suppress(ValueError):  # a line cut off when the run was killed
             found = json.loads(line)
             if isinstance(found, dict) and {"epoch", "metrics"} <= found.keys():
                 lines.append(found)
-    return lines, start + len(whole)
+    return lines, start + len(complete)

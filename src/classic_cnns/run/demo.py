@@ -14,10 +14,10 @@ from classic_cnns.run.trained import load_net
 
 def answer(net: Classifier, picture: Any) -> tuple[dict[str, float], Any]:
     """The probability of each class for a PIL image, and a figure of all layers."""
-    shares = net.probabilities(picture)
+    probabilities = net.probabilities(picture)
     pixels = torch.from_numpy(np.array(net.prepared.read(picture)[0]))
-    figure = explain(net, pixels, top_classes(net, shares)[0])
-    return dict(zip(net.classes, shares[0].tolist(), strict=True)), figure
+    figure = explain(net, pixels, top_classes(net, probabilities)[0])
+    return dict(zip(net.classes, probabilities[0].tolist(), strict=True)), figure
 
 
 def page(checkpoint: Path, config: DictConfig) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torchmetrics.classification import MulticlassStatScores
 
 from classic_cnns import UserError
 from classic_cnns.classifier import Diverged
-from classic_cnns.config.stored import config_errors
+from classic_cnns.config.stored import config_errors, stored_values
+from classic_cnns.config.trust import untrusted_packages
 from classic_cnns.report.log import progress_bar, show_log
 from classic_cnns.report.markdown import markdown_table
 from classic_cnns.report.results import format_value
@@ -98,14 +100,17 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
     stored = found.get("preprocessing")
     if stored and hasattr(data, "preprocessing"):  # use the mean image of its own training set
         with config_errors(checkpoint):
-            data.preprocessing.mean, data.fitted = stored["mean"], True
+            data.preprocessing.mean, data.has_statistics = stored["mean"], True
         if hasattr(data, "sets"):  # validation images are a part of the training set
             data.sets = ("test",) if split == "test" else ("train",)
     classes = Classes()
     trainer: pl.Trainer = build_trainer(config, callbacks=[classes], logger=False)
     apply_precision(trainer, module, config.trainer.get("channels_last"))
     measure = trainer.test if split == "test" else trainer.validate
-    with config_errors(checkpoint), lightning_errors(), warnings.catch_warnings():
+    # Errors in the user's own classes keep their traceback.
+    own = untrusted_packages(stored_values(config))
+    errors = nullcontext() if own else config_errors(checkpoint)
+    with errors, lightning_errors(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # no callbacks
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 with torch 2.15
         data.prepare_data()

@@ -12,11 +12,11 @@ from classic_cnns.report import pictures
 SHOWN = 5  # classes
 
 
-def top_classes(net: Classifier, shares: Tensor) -> list[dict[str, float]]:
+def top_classes(net: Classifier, probabilities: Tensor) -> list[dict[str, float]]:
     """For each row of probabilities (N, classes), the most probable classes, best first."""
-    best, classes = shares.topk(min(SHOWN, shares.shape[1]), 1), net.classes
+    best, classes = probabilities.topk(min(SHOWN, probabilities.shape[1]), 1), net.classes
     return [
-        {classes[number]: share for number, share in zip(numbers, own, strict=True)}
+        {classes[number]: probability for number, probability in zip(numbers, own, strict=True)}
         for numbers, own in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
 
@@ -29,6 +29,6 @@ def explain(net: Classifier, pixels: Tensor, found: dict[str, float]) -> Any:
     inputs = net.prepared.to_input(pixels[None].to(net.device))
     outputs = activations(net.net, inputs, pooling=True)
     layers = {name: output[0].cpu() for name, (_, output) in outputs.items()}
-    whole: Any = net.net
-    bitmaps = whole.output.weight.cpu() if isinstance(whole, LeNet5) else None
+    lenet5: Any = net.net if isinstance(net.net, LeNet5) else None
+    bitmaps = lenet5.output.weight.cpu() if lenet5 else None
     return pictures.maps(inputs[0].cpu(), layers, bitmaps, found)

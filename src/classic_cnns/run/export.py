@@ -38,8 +38,12 @@ class Exported(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         inputs = self.preprocessing(images)  # (N, C, H, W), or patches (N, V, C, H, W)
-        shares = self.net(inputs.flatten(0, -4)).softmax(1)
-        return shares if inputs.dim() == 4 else shares.unflatten(0, inputs.shape[:2]).mean(1)
+        probabilities = self.net(inputs.flatten(0, -4)).softmax(1)
+        return (
+            probabilities
+            if inputs.dim() == 4
+            else probabilities.unflatten(0, inputs.shape[:2]).mean(1)
+        )
 
 
 def check_path(path: Path) -> None:
@@ -62,19 +66,19 @@ def export(checkpoint: Path, config: DictConfig, path: Path) -> str:
     net = load_net(checkpoint, config)
     if path.suffix == ".safetensors":
         content = weights(net)
-        told = f"{len(net.net.state_dict())} tensors, the same bits as in {checkpoint}"
+        comparison = f"{len(net.net.state_dict())} tensors, the same bits as in {checkpoint}"
     else:
         module = Exported(net).eval().requires_grad_(False)
         module.to(memory_format=torch.contiguous_format)  # after training with channels last
         pictures, source = test_pictures(config, net)
         content, run = (onnx if path.suffix == ".onnx" else pt2)(module, pictures[:2])
-        told = compare(module, run, pictures, source, path)
+        comparison = compare(module, run, pictures, source, path)
     try:
         with atomic_write(path) as file:
             file.write(content)
     except OSError as error:
         raise UserError(f"--to={path}: {error.strerror}; try another place") from error
-    return f"{path}: {told}"
+    return f"{path}: {comparison}"
 
 
 def test_pictures(config: DictConfig, net: Classifier) -> tuple[Tensor, str]:
@@ -100,11 +104,13 @@ def compare(module: nn.Module, run: Run, pictures: Tensor, source: str, path: Pa
     ours, theirs = (torch.cat([answer(part) for part in parts]) for answer in (module, run))
     largest = (ours - theirs).abs().max().item()
     same = (ours.argmax(1) == theirs.argmax(1)).sum().item()
-    told = f"{same:,} of {len(pictures):,} {source} get torch's answer, probabilities differ by "
-    told += f"{largest:.1e} at most"
+    comparison = (
+        f"{same:,} of {len(pictures):,} {source} get torch's answer, probabilities differ by "
+    )
+    comparison += f"{largest:.1e} at most"
     if not largest <= NEAR or same < len(pictures):
-        raise UserError(f"--to={path}: {told}, which is too much; nothing was written")
-    return told
+        raise UserError(f"--to={path}: {comparison}, which is too much; nothing was written")
+    return comparison
 
 
 def onnx(module: nn.Module, pictures: Tensor) -> tuple[bytes, Run]:

@@ -37,15 +37,15 @@ class Pictures(Dataset):
     def __getitem__(
         self, numbers: Sequence[int]
     ) -> tuple[np.ndarray, list[tuple[int, dict[str, bool], str]]]:
-        pixels, told = [], []
+        pixels, outcomes = [], []
         for number in numbers:
             try:
                 image, changes = self.read(self.paths[number])
                 pixels.append(image)
-                told.append((number, changes, ""))
+                outcomes.append((number, changes, ""))
             except UserError as error:
-                told.append((number, {}, str(error)))
-        return np.array(pixels, np.uint8).reshape(-1, *self.shape), told
+                outcomes.append((number, {}, str(error)))
+        return np.array(pixels, np.uint8).reshape(-1, *self.shape), outcomes
 
 
 def predict(
@@ -72,11 +72,11 @@ def predict(
     loader = read_ahead(Pictures(paths, preprocessing), batches, workers)
     failures, width = [], min(60, max(map(len, paths)))
     with progress_bar(" pictures", len(paths), delay=2) as bar, torch.no_grad():
-        for read, told in loader:
+        for read, outcomes in loader:
             pixels = torch.from_numpy(read)
             scores = net(preprocessing(pixels.to(net.device)))
             rows = zip(pixels, top_classes(net, scores.float().softmax(1)), strict=True)
-            for number, changes, failure in told:
+            for number, changes, failure in outcomes:
                 path = paths[number]
                 if failure:
                     failures.append(failure)

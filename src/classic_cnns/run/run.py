@@ -24,8 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from classic_cnns import UserError, one_line, program
 from classic_cnns.callbacks.checkpoint import finished_epochs, writes_last
 from classic_cnns.callbacks.estimate import Estimate
+from classic_cnns.callbacks.history import History
 from classic_cnns.callbacks.pictures import tensorboard_writers
-from classic_cnns.callbacks.record import Record
 from classic_cnns.callbacks.seed import SeedEpochs
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged, check_fits, takes_total_steps
@@ -123,9 +123,9 @@ def run(config: DictConfig) -> dict[str, Any]:
         with lightning_errors():
             data.prepare_data()  # before a directory exists, so that errors leave nothing behind
         # Only a Trainer can broadcast the directory, and the run's own Trainer is built with it.
-        meeting = build_trainer(config, logger=False)
-        meeting.strategy.setup_environment()
-        rank_0, kept, resume = meeting.is_global_zero, False, ""
+        temporary = build_trainer(config, logger=False)
+        temporary.strategy.setup_environment()
+        rank_0, kept, resume = temporary.is_global_zero, False, ""
         place: Any = None  # the directory, and the checkpoint to resume from
         if rank_0:
             given = expand("run_dir", config.run_dir) if config.run_dir else None
@@ -137,7 +137,7 @@ def run(config: DictConfig) -> dict[str, Any]:
                 send_report(directory=str(directory), resume=resume)
             if kept and not earlier:
                 stack.enter_context(removed_on_user_error(directory, before))
-        directory, last = meeting.strategy.broadcast(place)
+        directory, last = temporary.strategy.broadcast(place)
         trainer = assemble(config, directory, module, stop, step)
         on_cpu = trainer.strategy.root_device.type == "cpu"
         Watch.bfloat16 = rank_0 and on_cpu and trainer.precision.startswith("bf16")
@@ -241,7 +241,7 @@ def assemble(
     if "MLFLOW_TRACKING_URI" not in os.environ:
         places["tracking_uri"] = f"sqlite:///{directory.absolute()}/mlflow.db"
     loggers = build_parts(config, "logger", Logger, **places)
-    always = Record(), SeedEpochs(config.seed), Estimate(config.get("estimate", False))
+    always = History(), SeedEpochs(config.seed), Estimate(config.get("estimate", False))
     trainer = build_trainer(
         config,
         callbacks=[*callbacks, *always, stop],
@@ -257,8 +257,8 @@ def resume_step(last: Path, config: DictConfig) -> int:
     checkpoint = read_checkpoint(last)
     needed = {"epoch", "global_step", "loops", "optimizer_states", "lr_schedulers"}
     done, wanted = finished_epochs(checkpoint), config.trainer.max_epochs
-    whole = needed <= checkpoint.keys() and type(done) is int
-    check_weights(last, config, checkpoint if whole else {})
+    is_complete = needed <= checkpoint.keys() and type(done) is int
+    check_weights(last, config, checkpoint if is_complete else {})
     if wanted != -1 and wanted < done:
         raise UserError(
             f"trainer.max_epochs={wanted}: {config.resume} has done "
@@ -288,7 +288,7 @@ def train_and_test(
     if config.trainer.get("compile"):  # absent in configs of earlier versions
         module.net.compile(backend=config.trainer.compile)
     apply_precision(trainer, module, config.trainer.get("channels_last"))
-    record = next(c for c in trainer.callbacks if isinstance(c, Record))
+    history = next(c for c in trainer.callbacks if isinstance(c, History))
 
     with lightning_errors():
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
@@ -297,7 +297,7 @@ def train_and_test(
         found["batch_size"] = size = getattr(data, "batch_size", None)
         log.info("trained with batches of %s images; data.batch_size=%s repeats it", size, size)
     averaged = save_average(trainer, checkpoints)
-    metrics, seconds = dict(record.metrics), record.seconds
+    metrics, seconds = dict(history.metrics), history.seconds
     epochs, steps = trainer.current_epoch, trainer.global_step
     tested = dict(metrics)
     if is_overridden("test_step", module) and is_overridden("test_dataloader", data):
@@ -352,9 +352,9 @@ def best_checkpoint(trainer: Any, checkpoints: Path) -> str | None:
     """The checkpoint to test: our best, Lightning's best, or None for the last weights."""
     if trainer.fast_dev_run:
         return None
-    whole = trainer.is_global_zero and first_intact(checkpoints / name for name in (BEST, LAST))
-    if whole := trainer.strategy.broadcast(whole):
-        return str(whole)
+    intact = trainer.is_global_zero and first_intact(checkpoints / name for name in (BEST, LAST))
+    if intact := trainer.strategy.broadcast(intact):
+        return str(intact)
     paths = [getattr(c, "best_model_path", "") for c in trainer.checkpoint_callbacks]
     return next((path for path in paths if path), None)
 
@@ -402,28 +402,28 @@ def lightning_errors() -> Iterator[None]:
         line = one_line(error)
         name = line.partition(" ")[0].strip("`")
         if isinstance(error, MisconfigurationException):
-            told = line
+            message = line
         elif isinstance(error, ValueError) and name in trainer_arguments():
-            told = f"trainer.{name}: {line}"
+            message = f"trainer.{name}: {line}"
         elif "learning rate finder" in line:
-            told = (
+            message = (
                 "callbacks: LearningRateFinder needs a module with the attribute 'lr'; "
                 "try rates instead: -m optim.lr=0.001,0.01,0.1"
             )
         elif line.endswith("'backbone'"):
-            told = f"callbacks: BackboneFinetuning: {line}, which it needs"
+            message = f"callbacks: BackboneFinetuning: {line}, which it needs"
         elif "does not support dense gradients" in line:
-            told = f"optim.optimizer: {line}; try another optim"
+            message = f"optim.optimizer: {line}; try another optim"
         elif "Early stopping conditioned on metric" in line:
-            told = f"callbacks: {line}"
+            message = f"callbacks: {line}"
         elif "does not have a deterministic implementation" in line:
-            told = f"trainer.deterministic=true: {line.partition(',')[0]}"
+            message = f"trainer.deterministic=true: {line.partition(',')[0]}"
         elif type(error).__name__ in ("BackendCompilerFailed", "InductorError"):
             why = line.partition(" Set TORCH")[0][:200]
-            told = f"trainer.compile: {why}; try trainer.compile=null"
+            message = f"trainer.compile: {why}; try trainer.compile=null"
         else:
             raise
-        raise UserError(told) from error
+        raise UserError(message) from error
 
 
 @contextmanager

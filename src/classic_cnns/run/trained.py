@@ -41,7 +41,7 @@ def load_net(checkpoint: Path, config: DictConfig) -> Classifier:
 def data_of(config: DictConfig, net: Classifier) -> Any:
     """The data module of a run, with the preprocessing that the checkpoint contains."""
     data: Any = build_data(config)
-    data.preprocessing, data.fitted = net.prepared, True
+    data.preprocessing, data.has_statistics = net.prepared, True
     data.prepare_data()
     data.setup("test")
     return data

@@ -143,27 +143,27 @@ class Search:
         """Tell the study how a job has ended; an interrupted job will be continued later."""
         from optuna.trial import TrialState
 
-        value, told = metrics.get(self.metric), TrialState.FAIL
+        value, ending = metrics.get(self.metric), TrialState.FAIL
         if state == "finished" and value is not None and isfinite(value):
-            told = TrialState.COMPLETE
+            ending = TrialState.COMPLETE
         elif state == "pruned":
-            told = TrialState.PRUNED
+            ending = TrialState.PRUNED
         if state == "interrupted" or number in self.over:
             return
         self.over.add(number)
         try:
-            self.study.tell(number, value if told == TrialState.COMPLETE else None, told)
+            self.study.tell(number, value if ending == TrialState.COMPLETE else None, ending)
         except RuntimeError:  # raised by grid samplers when all values are done
             self.n_trials = len(self.trials)
 
 
 def suggest(trial: Any, key: str, param: dict[str, Any]) -> str:
     """The trial's value for a parameter, as a word; UserError for an invalid parameter."""
-    whole = all(type(param.get(end)) is int for end in ("low", "high"))
+    integers = all(type(param.get(end)) is int for end in ("low", "high"))
     try:
         if "choices" in param:
             return trial.suggest_categorical(key, **param)
-        return repr((trial.suggest_int if whole else trial.suggest_float)(key, **param))
+        return repr((trial.suggest_int if integers else trial.suggest_float)(key, **param))
     except (TypeError, ValueError) as error:
         line = one_line(error).partition("() ")[2] or one_line(error).rstrip(".")
         raise UserError(

@@ -62,18 +62,18 @@ def first_intact(paths: Iterable[Path]) -> Path | None:
 
     Returns None if there are no files; raises UserError if all are damaged.
     """
-    trouble: UserError | None = None
+    damage: UserError | None = None
     for path in filter(Path.exists, paths):
         try:
             read_checkpoint(path)
         except UserError as error:
-            trouble = trouble or error
+            damage = damage or error
             continue
-        if trouble:
-            rank_zero_only(log.warning)("%s; %s is used instead", trouble, path.name)
+        if damage:
+            rank_zero_only(log.warning)("%s; %s is used instead", damage, path.name)
         return path
-    if trouble:
-        raise trouble
+    if damage:
+        raise damage
     return None
 
 

@@ -49,7 +49,7 @@ def run_in_ranks(trainer: Any, task: Callable[[], object]) -> None:
         launch(count) if count > 1 else task()
         return
     facts: dict[str, Any] = {}
-    atexit.register(leave, facts)  # registered first, so it runs last
+    atexit.register(exit_at_once, facts)  # registered first, so it runs last
     if REPORT not in os.environ:  # supervised by torchrun or SLURM
         task()
         facts["code"] = 0
@@ -60,8 +60,10 @@ def run_in_ranks(trainer: Any, task: Callable[[], object]) -> None:
         facts["code"] = 0
         return
     except SystemExit as stop:  # its code may also be a message, or None
-        told = None if isinstance(stop.code, int | None) else str(stop.code)
-        facts |= {"code": stop.code or 0} if told is None else {"code": 1, "error": told[:500]}
+        message = None if isinstance(stop.code, int | None) else str(stop.code)
+        facts |= (
+            {"code": stop.code or 0} if message is None else {"code": 1, "error": message[:500]}
+        )
     except UserError as error:
         facts |= {"code": 2, "error": str(error)[:1000]}
     except BrokenPipeError:  # the reader of the output has ended, such as head
@@ -73,7 +75,7 @@ def run_in_ranks(trainer: Any, task: Callable[[], object]) -> None:
     send_report(**facts)
 
 
-def leave(end: dict[str, int]) -> None:
+def exit_at_once(end: dict[str, int]) -> None:
     """End this process with `code` of `end`, if it has one, without finalising the interpreter.
 
     During finalisation a thread of gloo occasionally aborts the process when it releases its last
@@ -102,16 +104,16 @@ def launch(count: int) -> None:
         port = free_port()
         ranks = [start(rank, count, port, sender) for rank in range(count)]
         os.close(sender)
-        pumps = [
+        forwarders = [
             threading.Thread(target=forward_output, args=pair, daemon=True)
             for pair in enumerate(ranks)
         ]
-        for thread in pumps:
+        for thread in forwarders:
             thread.start()
         for codes in supervise(ranks, stop_requests):
             first = codes
             time.sleep(0.05)
-        for thread in pumps:
+        for thread in forwarders:
             thread.join(timeout=1)
         if first:
             reports = []

@@ -44,8 +44,8 @@ def stop_signals(handler: Callable[[int, Any], Any] | None = None) -> Iterator[l
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main else ()
     if in_main and "SLURM_JOB_ID" in os.environ:
         numbers = *numbers, REQUEUE
-    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    before = {n: signal.signal(n, handler or (lambda n, _: seen.append(n))) for n in heard}
+    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    before = {n: signal.signal(n, handler or (lambda n, _: seen.append(n))) for n in handled}
     try:
         yield seen
     finally:
@@ -81,19 +81,19 @@ def supervise(
     codes are keyed by position in `leaders`.
     """
     first: dict[int, int] = {}
-    handed_on, deadline = 0, inf
+    forwarded, deadline = 0, inf
     while running := [leader for leader in leaders if leader.poll() is None]:
         first = first or failed(leaders)
         now = time.monotonic()
         for leader in running:
             if now > deadline:
                 kill(leader)
-            elif len(stop_requests) > handed_on:
+            elif len(stop_requests) > forwarded:
                 leader.terminate()
-        handed_on = len(stop_requests)
-        if first or handed_on > 1:
+        forwarded = len(stop_requests)
+        if first or forwarded > 1:
             deadline = min(deadline, now + GRACE)
-        elif handed_on:
+        elif forwarded:
             deadline = min(deadline, now + patience)
         yield first
     yield first or failed(leaders)

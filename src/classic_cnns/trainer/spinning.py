@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 SPIN_COUNT = 30_000  # as fast alone as GNU's default of 300,000, and shorter if cores are lacking
 FIXED_SPIN_COUNT = 1_700  # a compromise for kernels that do not report times of waiting
 INTERVAL = 0.25  # seconds
-COMES, LEAVES = 4, 8  # intervals whose mean decides; short epochs end with a peak in one
+STARTS, ENDS = 4, 8  # intervals whose mean decides; short epochs end with a peak in one
 ADVICE = (
     "not enough free cores for %s threads: bfloat16 can now take many times as long; "
     "OMP_NUM_THREADS=%s avoids this, and changes the last digits of results"
@@ -72,9 +72,9 @@ class Watch(Thread):
             cls(daemon=True, name="spinning").start()
 
     def run(self) -> None:
-        crowd: Crowd | None = None
+        sleepers: Sleepers | None = None
         start, before = time.monotonic(), times()[1]
-        shares: deque[float] = deque(maxlen=LEAVES)
+        shares: deque[float] = deque(maxlen=ENDS)
         while True:
             time.sleep(INTERVAL)
             now, waited = time.monotonic(), times()[1]
@@ -82,16 +82,16 @@ class Watch(Thread):
             start, before, threads = now, waited, thread_count()
             # A busy program gives 0.5 or more, and of many threads some always wait a little.
             limit = 0.3 + 0.01 * threads
-            if crowd is None and sum(list(shares)[-COMES:]) > COMES * limit and threads > 1:
+            if sleepers is None and sum(list(shares)[-STARTS:]) > STARTS * limit and threads > 1:
                 with suppress(RuntimeError):  # this process is ending
-                    crowd = Crowd(threads)
+                    sleepers = Sleepers(threads)
                 shares.clear()
                 if Watch.bfloat16:
                     Watch.bfloat16 = False
                     log.warning(ADVICE, threads, threads - 1)
-            elif crowd and len(shares) == LEAVES and sum(shares) < LEAVES * limit / 2:
-                crowd.leave.set()
-                crowd = None
+            elif sleepers and len(shares) == ENDS and sum(shares) < ENDS * limit / 2:
+                sleepers.end.set()
+                sleepers = None
 
 
 def thread_count() -> int:
@@ -103,23 +103,23 @@ def thread_count() -> int:
     return torch.get_num_threads()
 
 
-class Crowd:
-    """Sleeping OpenMP threads, with which there are more of them than CPUs, until `leave` is set.
+class Sleepers:
+    """Sleeping OpenMP threads, with which there are more of them than CPUs, until `end` is set.
 
     Each thread of Python that enters a parallel region gets OpenMP threads of its own, which live
     as long as it does.
     """
 
     def __init__(self, threads: int) -> None:
-        self.leave = Event()
+        self.end = Event()
         lacking = len(os.sched_getaffinity(0)) + 1 - threads
         for _ in range(max(1, ceil(lacking / (threads - 1)))):
             # No daemons: Python would end them within torch's code, which aborts the process.
-            Thread(target=self.enter, args=(threads,)).start()
+            Thread(target=self.sleep, args=(threads,)).start()
 
-    def enter(self, threads: int) -> None:
+    def sleep(self, threads: int) -> None:
         import torch
 
         torch.zeros(threads * 2**16, device="cpu").add_(1)  # at least 2**15 numbers for each thread
-        while main_thread().is_alive() and not self.leave.wait(INTERVAL):
+        while main_thread().is_alive() and not self.end.wait(INTERVAL):
             pass

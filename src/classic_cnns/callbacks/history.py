@@ -13,7 +13,7 @@ from classic_cnns.files import write_text
 from classic_cnns.report.results import read_metrics
 
 
-class Record(Callback):
+class History(Callback):
     """Appends a line of JSON with the metrics of an epoch to `metrics.jsonl` at its end.
 
     A line has `epoch` (the number of finished epochs), `epochs` (the number to be done), `step` of
