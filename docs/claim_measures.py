@@ -13,7 +13,7 @@ from classic_cnns.config.compose import Composer
 from classic_cnns.data.transforms import pad_to
 from classic_cnns.run.pictures import TrainedNet, transformed
 
-REST = 0.005  # errors among those that are not rejected, section III.C of 1998
+REST = 0.005  # errors among those that are not rejected, section III.D of 1998
 NEIGHBOURS = 3  # k of section III.C of 1998
 SHOWN = 1000  # images for which a unit is dead or saturated
 
@@ -87,7 +87,7 @@ def nearest_classes(images: Tensor, known: Tensor, labels: Tensor, k: int = NEIG
 
 
 def inverted(images: Tensor, share: float) -> Tensor:
-    """Each pixel is inverted with the probability `share`, as in section III.E of 1998."""
+    """Invert each pixel with the probability `share`; the net of Fig. 13 was trained on such."""
     chosen = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) < share
     return torch.where(chosen, 255 - images, images)
 

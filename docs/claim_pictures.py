@@ -75,7 +75,7 @@ def figure_5(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
     for color, (side, found) in enumerate(runs.items()):
         for split, line in (("val", "-"), ("train", ":")):
             passes, errors = middle(found, f"error/{split}")
-            label = f"{side}, {'held-out' if split == 'val' else 'training'}"
+            label = f"{side}, {'validation' if split == 'val' else 'training'}"
             axes.plot(passes, errors, line, marker=".", color=f"C{color}", label=label)
         test = [100 * value(run, "error/test") for run in found]
         axes.errorbar(len(passes) + 0.3 + 0.2 * color, mean(test), stdev(test), fmt="s", capsize=3,
@@ -145,7 +145,7 @@ def curves(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
-    axes.set_ylabel("error in %: held-out (lines), training (dots)")
+    axes.set_ylabel("error in %: validation (lines), training (dots)")
     axes.legend()
 
 

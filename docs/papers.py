@@ -27,8 +27,9 @@ PAPERS = {  # by the first words of a source, in the order of the page
 HEAD = """\
 # Facts of the papers
 
-Each line is a fact that was checked against the paper, the code that embodies it and the test that
-holds it. `make papers` writes this page from the markers of the tests; change those.
+Each row has a fact that was checked, where the paper states it, the code that implements it, and
+the test that verifies it. `make papers` writes this page from the markers of the tests; change
+those.
 """
 
 

@@ -179,7 +179,7 @@ def affine(image: np.ndarray, right, down, scale, squeeze, shear) -> np.ndarray:
 
 @pytest.mark.fact(
     "Distortions are translation, scaling, squeezing and horizontal shearing; no ranges are given",
-    source="LeCun 1998, section III.C",
+    source="LeCun 1998, section III.B",
     code="data/transforms.py:RandomAffine",
 )
 @pytest.mark.parametrize("size", [9, 12])
@@ -227,7 +227,7 @@ def test_one_colour_is_added_to_all_pixels_of_an_image(coloured):
 
 
 @pytest.mark.fact(
-    "Its covariance is 0.1^2 times that of the pixels, as in the authors' code, not as in "
+    "Its covariance is 0.1^2 times that of the pixels, as in the authors' code and not as in "
     "their formula",
     source="Krizhevsky 2012, section 4.1",
     code="data/transforms.py:ColourNoise",
@@ -320,7 +320,7 @@ def test_an_enlarged_image_equals_the_loop():
 
 @pytest.mark.fact(
     "Images of 28x28 are centred in 32x32 pixels of background; they are not resized",
-    source="LeCun 1998, section II.B",
+    source="LeCun 1998, sections II.B and III.A",
     code="data/transforms.py:pad_to",
 )
 @pytest.mark.parametrize("shape, size", [((28, 28), 32), ((28, 28), 28), ((5, 4), 8), ((3, 8), 8)])
@@ -336,7 +336,7 @@ def test_images_are_centred_in_background(shape, size):
 
 @pytest.mark.fact(
     "Background is -0.1 and ink 1.175",
-    source="LeCun 1998, section III.A",
+    source="LeCun 1998, section II.B",
     code="data/transforms.py:scale",
 )
 def test_background_is_exactly_minus_a_tenth_and_full_ink_1_175():

@@ -94,7 +94,7 @@ def on_meta(**changes: Any) -> AlexNet:
 
 
 @pytest.mark.fact(
-    "Each layer has the paper's numbers of parameters, neurons and multiplications",
+    "Each layer has the parameters, neurons and multiplications that follow from its description",
     source="Krizhevsky 2012, section 3.5 and Fig. 2",
     code="model/alexnet.py:AlexNet",
 )

@@ -49,7 +49,7 @@ def test_shapes(net: AlexNetCifar10) -> None:
 
 
 @pytest.mark.fact(
-    "It is torchvision's variant, 64-192-384-256-256 in one tower, not the net of 2012",
+    "The tutorial's net is torchvision's, 64-192-384-256-256 in one tower, not that of 2012",
     source="tutorial on AlexNet for CIFAR-10",
     code="model/alexnet_cifar10.py:AlexNetCifar10",
 )
@@ -81,7 +81,7 @@ def test_each_input_of_fc6_is_repeated_nine_times(net: AlexNetCifar10) -> None:
 
 
 @pytest.mark.fact(
-    "It drops inputs of fc6 and fc7; the net of 2012 drops their outputs",
+    "The tutorial's net drops inputs of fc6 and fc7; the net of 2012 drops their outputs",
     source="tutorial on AlexNet for CIFAR-10",
     code="model/alexnet_cifar10.py:AlexNetCifar10.forward",
 )

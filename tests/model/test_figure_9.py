@@ -82,7 +82,7 @@ def test_fully_connected_nets_equal_the_formula(hidden, weights):
 
 @pytest.mark.fact(
     "The bitmaps are initially fixed; they can be learned too",
-    source="LeCun 1998, section II.C",
+    source="LeCun 1998, sections II.B and II.C",
     code="model/lenet5.py:EuclideanRBF",
 )
 def test_learned_bitmaps_start_as_the_fixed_ones_and_have_a_gradient():

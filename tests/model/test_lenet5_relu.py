@@ -12,7 +12,7 @@ def net(**options: str) -> LeNet5ReLU:
 
 
 @pytest.mark.fact(
-    "With ReLU and a linear output it has 60,806 parameters, and 61,706 if each C3 map uses "
+    "With ReLU and a linear output LeNet-5 has 60,806 parameters, and 61,706 if each C3 map uses "
     "all six",
     source="tutorial on LeNet-5",
     code="model/lenet5_relu.py:LeNet5ReLU",
@@ -111,7 +111,7 @@ def test_our_batch_norm_equals_torchs(c3: str) -> None:
 
 
 @pytest.mark.fact(
-    "Its loss is the mean square over ten outputs; eq. 8 is a sum over 84 units",
+    "The tutorial's loss is the mean square over ten outputs; eq. 8 is a sum over 84 units",
     source="tutorial on LeNet-5",
     code="model/lenet5_relu.py:SquaredErrorOneHot",
 )

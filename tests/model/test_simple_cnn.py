@@ -12,7 +12,7 @@ def net(norm: str = "none", extra_convs: int = 0) -> SimpleCNN:
 
 
 @pytest.mark.fact(
-    "The net has 121,514 parameters; its linear layer has 64*7*7 = 3,136 inputs, not 32*7*7",
+    "The generic net has 121,514 parameters; its linear layer has 64*7*7 inputs, not 32*7*7",
     source="tutorial on small CNNs",
     code="model/simple_cnn.py:SimpleCNN",
 )

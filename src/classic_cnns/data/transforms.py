@@ -17,7 +17,7 @@ from torch import Tensor
 class RandomShift:
     """Shift each image by up to `pixels` in both directions; new pixels are background (0).
 
-    The horizontal and vertical translations of L98, III.C; elsewhere a "random crop with padding".
+    The horizontal and vertical translations of L98, III.B; elsewhere a "random crop with padding".
     """
 
     draws = 2
@@ -56,7 +56,7 @@ class RandomFlip:
 
 
 class RandomAffine:
-    """The planar affine distortions of L98, III.C, about the centre of square images.
+    """The planar affine distortions of L98, III.B, about the centre of square images.
 
     In this order: squeezing (widths divided and heights multiplied by 1 +- `squeeze`, or the
     reverse), horizontal shearing (by +- `shear` of the height), scaling (by 1 +- `scale`) and

@@ -136,7 +136,9 @@ def maps(
             grid = (
                 values[None] if name == "input" and len(values) == 3 else values[:24].unsqueeze(1)
             )
-            picture = make_grid(grid.float(), nrow=24, normalize=True, scale_each=True, pad_value=1)
+            picture = make_grid(
+                grid.float(), nrow=24, normalize=True, scale_each=True, pad_value=0.5
+            )
             axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_ylabel(name, rotation=0, ha="right", va="center")
         axes.set_xticks([])
