@@ -64,7 +64,7 @@ def compose(*words: str, config_dirs: Sequence[str] = (), trust: Sequence[str] =
     `--trust`.
     """
     if not all(isinstance(word, str) for word in words):
-        raise UserError("compose() takes words, as in compose('model=lenet5', 'data=mnist')")
+        raise UserError("compose() takes overrides, as in compose('model=lenet5', 'data=mnist')")
     config = Composer(config_dirs, trusted=trust).compose(words)
     OmegaConf.set_readonly(config, True)
     return config
