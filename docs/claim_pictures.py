@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from claims import value  # noqa: E402
+from claims import value, verdict  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib import ticker  # noqa: E402
 
@@ -19,7 +19,7 @@ def draw(claim: dict[str, Any], result: dict[str, Any], path: Path) -> None:
     runs = {side: found["runs"] for side, found in result["sides"].items()}
     figure = plt.figure(figsize=(7, 4), layout="constrained")
     PICTURES[claim.get("picture", "curves")](figure, claim, runs)
-    figure.suptitle(claim["title"])
+    figure.suptitle(f"{claim['title']}: {verdict(claim, result)}")
     for suffix, stamp in (("png", {"Software": None}), ("svg", {"Date": None})):
         figure.savefig(path.with_suffix(f".{suffix}"), dpi=110, metadata=stamp)
     plt.close(figure)
