@@ -97,6 +97,7 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_reported_and_the_other_one_used(words, tiny_config_dir, caplog):
     options = {"config_dirs": [str(tiny_config_dir)]}
     run(compose(*words, "run_dir=whole", **options))

@@ -495,6 +495,7 @@ def test_unreadable_files_are_reported_at_the_end(folder, pictures, tmp_path, ca
     assert len(lines) == 2
 
 
+@pytest.mark.slow
 def test_a_name_is_printed_even_if_the_terminal_lacks_its_characters(folder, tmp_path):
     digit().save(tmp_path / "Ziffer_\u00fc_\u4e03.png")
     words = [str(folder / "lenet5"), str(tmp_path / "Ziffer_\u00fc_\u4e03.png")]

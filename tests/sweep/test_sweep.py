@@ -87,6 +87,7 @@ def test_a_metric_of_validation_may_come_in_a_later_epoch():
     assert is_missing("f1/val", {"error/train", "error/val"})
 
 
+@pytest.mark.slow
 def test_a_job_over_the_time_limit_is_a_row_too(sweep):
     assert sweep("optim.lr=0.7,0.1", "sweep.time_limit=2", "sweep.dir=s").code == 1
     hung, other = read_table(sweep.folder / "s")
