@@ -195,7 +195,8 @@ class Classifier(pl.LightningModule):
         self.schedule_steps: float = inf  # set when the scheduler is created
         self.rank, self.ranks = 0, 1  # of the ranks that share the data
         self.resumed_sums: dict[str, Any] = {}  # of an epoch to be resumed
-        self.validated = False  # in this epoch
+        self.val_error: float | None = None  # measured in this epoch
+        self.logged = False  # the training metrics of this epoch
         self.preprocessing: Preprocessing | None = None  # set when loaded from a checkpoint
         self.start_clock()
 
@@ -378,7 +379,7 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.train_metrics.reset()
-        self.validated = False
+        self.val_error, self.logged = None, False
         self.start_clock()
         optimizer = self.trainer.optimizers[0]
         if isinstance(optimizer, StochasticDiagonalLM):
@@ -433,20 +434,26 @@ class Classifier(pl.LightningModule):
             rate = torch.tensor(trainer.optimizers[0].param_groups[0]["lr"], dtype=EXACT)
             self.log_dict({"loss/train_step": loss, "optim/lr": rate}, on_epoch=False)
         if last:
-            self.log_metrics("train", self.train_metrics)
-            seconds = time.perf_counter() - self.started
-            speed = {"images_per_second": self.images * self.ranks / seconds}
-            speed["data_wait"] = self.waiting_seconds / seconds  # share of the time, 0 to 1
-            self.log_dict(
-                {f"speed/{name}": value for name, value in speed.items()},
-                on_step=False, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1,
-            )  # fmt: skip
+            self.log_training()
         self.requested = time.perf_counter()
 
+    def log_training(self) -> None:
+        self.logged = True
+        self.log_metrics("train", self.train_metrics)
+        seconds = time.perf_counter() - self.started
+        speed = {"images_per_second": self.images * self.ranks / seconds}
+        speed["data_wait"] = self.waiting_seconds / seconds  # share of the time, 0 to 1
+        self.log_dict(
+            {f"speed/{name}": value for name, value in speed.items()},
+            on_step=False, on_epoch=True, batch_size=1, sync_dist=self.trainer.world_size > 1,
+        )  # fmt: skip
+
     def on_train_epoch_end(self) -> None:
+        if not self.logged:  # a callback stopped the run after a validation within the epoch
+            self.log_training()
         scheduler = self.lr_schedulers()
-        if isinstance(scheduler, ReduceLROnPlateau) and self.validated:
-            scheduler.step(self.trainer.callback_metrics["error/val"].item())
+        if isinstance(scheduler, ReduceLROnPlateau) and self.val_error is not None:
+            scheduler.step(self.val_error)
 
     # --- Evaluation ------------------------------------------------------------------------------
 
@@ -482,9 +489,9 @@ class Classifier(pl.LightningModule):
         return scores.argmax(1)
 
     def on_validation_epoch_end(self) -> None:
-        self.validated = True
         self.requested = time.perf_counter()  # validation is not waiting for data
         self.log_metrics("val", self.val_metrics)
+        self.val_error = self.val_metrics.means["error"].compute().item()
 
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test", self.test_metrics)
@@ -510,6 +517,7 @@ class Classifier(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.resumed_sums = checkpoint.get("train_sums", {})
+        self.val_error = checkpoint.get("epoch_metrics", {}).get("error/val")
         data: Any = getattr(self.trainer, "datamodule", None)
         stored = checkpoint.get("preprocessing")
         if not stored or not hasattr(data, "preprocessing"):

@@ -4,6 +4,8 @@ import inspect
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
 from torch import nn
@@ -30,6 +32,14 @@ def test_our_trainer_does_not_send_it():
     disable_sigterm_exchange(trainer)
     loop = trainer.fit_loop.epoch_loop
     assert "torch.distributed" not in inspect.getsource(loop._broadcast_sigterm_tensor)
+
+
+def test_lightning_still_goes_through_a_finished_epoch_again_with_max_steps():
+    changed = "Lightning resumes runs with max_steps in another way: is ResumeExactly still needed?"
+    assert "_iteration_based_training()" in inspect.getsource(_FitLoop.restarting.fset), changed
+    assert "self._restarting = restarting" in inspect.getsource(_Loop.restarting.fset), changed
+    stages = inspect.getsource(_FitLoop.on_advance_start)
+    assert "restarted_mid_epoch" in stages and "restarted_on_epoch_end" in stages, changed
 
 
 def test_hooks_are_only_wrapped_for_a_profiler():

@@ -88,7 +88,9 @@ class BestAndLast(Checkpoint):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if not is_resumable(trainer, batch_idx):
             return
-        if self.steps and trainer.global_step % self.steps == 0 or self.interval_is_over(trainer):
+        stops = trainer.should_stop or trainer.global_step == trainer.max_steps
+        due = self.steps and trainer.global_step % self.steps == 0
+        if stops or due or self.interval_is_over(trainer):
             began = time.monotonic()
             save_last(trainer)
             self.cost = time.monotonic() - began
@@ -121,7 +123,8 @@ class BestAndLast(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.save_best(trainer)
-            save_last(trainer)
+            if trainer.is_last_batch:  # else the epoch goes on when the run is continued
+                save_last(trainer)
 
     def save_best(self, trainer: pl.Trainer) -> None:
         known = trainer.callback_metrics

@@ -62,6 +62,9 @@ class History(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.write(trainer)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.write(trainer)  # of the epoch before, if another callback fails as the next one starts
+
     def write(self, trainer: pl.Trainer) -> None:
         self.read(trainer)
         if self.line and trainer.is_global_zero:

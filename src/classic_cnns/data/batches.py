@@ -22,9 +22,9 @@ class Batches:
     images of this split. With `shuffle`, the order of an epoch is a pure function of (seed, epoch).
     Each image is seen by exactly one rank: rank r of R takes images r, r + R, ... of each batch, or
     with `whole` the batches r, r + R, ..., so that mean losses equal those of one process to the
-    last bit. A rank's share may be empty. `epoch` is called at the start of each
-    pass. After `load_state_dict`, the next pass continues where the saved one was. `to_input`
-    converts uint8 images to inputs of the net.
+    last bit. A rank's share may be empty. `epoch` is called at the start of each pass, and `ended`
+    says whether this pass is over before its last batch. After `load_state_dict`, the next pass
+    continues where the saved one was. `to_input` converts uint8 images to inputs of the net.
     """
 
     batch_context: Callable[[], Any] = nullcontext  # context for the work on each batch
@@ -43,6 +43,7 @@ class Batches:
         whole: bool = False,
         seed: int = 0,
         epoch: Callable[[], int] = lambda: 0,
+        ended: Callable[[], bool] = lambda: False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -50,7 +51,7 @@ class Batches:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.to_input, self.augment, self.shuffle = to_input, augment, shuffle
         self.whole = whole
-        self.seed, self.epoch = seed, epoch
+        self.seed, self.epoch, self.ended = seed, epoch, ended
         self.step = batch_size * (world_size if whole else 1)  # images of all ranks
         several = max(1, self.at_once // batch_size)
         self.block = self.step * (several if world_size == 1 else 1)
@@ -66,10 +67,10 @@ class Batches:
 
     def state_dict(self) -> dict[str, int]:
         """The number of batches of this pass that have been returned; the same on all ranks."""
-        return {"passed": self.passed % len(self)}
+        return {"passed": 0 if self.ended() else self.passed % len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.resumed = state
+        self.resumed.update(state)
 
     def order(self, epoch: int) -> Tensor:
         """The indices of all images of an epoch, over all ranks, in order."""

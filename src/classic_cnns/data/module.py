@@ -96,8 +96,9 @@ class ImageData(pl.LightningDataModule):
             shuffle=not overfit,  # overfitting repeats the same batches
             seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
+            ended=lambda: trainer is not None and trainer.is_last_batch,  # of limit_train_batches
         )
-        self.train_batches.load_state_dict(self.resumed)
+        self.train_batches.resumed = self.resumed  # one object: only the first pass skips batches
         return self.train_batches
 
     # Lightning itself would give a loader its state, but not where a schedule has asked for the
@@ -106,9 +107,7 @@ class ImageData(pl.LightningDataModule):
         return self.train_batches.state_dict() if self.train_batches else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.resumed = dict(state)  # one object for all loaders: only the first pass skips batches
-        if self.train_batches:  # some strategies create it earlier
-            self.train_batches.load_state_dict(self.resumed)
+        self.resumed.update(state)
 
     def val_dataloader(self) -> Batches:
         return self.loader("val", self.eval_batch_size, whole=True)

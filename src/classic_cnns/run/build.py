@@ -53,7 +53,7 @@ def build(
 
 def build_data(config: DictConfig) -> pl.LightningDataModule:
     with build_errors("data"):
-        data = instantiate(config.data)
+        data = instantiate(config.data, _convert_="all")
     if not isinstance(data, pl.LightningDataModule):
         raise UserError(f"data._target_: {type(data).__name__} is not a LightningDataModule")
     return data
@@ -65,7 +65,7 @@ def build_module(config: DictConfig) -> pl.LightningModule:
         target = get_class(config.model._target_)
         wanted = inspect.signature(target).parameters
         given = {k: v for k, v in config.model.items() if k not in NET_KEYS or k in wanted}
-        module = instantiate(given)
+        module = instantiate(given, _convert_="all")
     if not isinstance(module, pl.LightningModule):
         raise UserError(
             f"model._target_={config.model._target_}: is not a LightningModule; "

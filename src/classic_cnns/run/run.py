@@ -11,12 +11,18 @@ from copy import deepcopy
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import BatchSizeFinder, Callback, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
@@ -55,12 +61,14 @@ from classic_cnns.run.build import (
 from classic_cnns.trainer import devices
 from classic_cnns.trainer.checkpoint_io import first_intact, read_checkpoint
 from classic_cnns.trainer.launch import send_report
-from classic_cnns.trainer.lightning_internals import disable_sigterm_exchange
+from classic_cnns.trainer.lightning_internals import ResumeExactly, disable_sigterm_exchange
 from classic_cnns.trainer.memory import keep_freed_memory
 from classic_cnns.trainer.processes import REQUEUE, requeue, stop_signals, try_lock
 from classic_cnns.trainer.spinning import Watch, limit_spinning
 
 log = logging.getLogger(__name__)
+
+TRAINING = Lock()  # seeds, signals and logs belong to the process
 
 
 def train(config: DictConfig) -> dict[str, Any]:
@@ -78,6 +86,11 @@ def train(config: DictConfig) -> dict[str, Any]:
             f"trainer.devices={config.trainer.devices}: only the command starts a process for "
             f"each device; try {program()}, or trainer.devices=1"
         )
+    if not TRAINING.acquire(blocking=False):
+        raise UserError(
+            "train(): another run is training in this process; wait for its end, or use a process "
+            "for each"
+        )
     try:
         return run(config)
     except Stopped as stop:
@@ -88,6 +101,8 @@ def train(config: DictConfig) -> dict[str, Any]:
         if not config.get("estimate"):
             raise
         return {"status": "estimated"}
+    finally:
+        TRAINING.release()
 
 
 def run(config: DictConfig) -> dict[str, Any]:
@@ -206,14 +221,15 @@ def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -
 
 @contextmanager
 def removed_on_user_error(directory: Path, before: set[Path] | None) -> Iterator[None]:
-    """Remove a new run's files after a UserError, unless it has written checkpoints.
+    """Remove a new run's files after a UserError, unless it has trained an epoch.
 
     `before` is what the directory contained before the run, or None if the run created it.
     """
     try:
         yield
     except UserError:
-        if not (directory / "checkpoints").exists():
+        trained = ("checkpoints", "metrics.jsonl")
+        if not any((directory / name).exists() for name in trained):
             for path in set(directory.glob("*")) - (before or set()):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             if before is None:
@@ -224,6 +240,19 @@ def removed_on_user_error(directory: Path, before: set[Path] | None) -> Iterator
                         directory.parent.rmdir()
                         OUTPUTS.rmdir()
         raise
+
+
+class KeepBatchSize(Callback):
+    """Writes the batch size that Lightning has found to `config.yaml`, for resuming the run."""
+
+    def __init__(self, config: DictConfig, directory: Path) -> None:
+        self.config, self.directory = config, directory
+
+    def on_train_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
+        size = getattr(trainer.datamodule, "batch_size", None)
+        if size and "batch_size" in self.config.data and trainer.is_global_zero:
+            self.config.data.batch_size = size
+            directories.write_config(self.directory, self.config)
 
 
 def assemble(
@@ -241,10 +270,15 @@ def assemble(
     if "MLFLOW_TRACKING_URI" not in os.environ:
         places["tracking_uri"] = f"sqlite:///{directory.absolute()}/mlflow.db"
     loggers = build_parts(config, "logger", Logger, **places)
+    finders = BatchSizeFinder, LearningRateFinder
+    if step:  # they have found it, and would train from the beginning
+        callbacks = [callback for callback in callbacks if not isinstance(callback, finders)]
+    if any(isinstance(callback, BatchSizeFinder) for callback in callbacks):
+        callbacks.append(KeepBatchSize(config, directory))
     always = History(), SeedEpochs(config.seed), Estimate(config.get("estimate", False))
     trainer = build_trainer(
         config,
-        callbacks=[*callbacks, *always, stop],
+        callbacks=[*callbacks, ResumeExactly(), *always, stop],
         logger=loggers or False,
         default_root_dir=str(directory),
     )
@@ -264,7 +298,10 @@ def resume_step(last: Path, config: DictConfig) -> int:
             f"trainer.max_epochs={wanted}: {config.resume} has done "
             f"{done} epoch{'s' * (done != 1)} already; try trainer.max_epochs={2 * done}"
         )
-    return checkpoint["global_step"]
+    loop = checkpoint["loops"]["fit_loop"]
+    epochs = loop["epoch_progress"]["current"]  # loggers count batches, global_step all optimizers
+    within = epochs["processed"] != epochs["ready"]
+    return loop["epoch_loop.state_dict"]["_batches_that_stepped"] + within
 
 
 def check_weights(path: Path, config: DictConfig, checkpoint: dict[str, Any]) -> None:
@@ -352,7 +389,8 @@ def best_checkpoint(trainer: Any, checkpoints: Path) -> str | None:
     """The checkpoint to test: our best, Lightning's best, or None for the last weights."""
     if trainer.fast_dev_run:
         return None
-    intact = trainer.is_global_zero and first_intact(checkpoints / name for name in (BEST, LAST))
+    names = (BEST, LAST) if writes_last(trainer) else ()  # Lightning has a last.ckpt too
+    intact = trainer.is_global_zero and first_intact(checkpoints / name for name in names)
     if intact := trainer.strategy.broadcast(intact):
         return str(intact)
     paths = [getattr(c, "best_model_path", "") for c in trainer.checkpoint_callbacks]
@@ -390,7 +428,8 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
     if trainer.precision.startswith("bf16"):
         log.info("training in bfloat16 and channels last; trainer.precision=32-true uses float32")
     if not writes_last(trainer):
-        log.info("without callbacks=default no checkpoint is written: this run cannot be resumed")
+        kept = "" if trainer.checkpoint_callbacks else "no checkpoint is written: "
+        log.info("without callbacks=default %sthis run cannot be resumed", kept)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ Checkpoints are zip files with a CRC-32 of each tensor, which torch itself does 
 
 import io
 import logging
+import pickle
+import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,18 +22,50 @@ from classic_cnns.files import atomic_write
 log = logging.getLogger(__name__)
 
 
+HYPERPARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's own IO writes to $TMPDIR and moves the file, which is not atomic across disks."""
+    """Lightning's own IO writes to $TMPDIR and moves the file, which is not atomic across disks.
+
+    Hyperparameters that are no plain values are left out; `config.yaml` describes them.
+    """
+
+    checked = False  # whether the first checkpoint can be read
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+        for name in HYPERPARAMETERS:
+            if isinstance(checkpoint.get(name), dict):
+                checkpoint[name] = {k: v for k, v in checkpoint[name].items() if is_plain(v)}
         buffer = io.BytesIO()  # torch would hide the errno of a full disk
         torch.save(checkpoint, buffer)
+        if not self.checked:  # not after hours, when the run is tested or resumed
+            self.checked = True
+            buffer.seek(0)
+            try:
+                torch.load(buffer, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as error:
+                kind = re.search(r"Unsupported .*?(?= was not|\n|$)", str(error))
+                raise UserError(
+                    f"{path}: cannot be written, since a module or callback puts other things than "
+                    f"plain values and tensors into it ({kind[0] if kind else 'an object'}); see "
+                    "its on_save_checkpoint() and state_dict()"
+                ) from error
         with atomic_write(path) as file:
             file.write(buffer.getbuffer())
 
     def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
         return read_checkpoint(path, map_location)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value consists of numbers, texts, tensors, lists and dictionaries."""
+    if isinstance(value, dict):
+        return type(value) is dict and all(map(is_plain, [*value, *value.values()]))
+    if isinstance(value, (list, tuple)):
+        return type(value) in (list, tuple) and all(map(is_plain, value))
+    return value is None or type(value) in (bool, int, float, str) or torch.is_tensor(value)
 
 
 def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:

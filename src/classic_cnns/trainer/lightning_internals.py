@@ -1,12 +1,18 @@
-"""Costs of Lightning's loop that are avoided, and the only change of a private part (2.6).
+"""Costs of Lightning's loop that are avoided, corrections of resuming, and private parts (2.6).
 
-`tests/trainer/test_lightning_internals.py` explains its failure if a new version changes that part.
+`tests/trainer/test_lightning_internals.py` explains its failure if a new version changes a private
+part that is used here, and there is no other place.
 """
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import (
+    Callback,
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.profilers import PassThroughProfiler
 
 
@@ -30,3 +36,39 @@ def disable_sigterm_exchange(trainer: pl.Trainer) -> None:
     loop: Any = trainer.fit_loop.epoch_loop
     assert hasattr(loop, "_broadcast_sigterm_tensor"), "Lightning has moved its SIGTERM flag"
     loop._broadcast_sigterm_tensor = lambda: None
+
+
+class ResumeExactly(Callback):
+    """Corrects what Lightning leaves out when a run is resumed. Every run has it, after others.
+
+    With `max_steps` it would go through an epoch that has ended once more, without any batch. After
+    an epoch it forgets the step of a plateau schedule, which follows the checkpoint, and within an
+    epoch what two of its callbacks set at the start of the epoch.
+    """
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}  # of a checkpoint at the end of an epoch
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == "fit":
+            epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+            at_end = epochs["processed"] == epochs["ready"]
+            self.metrics = checkpoint.get("metrics", {}) if at_end else {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        loop = trainer.fit_loop
+        if loop.restarted_on_epoch_end:
+            loop._restarting = loop.epoch_loop.restarting = False
+            loop.reset_restart_stage()
+            loop.epoch_loop.reset_restart_stage()
+            epochs: Any = loop.epoch_progress
+            for progress in (epochs.current, epochs.total):
+                progress.completed = progress.processed
+        for config in trainer.lr_scheduler_configs:
+            now = config.interval == "epoch" and trainer.current_epoch % config.frequency == 0
+            if config.reduce_on_plateau and now and config.monitor in self.metrics:
+                pl_module.lr_scheduler_step(config.scheduler, self.metrics[config.monitor])
+        if loop.restarted_mid_epoch:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, (StochasticWeightAveraging, GradientAccumulationScheduler)):
+                    callback.on_train_epoch_start(trainer, pl_module)
