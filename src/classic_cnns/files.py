@@ -1,4 +1,4 @@
-"""Atomic writing of files, and safe reading of YAML."""
+"""Atomic writing of files, safe reading of YAML, and the names of a run's checkpoints."""
 
 import errno
 import json
@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 from classic_cnns import UserError
 
+# Checkpoints; when a net is used, that of averaged weights comes first.
+AVERAGED, BEST, LAST = "swa.ckpt", "best.ckpt", "last.ckpt"
 MAX_DEPTH = 30  # levels of a file of YAML
 DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
@@ -100,3 +102,19 @@ def read_yaml(path: str | Path, most: int = 20_000) -> Any:
             )
     text = content.decode()
     return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+
+
+def flatten(values: dict, prefix: str = "", groups: bool = False) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; with `groups`, also the keys of nested mappings."""
+    for key, value in values.items():
+        inner = isinstance(value, dict) and value
+        if inner:
+            yield from flatten(value, f"{prefix}{key}.", groups)
+        if groups or not inner:
+            yield f"{prefix}{key}", value
+
+
+def used_checkpoint(run: Path) -> Path | None:
+    """The checkpoint of a run directory whose net is tested and used; None if it has none."""
+    paths = (run / "checkpoints" / name for name in (AVERAGED, BEST, LAST))
+    return next((path for path in paths if path.is_file()), None)

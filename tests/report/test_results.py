@@ -260,7 +260,120 @@ def test_the_command_of_a_continued_job_has_what_was_changed(tmp_path):
     OmegaConf.save(record | {"metric": "error/val", "direction": "minimize"},
                    tmp_path / "sweep.yaml")  # fmt: skip
     text = read_table([tmp_path]).markdown()
-    assert text.endswith("src/train.py optim.lr=0.1 trainer.max_epochs=1 trainer.max_epochs=5")
+    assert text.endswith("src/train.py optim.lr=0.1 trainer.max_epochs=5")
+
+
+def add_start(directory: Path, *command: object) -> None:
+    path = directory / "provenance.json"
+    starts = json.loads(path.read_text())
+    path.write_text(json.dumps([*starts, {"command": ["python", *map(str, command)]}]))
+
+
+def test_an_extended_run_is_shown_with_its_last_number_of_epochs(tmp_path):
+    words = ["--trust", "a", "--trust", "b", "trainer.max_epochs=1", "optim.lr=0.1"]
+    long = run(tmp_path / "long", words, "finished", 0.1)
+    run(tmp_path / "short", words, "finished", 0.2)
+    for epochs in (2, 4):
+        add_start(long, "src/train.py", f"resume={long}", f"trainer.max_epochs={epochs}")
+    table = read_table([tmp_path])
+    assert [row.parameters for row in table.rows] == [{"trainer.max_epochs": x} for x in "41"]
+    assert table.markdown().endswith(
+        "    python src/train.py --trust a --trust b optim.lr=0.1 trainer.max_epochs=4"
+    )
+
+
+@pytest.fixture
+def of_notebook(tmp_path):
+    """Two runs of each of two rates, which differ in the seed, and one of another net."""
+    runs = []
+    for name, lr, seed in (("a", 0.1, 0), ("a", 0.1, 1), ("a", 0.2, 0), ("a", 0.2, 1), ("b", 1, 0)):
+        directory = run(tmp_path / f"{name}-{lr}-{seed}", [], "finished", lr / 10)
+        start = {"command": ["python", "/lib/ipykernel_launcher.py", "-f", "kernel-1.json"]}
+        (directory / "provenance.json").write_text(json.dumps([start]))
+        config = {
+            "seed": seed, "run_dir": str(directory), "name": name,
+            "model": {"net": {"_target_": name}}, "optim": {"lr": lr, "optimizer": {"lr": lr}},
+            "data": {"seed": seed, "augment": ["flip"]},
+        }  # fmt: skip
+        OmegaConf.save(config, directory / "config.yaml")
+        runs.append(directory)
+    return runs
+
+
+def test_runs_of_a_notebook_are_compared_by_their_configs(of_notebook):
+    table = read_table(of_notebook[:4])
+    assert [row.parameters for row in table.rows] == [
+        {"seed": seed, "optim.lr": lr} for lr in ("0.1", "0.2") for seed in "01"
+    ]
+    assert re.search(r"\| 0.2 +\| 2 +\| 2.00% ± 0.00%", table.markdown())
+    assert "To repeat" not in table.markdown()
+    every = read_table(of_notebook).rows
+    assert every[-1].parameters == {"name": "b", "seed": "0", "optim.lr": "1"}  # not the net
+
+
+def test_runs_of_a_notebook_are_compared_with_those_of_a_command(of_notebook, tmp_path):
+    """Also if the command has no override, or a job has not started and has no config."""
+    starts = json.dumps([{"command": ["python", "src/train.py"]}])
+    (of_notebook[3] / "provenance.json").write_text(starts)
+    record = {"program": ["python"], "varied": ["optim.lr"], "jobs": [["seed=5", "optim.lr=7"]]}
+    (tmp_path / "sweep").mkdir()
+    OmegaConf.save(record, tmp_path / "sweep" / "sweep.yaml")
+    rows = read_table([*of_notebook[:4], tmp_path / "sweep"]).rows
+    assert [row.parameters for row in rows[2:]] == [
+        {"seed": "0", "optim.lr": "0.2"},
+        {"seed": "1", "optim.lr": "0.2"},
+        {"seed": "5", "optim.lr": "7"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("program", "known"),
+    [
+        ("train.py", True),
+        ("/venv/bin/classic-cnns", True),
+        ("/src/classic_cnns/__main__.py", True),
+        ("pretrain.py", False),
+        ("", False),  # an interactive Python
+    ],
+)
+def test_only_our_own_commands_repeat_a_run(tmp_path, program, known):
+    start = {"command": ["python", program, "optim.lr=1"]}
+    directory = run(tmp_path / "a", [], "finished")
+    (directory / "provenance.json").write_text(json.dumps([start]))
+    assert ("To repeat it" in read_table([directory]).markdown()) == known
+    add_start(directory, "notebook.py", "trainer.max_epochs=2")
+    assert "To repeat it" not in read_table([directory]).markdown()
+
+
+@pytest.mark.parametrize("missing", [float("nan"), float("inf")])
+def test_a_metric_that_is_not_finite_is_none(tmp_path, missing):
+    values = (2.338, missing, 2.164)
+    jobs = [[f"optim.lr={lr}", f"seed={seed}"] for lr in (1, 2) for seed in range(3)]
+    for number, words in enumerate(jobs):
+        job = run(tmp_path / str(number), words, "finished", 9.0)
+        result = json.loads((job / "result.json").read_text())
+        result["metrics"]["loss/val"] = values[number % 3]
+        (job / "result.json").write_text(json.dumps(result))
+        write_metrics(job, "loss/val", [values[number % 3], 3.0])
+    record = {"program": ["python"], "varied": ["seed"], "jobs": jobs[:3], "metric": "loss/val"}
+    OmegaConf.save(record, tmp_path / "sweep.yaml")
+    sweep = read_table([tmp_path])
+    assert [row.name for row in sweep.ranked()] == ["2", "0", "1"]
+    record["varied"] = ["optim.lr", "seed"]
+    OmegaConf.save(record | {"jobs": jobs}, tmp_path / "sweep.yaml")
+    table = read_table([tmp_path])
+    table.write(tmp_path)
+    curves.write(tmp_path / "curves.png", table)
+    assert "| 2.251 ± 0.123 |" in table.markdown()  # of 2.338 and 2.164
+    assert "Best: job 2, loss/val 2.164" in table.markdown()
+
+
+def test_the_checkpoint_of_the_best_run_is_the_one_that_was_tested(runs):
+    folder = runs[3] / "checkpoints"
+    folder.mkdir()
+    for name in ("last.ckpt", "best.ckpt", "swa.ckpt"):  # each is preferred to those before
+        (folder / name).touch()
+        assert f"Best: job 0.2-0, error/val 2.00%, {folder / name}\n" in read_table(runs).markdown()
 
 
 def test_a_damaged_provenance_costs_only_the_command(runs):

@@ -29,12 +29,11 @@ from classic_cnns.config.schema import (
     HABITS,
     check_trainer_argument,
     check_values,
-    flatten,
     trainer_arguments,
 )
 from classic_cnns.config.unused import HYDRA, check_no_hydra, check_used, read_text, references
 from classic_cnns.data import folders
-from classic_cnns.files import expand
+from classic_cnns.files import expand, flatten
 from classic_cnns.trainer.devices import check_devices, is_restarted
 from classic_cnns.trainer.spinning import limit_spinning
 

@@ -4,7 +4,7 @@ Types are not repeated here: a value must have the type that it has in its YAML 
 """
 
 import ast
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from classic_cnns import UserError
+from classic_cnns.files import flatten
 from classic_cnns.trainer.devices import check_devices
 
 
@@ -354,13 +355,3 @@ def trainer_arguments() -> list[str]:
 def as_word(value: Any) -> str:
     """The value in the syntax of the command line."""
     return str(value).lower() if type(value) is bool else "null" if value is None else str(value)
-
-
-def flatten(values: dict, prefix: str = "", groups: bool = False) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values; with `groups`, also the keys of nested mappings."""
-    for key, value in values.items():
-        inner = isinstance(value, dict) and value
-        if inner:
-            yield from flatten(value, f"{prefix}{key}.", groups)
-        if groups or not inner:
-            yield f"{prefix}{key}", value

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from classic_cnns import UserError, assignment, one_line, program
 from classic_cnns.config.trust import check_stored, untrusted_packages
-from classic_cnns.files import read_yaml
+from classic_cnns.files import read_yaml, used_checkpoint
 
 OUTPUTS = Path("outputs")
 # Files that a sweep, or an earlier start, may leave in a job's directory.
@@ -20,8 +20,6 @@ JOB_FILES = {".lock", "output.log", "result.json", "submitit"}
 PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
 LIMITS = ("max_steps", "max_time")  # besides max_epochs
 DURATION = ("max_epochs", *LIMITS)
-# Checkpoints; when a net is used, that of averaged weights comes first.
-AVERAGED, BEST, LAST = "swa.ckpt", "best.ckpt", "last.ckpt"
 
 
 def keeps_nothing(config: DictConfig) -> bool:
@@ -68,10 +66,8 @@ def find_checkpoint(path: Any, key: str = "init_from=") -> Path:
     named = resolve_latest(path)
     if named.is_file():
         return named
-    folder = find_run(path, key) / "checkpoints"
-    for name in (AVERAGED, BEST, LAST):
-        if (folder / name).is_file():
-            return folder / name
+    if found := used_checkpoint(find_run(path, key)):
+        return found
     raise UserError(f"{key}{path}: that run has written no checkpoint yet; try another one")
 
 

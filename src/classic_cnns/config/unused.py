@@ -14,7 +14,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from classic_cnns import UserError
-from classic_cnns.config.schema import check_trainer_argument, flatten
+from classic_cnns.config.schema import check_trainer_argument
+from classic_cnns.files import flatten
 
 # Arguments of classes, which check them themselves, and keys that are checked elsewhere.
 OPEN = {

@@ -37,6 +37,7 @@ def write(path: Path, table: Table) -> None:
         if not curves:
             continue
         values = np.array(list(zip_longest(*curves, fillvalue=np.nan)))  # (epochs, runs)
+        values = np.where(np.isfinite(values), values, np.nan)  # inf is left out too
         measured = np.isfinite(values).any(1)  # not every epoch has a validation
         epochs, values = 1 + np.flatnonzero(measured), values[measured]
         mean, deviation = np.nanmean(values, 1), np.nanstd(values, 1)

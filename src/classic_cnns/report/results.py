@@ -7,16 +7,23 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from classic_cnns import UserError, one_line
-from classic_cnns.files import read_json, read_yaml, write_text
+from classic_cnns.files import BEST, flatten, read_json, read_yaml, used_checkpoint, write_text
 from classic_cnns.report.markdown import markdown_table
 
 OF_DIRECTORY = ("run_dir=", "varied=")  # words that do not belong to the command of a user
+NOT_COMPARED = {
+    "run_dir",
+    "resume",
+    "varied",
+    "config_dirs",
+}  # keys of a config that say nothing about its training
+OURS = ("/train.py", "/classic-cnns", "/classic_cnns/__main__.py")  # programs that take overrides
 ENDED_WELL = ("finished", "pruned")  # states of a run that has ended well
 
 
@@ -96,7 +103,8 @@ class Table:
             parts += ["Mean ± standard deviation over seeds:", markdown_table(cells)]
         if best and self.metric in best[0].values:
             name, value = best[0].name, format_value(self.metric, best[0].values[self.metric])
-            checkpoint = best[0].directory / "checkpoints" / "best.ckpt"
+            run = best[0].directory
+            checkpoint = used_checkpoint(run) or run / "checkpoints" / BEST
             parts += [f"Best: job {name}, {self.metric} {value}, {checkpoint}"]
             if best[0].command:
                 parts += [f"To repeat it:\n\n    {best[0].command}"]
@@ -160,12 +168,17 @@ def read_table(directories: Sequence[str | Path]) -> Table:
         rows = []
         for d in found:
             rows += sweep_rows(d, records[d], f"{d.name}/") if d in records else [run_row(d)]
+        by_config = any(from_python(d) for d in found if d not in records)
         for row in rows:
             if (path := row.directory / "config.yaml").exists():
-                name = plain_yaml(path).get("name")
-                row.parameters = {"name": str(name), **row.parameters}
+                config = plain_yaml(path)
+                if by_config:  # of all runs, also of commands, so that equal ones are averaged
+                    kept = (item for item in flatten(config) if item[0] not in NOT_COMPARED)
+                    row.parameters = {key: str(value) for key, value in kept}
+                row.parameters = {"name": str(config.get("name")), **row.parameters}
         keys = list(dict.fromkeys(key for row in rows for key in row.parameters))
         keys = [key for key in keys if len({row.parameters.get(key) for row in rows}) > 1]
+        keys = keys_of_configs(keys, rows) if by_config else keys
     if not rows:
         raise UserError(f"{found[0]}: has no job yet; try again when one has started")
     for row in rows:
@@ -187,6 +200,28 @@ def assignments(words: Sequence[str]) -> dict[str, str]:
     """Keys and values of the overrides in a command line."""
     pairs = [word.lstrip("+").split("=", 1) for word in words if "=" in word and word[0] != "-"]
     return dict(pairs)
+
+
+def from_python(directory: Path) -> bool:
+    """Whether a run was started by `train()`: the command is then that of a notebook or script."""
+    commands = [start["command"] for start in read_starts(directory)]
+    return any(not f"/{c[1]}".endswith(OURS) for c in commands if len(c) > 1)
+
+
+def keys_of_configs(keys: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """Those of the `keys` of configs that tell runs apart which their names do not.
+
+    A config contains copies of values, such as `data.seed`; of equal columns, that with the
+    shortest key is kept. Jobs that have no config yet are not compared.
+    """
+    found = [row.parameters for row in rows if "name" in row.parameters]
+    names = [values["name"] for values in found]
+    columns: dict[tuple, str] = {}
+    for key in sorted(keys, key=len):
+        columns.setdefault(tuple(values.get(key) for values in found), key)
+    several = len(set(names))
+    differ = [k for c, k in columns.items() if len(set(zip(names, c, strict=True))) > several]
+    return ["name"] * (several > 1) + differ
 
 
 def read_record(directory: Path) -> dict[str, Any]:
@@ -212,16 +247,28 @@ def sweep_rows(directory: Path, record: dict[str, Any], prefix: str = "") -> lis
     rows = []
     for number, words in enumerate(record["jobs"]):
         run = directory / str(number)
-        later = [word for start in read_starts(run)[1:] for word in start["command"]]
-        changed = [word for word in later if word.lstrip("+").startswith("trainer.")]
-        command = shlex.join([*record["program"], *words, *changed])
+        words = with_changes(words, run)
+        command = shlex.join([*record["program"], *words])
         rows.append(make_row(f"{prefix}{number}", assignments(words), run, command))
     return rows
 
 
+def with_changes(words: Sequence[str], directory: Path) -> list[str]:
+    """The words of a run's first start, with those of `trainer` that later starts have changed."""
+
+    def key(word: str) -> str:
+        return word.lstrip("+").partition("=")[0]
+
+    later = [word for start in read_starts(directory)[1:] for word in start["command"]]
+    changed = {key(word): word for word in later if key(word).startswith("trainer.")}
+    return [*(word for word in words if key(word) not in changed), *changed.values()]
+
+
 def run_row(directory: Path) -> Row:
-    """The row of a single run, with the parameters of its command."""
-    words = [w for w in read_starts(directory)[0]["command"][1:] if not w.startswith(OF_DIRECTORY)]
+    """The row of a single run, with the parameters of its command, if that is known."""
+    words = with_changes(read_starts(directory)[0]["command"][1:], directory)
+    words = [w for w in words if not w.startswith(OF_DIRECTORY)]
+    words = [] if from_python(directory) else words
     command = shlex.join(["python", *words]) if words else ""  # unknown
     return make_row(directory.name, assignments(words), directory, command)
 
@@ -235,7 +282,9 @@ def make_row(name: str, parameters: dict[str, str], directory: Path, command: st
             f"last {metric}": value for metric, value in result.get("last", {}).items()
         }
         values |= {"seconds": result["seconds"]} if "seconds" in result else {}
-        values = {name: x for name, x in values.items() if isinstance(x, int | float)}
+        values = {
+            name: x for name, x in values.items() if isinstance(x, int | float) and isfinite(x)
+        }
     error = "" if state in ENDED_WELL else one_line(result.get("error", ""))[:300]
     return Row(name, parameters, directory, command, state, error, values)
 

@@ -37,16 +37,13 @@ from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged, check_fits, takes_total_steps
 from classic_cnns.config.schema import trainer_arguments
 from classic_cnns.config.stored import (
-    AVERAGED,
-    BEST,
-    LAST,
     LIMITS,
     OUTPUTS,
     find_run,
     keeps_nothing,
     resume_command,
 )
-from classic_cnns.files import expand, is_disk_error, write_json
+from classic_cnns.files import AVERAGED, BEST, LAST, expand, is_disk_error, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.log import show_log, train_log
 from classic_cnns.report.results import read_metrics, read_result, read_starts
