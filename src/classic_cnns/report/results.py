@@ -17,12 +17,7 @@ from classic_cnns.files import BEST, flatten, read_json, read_yaml, used_checkpo
 from classic_cnns.report.markdown import markdown_table
 
 OF_DIRECTORY = ("run_dir=", "varied=")  # words that do not belong to the command of a user
-NOT_COMPARED = {
-    "run_dir",
-    "resume",
-    "varied",
-    "config_dirs",
-}  # keys of a config that say nothing about its training
+NOT_COMPARED = {"run_dir", "resume", "varied", "config_dirs"}  # keys that say nothing of training
 OURS = ("/train.py", "/classic-cnns", "/classic_cnns/__main__.py")  # programs that take overrides
 ENDED_WELL = ("finished", "pruned")  # states of a run that has ended well
 
