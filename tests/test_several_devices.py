@@ -177,6 +177,18 @@ def test_two_processes_estimate_second_derivatives_together(train, in_parallel, 
     assert difference(one, two, optimizer_state) < 1e-5  # of second derivatives
 
 
+def test_a_share_too_small_for_batch_normalisation_is_reported_in_one_line(train, tmp_path):
+    words = ["model.net.norm=batch", "data.batch_size=51", "trainer.max_epochs=1"]  # and last two
+    code, _, err = train(*TWO, *words)
+    (line,) = err.splitlines()
+    assert code == 2 and line.startswith(
+        "error: data.batch_size=51: the last batch of an epoch has"
+    )
+    assert not (tmp_path / "outputs").exists()
+    proposal = re.search(r"try (\S+)$", line)[1]
+    assert train(*TWO, *words[::2], proposal)[0] == train(*words)[0] == 0
+
+
 def test_ctrl_c_stops_all_ranks_and_the_run_is_resumed_on_one_device(
     start, train, in_parallel, tmp_path
 ):

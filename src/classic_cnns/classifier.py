@@ -24,6 +24,7 @@ from typing_extensions import Self
 from classic_cnns import UserError, one_line
 from classic_cnns.config.stored import checked_config, read_config
 from classic_cnns.config.trust import is_trusted, nodes
+from classic_cnns.data.batches import Batches
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
@@ -372,9 +373,43 @@ class Classifier(pl.LightningModule):
                 metric.process_group = getattr(self.trainer.strategy, "data_group", None)
 
     def on_train_start(self) -> None:
+        self.check_last_batch()
         self.start_clock()
         if self.rank == 0:  # sums are added over the ranks
             self.train_metrics.load_sums(self.resumed_sums)
+
+    def check_last_batch(self) -> None:
+        """Raise UserError if batch normalisation would fail on a last batch of one image.
+
+        It does in a layer with one value per channel, which a trial finds.
+        """
+        loader: Any = self.trainer.train_dataloader
+        data: Any = getattr(self.trainer, "datamodule", None)
+        normalises = any("running_mean" in name for name, _ in self.net.named_buffers())
+        if not normalises or not isinstance(loader, Batches) or data is None:
+            return
+        two = 2 * loader.world_size  # images, for two on each rank
+        if loader.size(int(self.trainer.num_training_batches) - 1) >= two:
+            return
+        side = data.preprocessing.size
+        image = next(self.net.parameters()).new_zeros(1, data.channels, side, side)
+        buffers = list(self.net.buffers())  # with the running statistics
+        before = [buffer.clone() for buffer in buffers]
+        try:
+            with torch.no_grad():
+                self.net.forward(image)  # not compiled
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            count, own = len(loader.indices), loader.batch_size
+            sizes = (b for b in range(own + 1, count + 1) if (count - 1) % b + 1 >= two)
+            way_out = next((f"try data.batch_size={b}" for b in sizes), "train on more images")
+            raise UserError(
+                f"data.batch_size={own}: the last batch of an epoch has one image (for a process), "
+                f"and batch normalisation needs two; {way_out}"
+            ) from error
+        for buffer, old in zip(buffers, before, strict=True):
+            buffer.copy_(old)
 
     def on_train_epoch_start(self) -> None:
         self.train_metrics.reset()

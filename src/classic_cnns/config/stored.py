@@ -72,6 +72,10 @@ def find_checkpoint(path: Any, key: str = "init_from=") -> Path:
     for name in (AVERAGED, BEST, LAST):
         if (folder / name).is_file():
             return folder / name
+    others = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    if others:  # of Lightning's own callback
+        newest = assignment(key[:-1], others[-1]) if key else str(others[-1])
+        raise UserError(f"{key}{path}: has no {BEST} and no {LAST}; try {shlex.quote(newest)}")
     raise UserError(f"{key}{path}: that run has written no checkpoint yet; try another one")
 
 

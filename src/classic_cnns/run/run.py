@@ -51,6 +51,7 @@ from classic_cnns.run.build import (
     build_trainer,
     check_monitors,
     example_input,
+    line_of_user,
 )
 from classic_cnns.trainer import devices
 from classic_cnns.trainer.checkpoint_io import first_intact, read_checkpoint
@@ -399,10 +400,12 @@ def lightning_errors() -> Iterator[None]:
     try:
         yield
     except (AttributeError, MisconfigurationException, RuntimeError, ValueError) as error:
-        line = one_line(error)
+        line, place = one_line(error), line_of_user(error)
         name = line.partition(" ")[0].strip("`")
         if isinstance(error, MisconfigurationException):
-            message = line
+            message = f"{line}; see {place}" if place else line
+        elif place:
+            raise  # not about a setting: the user needs the traceback
         elif isinstance(error, ValueError) and name in trainer_arguments():
             message = f"trainer.{name}: {line}"
         elif "learning rate finder" in line:
