@@ -132,7 +132,8 @@ class FakeTrainer:
         self.trainer = SimpleNamespace(
             save_checkpoint=self.write, default_root_dir="", world_size=2, val_check_batch=None,
             check_val_every_n_epoch=1,
-            is_last_batch=False, accumulate_grad_batches=1, global_step=0,
+            is_last_batch=False, accumulate_grad_batches=1, global_step=0, max_steps=-1,
+            should_stop=False,
             strategy=SimpleNamespace(broadcast=self.ask), **ranks,
         )  # fmt: skip
 

@@ -299,6 +299,8 @@ def test_a_config_that_has_changed_is_read_again(tiny_config_dir):
     ["", "++data_dir=a ++optim.lr=1",
      "run_dir=a/b seed=0 trainer=cpu data.augment=none optim.lr=1 trainer.deterministic=warn",
      "optim.clip_norm=null optim.scheduler=null optim.epochs=1 data.val_size=59999",
+     "model=lenet5_relu 'optim.scheduler={_target_:a.B,_partial_:true,steps:{c:1}}'",
+     "-m model=lenet5_relu 'optim.scheduler={_target_:a.B,c:1},{_target_:a.B,c:2}'",
      *(f"experiment={path.stem}" for path in sorted(CONF.glob("experiment/*.yaml"))
        if not path.stem.startswith(("claim_", "record_", "search_")))],
 )  # fmt: skip

@@ -17,6 +17,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import ReadonlyConfigError
 
 from classic_cnns import UserError
@@ -25,7 +26,7 @@ from classic_cnns.config.schema import RESERVED, trainer_arguments
 from classic_cnns.report import curves, summary
 from classic_cnns.report.results import read_table
 from classic_cnns.run import run as api
-from classic_cnns.run.build import build, build_trainer
+from classic_cnns.run.build import build, build_trainer, line_of_user
 from classic_cnns.run.evaluate import evaluate
 from classic_cnns.trainer.devices import device_count
 from tests.runs import events, same, weights
@@ -326,6 +327,64 @@ def test_a_users_module_is_evaluated_and_an_error_of_its_own_keeps_its_traceback
         evaluate(*run, "test")
 
 
+def test_a_users_module_with_num_classes_is_evaluated_whatever_its_test_step_returns(
+    train, monkeypatch
+):
+    measured = train("model=lit_classifier", "data=per_sample", "trainer.max_epochs=1")["metrics"]
+    run = Composer([OWN_PARTS], trusted=["lit_classifier", "per_sample"]).load_run("run")
+    module = sys.modules["lit_classifier"].LitClassifier
+    monkeypatch.setattr(module, "num_classes", 10, raising=False)
+    test_step, loss = module.test_step, torch.tensor(1.0)
+    for output in (loss, {"loss": loss, "logits": torch.zeros(8, 10)}, None):
+        monkeypatch.setattr(module, "test_step", lambda *x, y=output: (test_step(*x), y)[1])
+        found = evaluate(*run, "test")
+        assert found.classes == {} and found.metrics["test_loss"] == measured["test_loss"]
+
+
+class Faulty(pl.Callback):
+    """A user's callback with a mistake."""
+
+    error: Exception
+
+    def on_train_start(self, trainer, pl_module):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("precision must be positive"), AttributeError("x has no attribute 'backbone'")],
+)
+def test_an_error_in_a_users_code_is_not_taken_for_one_of_a_setting(train, error, monkeypatch):
+    monkeypatch.setattr(Faulty, "error", error, raising=False)
+    with pytest.raises(type(error)) as raised:
+        train(f"+callbacks.faulty._target_={__name__}.Faulty")
+    assert raised.value is error
+
+
+def test_lightnings_error_in_a_users_code_is_one_line_with_the_place(train, monkeypatch):
+    error = MisconfigurationException("try another metric")
+    monkeypatch.setattr(Faulty, "error", error, raising=False)
+    lines, first = inspect.getsourcelines(Faulty.on_train_start)
+    place = re.escape(f"{__file__}:{first + len(lines) - 1}")
+    with pytest.raises(UserError, match=f"^try another metric; see {place}$"):
+        train(f"+callbacks.faulty._target_={__name__}.Faulty")
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [lambda: json.loads("{"), lambda: torch.nn.Linear(2, 3)(torch.zeros(5)),
+     lambda: pl.Trainer(precision="5", accelerator="cpu"), lambda: compose("sed=1")],
+    ids=["standard library", "torch", "Lightning", "this project"],
+)  # fmt: skip
+def test_only_the_users_own_code_is_a_place_to_look_at(fail):
+    with pytest.raises(Exception) as raised:
+        fail()
+    error = raised.value
+    assert line_of_user(error).startswith(__file__)
+    below = raised.tb.tb_next.tb_next  # without this function and the one that it called
+    assert below and line_of_user(error.with_traceback(below)) is None
+
+
 def test_our_nets_can_be_trained_on_a_users_data(train):
     result = train("model=lenet5_relu", "data=per_sample", "model.net.num_classes=10",
                    "model.net.in_channels=3", "optim.lr=0.01")  # fmt: skip
@@ -369,6 +428,21 @@ def test_a_run_is_not_written_into_a_folder_with_other_files(train):
     left = sorted(str(path) for path in Path("run").rglob("*"))
     assert left == ["run/notes.txt", "run/papers", "run/papers/thesis.txt"]
     assert Path("run/papers/thesis.txt").read_text() == "ten years of work"
+
+
+def test_a_scheduler_is_chosen_on_the_command_line_where_the_recipe_has_none(train):
+    steps = "{_target_: torch.optim.lr_scheduler.StepLR, _partial_: true, step_size: 1}"
+    train("model=lenet5_relu", f"optim.scheduler={steps}", "trainer.log_every_n_steps=1")
+    rates = [e.value for e in events().Scalars("optim/lr")]
+    assert rates[STEPS] == pytest.approx(rates[0] / 10)
+
+
+@pytest.mark.parametrize("norm", ["batch", "torch"])
+def test_batch_normalisation_of_one_image_is_reported_in_one_line(train, norm):
+    words = [f"model.net.norm={norm}", "trainer.max_epochs=1"]
+    with pytest.raises(UserError, match=r"^data.batch_size: the last batch .* has one image"):
+        train(*words, "data.batch_size=73")  # 512 = 7 * 73 + 1
+    assert not Path("run").exists()
 
 
 # --- Resuming -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -390,6 +391,48 @@ def test_a_set_that_the_data_lack_is_reported_with_the_other(folder):
         config.data = {"_target_": "torchvision.datasets.OnlyTraining", "num_classes": 10}
         with pytest.raises(UserError, match="split=test: .* has no such set; try split=val"):
             evaluate(checkpoint, config, "test")
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_run_without_batches_of_a_set_is_evaluated_with_the_override_of_the_line(
+    folder, split, tmp_path
+):
+    shutil.copytree(folder / "lenet5", tmp_path / "run")
+    config = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    config.trainer[f"limit_{split}_batches"] = 0
+    OmegaConf.save(config, tmp_path / "run" / "config.yaml")
+    with pytest.raises(UserError, match=f"^trainer.limit_{split}_batches=0: leaves") as refusal:
+        evaluate(*Composer().load_run(tmp_path / "run", []), split)
+    proposal = re.search(r"try (\S+)$", str(refusal.value))[1]
+    found = evaluate(*Composer().load_run(tmp_path / "run", [proposal]), split)
+    assert found.metrics == evaluate(*Composer().load_run(folder / "lenet5"), split).metrics
+
+
+def test_a_run_with_lightnings_checkpoints_alone_is_reported_with_the_newest(folder, tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    shutil.copy(folder / "lenet5" / "config.yaml", tmp_path / "run")
+    for age, name in enumerate(("epoch=2.ckpt", "epoch=0.ckpt", "epoch=1.ckpt")):
+        shutil.copy(folder / "lenet5" / "checkpoints" / "best.ckpt", checkpoints / name)
+        os.utime(checkpoints / name, (1e9 - age, 1e9 - age))
+    with pytest.raises(
+        UserError, match=r"run: has no best.ckpt .* try \S*epoch=2.ckpt$"
+    ) as refusal:
+        Composer().load_run(tmp_path / "run")
+    assert evaluate(*Composer().load_run(str(refusal.value).split()[-1]), "test").metrics
+    with pytest.raises(UserError, match="^init_from=") as refusal:
+        compose(f"init_from={tmp_path / 'run'}")
+    (word,) = shlex.split(str(refusal.value).partition("; try ")[2])
+    assert compose(word).init_from == str(checkpoints / "epoch=2.ckpt")
+
+
+def test_a_users_module_with_an_argument_net_is_none_of_our_nets(folder, tmp_path):
+    shutil.copytree(folder / "lenet5", tmp_path / "run")
+    config = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    config.model._target_, config.optim = "my_module.LitModule", {}
+    OmegaConf.save(config, tmp_path / "run" / "config.yaml")
+    with pytest.raises(UserError, match="belongs to another LightningModule; use the load_from_"):
+        classic_cnns.load(tmp_path / "run", trust=["my_module"])
 
 
 def test_precision_and_recall_of_each_class(folder):

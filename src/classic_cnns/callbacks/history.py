@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from classic_cnns import UserError
 from classic_cnns.files import write_text
 from classic_cnns.report.results import read_metrics
 
@@ -63,7 +64,8 @@ class History(Callback):
         self.write(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        self.write(trainer)  # of the epoch before, if another callback fails as the next one starts
+        if not isinstance(exception, UserError):  # with which a run that wrote nothing is removed
+            self.write(trainer)  # of the epoch before, if a callback fails as the next one starts
 
     def write(self, trainer: pl.Trainer) -> None:
         self.read(trainer)

@@ -29,6 +29,7 @@ from classic_cnns.config.schema import (
     HABITS,
     check_trainer_argument,
     check_values,
+    rules,
     trainer_arguments,
 )
 from classic_cnns.config.unused import HYDRA, check_no_hydra, check_used, read_text, references
@@ -312,8 +313,10 @@ class Composer:
             config[group].pop(rest, None)  # it may be given twice
             return
         if isinstance(value, dict) and not (group == "trainer" and "." not in rest):
+            # The keys inside a class are its arguments.
+            free = "_target_" in value and takes_class(key, known, to_plain(default))
             for inner in flatten(value, f"{key}.", groups=True):
-                if not can_add(inner[0], known) and inner[0] not in known:
+                if not free and not can_add(inner[0], known) and inner[0] not in known:
                     raise UserError(f"{word}: {unknown_key(inner[0], known)}")
         if key.startswith(PARAMS) and key.endswith(ENDS):  # names of parameters contain dots
             name, _, end = key.removeprefix(PARAMS).rpartition(".")
@@ -452,6 +455,14 @@ def can_add(key: str, known: dict[str, Any]) -> bool:
     group, parent = key.partition(".")[0], key.rpartition(".")[0]
     of_class = group in ("model", "data", "optim") and f"{parent}._target_" in known
     return of_class or key.startswith((SEARCH, *(f"{name}." for name in LIST_GROUPS)))
+
+
+def takes_class(key: str, known: dict[str, Any], default: dict) -> bool:
+    """Whether a class may be the value: the key has one, or it has null and no rule forbids it."""
+    if "." not in key or known.get(key, key) is not None:
+        return f"{key}._target_" in known
+    rule = rules(default).get(key)
+    return rule is None or rule.holds({})
 
 
 def takes_others(key: str, config: DictConfig) -> bool:

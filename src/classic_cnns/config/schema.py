@@ -115,6 +115,7 @@ RULES = {
     number(0, 1): "model.net.dropout optim.momentum",
     number(0, above=True): "model.net.weight_std optim.mu",
     number(0, 1000, above=True): "optim.bias_lr optim.lr",
+    null_or(number(0)): "trainer.limit_test_batches trainer.limit_val_batches",
     null_or(number(0, above=True)): "model.loss.j optim.clip_norm sweep.time_limit "
     "trainer.gradient_clip_val callbacks.checkpoint.minutes",
     null_or(same_kind({})): "optim.scheduler sweep.search sweep.search.params "

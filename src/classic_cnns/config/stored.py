@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from classic_cnns import UserError, assignment, one_line, program
 from classic_cnns.config.trust import check_stored, untrusted_packages
-from classic_cnns.files import read_yaml, used_checkpoint
+from classic_cnns.files import BEST, LAST, read_yaml, used_checkpoint
 
 OUTPUTS = Path("outputs")
 # Files that a sweep, or an earlier start, may leave in a job's directory.
@@ -66,8 +66,13 @@ def find_checkpoint(path: Any, key: str = "init_from=") -> Path:
     named = resolve_latest(path)
     if named.is_file():
         return named
-    if found := used_checkpoint(find_run(path, key)):
+    run = find_run(path, key)
+    if found := used_checkpoint(run):
         return found
+    others = (run / "checkpoints").glob("*.ckpt")  # of Lightning's own callback
+    if newest := max(others, key=lambda file: file.stat().st_mtime_ns, default=None):
+        word = assignment(key[:-1], newest) if key else str(newest)
+        raise UserError(f"{key}{path}: has no {BEST} and no {LAST}; try {shlex.quote(word)}")
     raise UserError(f"{key}{path}: that run has written no checkpoint yet; try another one")
 
 

@@ -299,8 +299,9 @@ def line_of_user(error: BaseException) -> str | None:
     """The last file and line of the user's own code through which an error has passed."""
     others = {Path(file).parents[1] for file in (__file__, torch.__file__)}
     others.add(Path(random.__file__).parent)
+    installed = {"site-packages", "dist-packages"}  # there may be several of them
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.is_file() and not others & set(path.parents):
+        if path.is_file() and not others & set(path.parents) and not installed & set(path.parts):
             return f"{path}:{frame.lineno}"
     return None

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torchmetrics.classification import MulticlassStatScores
 
 from classic_cnns import UserError
-from classic_cnns.classifier import Diverged
+from classic_cnns.classifier import Classifier, Diverged
 from classic_cnns.config.stored import config_errors, stored_values
 from classic_cnns.config.trust import untrusted_packages
 from classic_cnns.report.log import progress_bar, show_log
@@ -58,10 +58,11 @@ class Classes(Callback):
 
     def __init__(self) -> None:
         self.scores: MulticlassStatScores | None = None
+        self.counts: list = []
         self.bar: Any = None
 
     def start(self, trainer: Any, pl_module: Any) -> None:
-        if classes := getattr(pl_module, "num_classes", None):
+        if isinstance(pl_module, Classifier) and (classes := pl_module.num_classes):
             scores = MulticlassStatScores(classes, average=None, validate_args=False)
             scores.process_group = getattr(trainer.strategy, "data_group", None)
             self.scores = scores.to(pl_module.device)
@@ -74,7 +75,8 @@ class Classes(Callback):
 
     def end(self, trainer: Any, pl_module: Any) -> None:
         self.bar.close()
-        self.counts = [] if self.scores is None else self.scores.compute().tolist()
+        if self.scores is not None:
+            self.counts = self.scores.compute().tolist()
 
     on_test_start = on_validation_start = start
     on_test_batch_end = on_validation_batch_end = add
@@ -87,6 +89,10 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
     With several ranks, each of them calls this, and ranks other than 0 return None. Raises
     UserError if net, checkpoint and data do not match.
     """
+    if (limit := config.trainer.get(key := f"limit_{split}_batches")) == 0:
+        raise UserError(
+            f"trainer.{key}={limit}: leaves out all images of split={split}; try trainer.{key}=1.0"
+        )
     show_log(quiet=True)
     keep_freed_memory()
     limit_threads()

@@ -54,6 +54,7 @@ from classic_cnns.run.build import (
     build_trainer,
     check_monitors,
     example_input,
+    line_of_user,
 )
 from classic_cnns.trainer import devices
 from classic_cnns.trainer.checkpoint_io import first_intact, read_checkpoint
@@ -435,10 +436,12 @@ def lightning_errors() -> Iterator[None]:
     try:
         yield
     except (AttributeError, MisconfigurationException, RuntimeError, ValueError) as error:
-        line = one_line(error)
+        line, place = one_line(error), line_of_user(error)
         name = line.partition(" ")[0].strip("`")
         if isinstance(error, MisconfigurationException):
-            message = line
+            message = f"{line}; see {place}" if place else line
+        elif place:
+            raise  # not about a setting: the user needs the traceback
         elif isinstance(error, ValueError) and name in trainer_arguments():
             message = f"trainer.{name}: {line}"
         elif "learning rate finder" in line:
@@ -452,6 +455,11 @@ def lightning_errors() -> Iterator[None]:
             message = f"optim.optimizer: {line}; try another optim"
         elif "Early stopping conditioned on metric" in line:
             message = f"callbacks: {line}"
+        elif "more than 1 value per channel" in line:
+            message = (
+                "data.batch_size: the last batch of an epoch has one image (for a process), and "
+                "batch normalisation needs two; try another data.batch_size"
+            )
         elif "does not have a deterministic implementation" in line:
             message = f"trainer.deterministic=true: {line.partition(',')[0]}"
         elif type(error).__name__ in ("BackendCompilerFailed", "InductorError"):

@@ -26,7 +26,7 @@ def load(path: Any, trust: Sequence[str] = ()) -> Classifier:
 
 def load_net(checkpoint: Path, config: DictConfig) -> Classifier:
     """The net of a checkpoint in eval mode, built from the config of its run."""
-    if "net" not in config.model:
+    if "net" not in config.model or "_target_" in config.model:
         raise UserError(
             f"{checkpoint}: belongs to another LightningModule; use the "
             "load_from_checkpoint() of its class"
