@@ -215,6 +215,9 @@ def test_a_checkpoint_elsewhere_is_not_read_with_the_config_beside_it(
         ("preprocessing", {"classes": "abc"}, "data: its classes are 0, 1, 2"),
         ("loops", {"fit_loop": {"epoch_progress": {"current": {"processed": "x"}}}},
          "is not a checkpoint of this run's net"),
+        ("loops", {"fit_loop": {"epoch_progress": {"current": {"processed": 1, "ready": 1}},
+                                "epoch_loop.state_dict": {"_batches_that_stepped": "x"}}},
+         "is not a checkpoint of this run's net"),
     ],
 )  # fmt: skip
 def test_a_checkpoint_with_other_values_is_reported_in_one_line(

@@ -288,18 +288,22 @@ def resume_step(last: Path, config: DictConfig) -> int:
     """The step of a checkpoint; UserError if it does not belong to a run of this net."""
     checkpoint = read_checkpoint(last)
     needed = {"epoch", "global_step", "loops", "optimizer_states", "lr_schedulers"}
-    done, wanted = finished_epochs(checkpoint), config.trainer.max_epochs
-    is_complete = needed <= checkpoint.keys() and type(done) is int
+    groups = (checkpoint.get(name, {}) for name in ("metrics", "epoch_metrics"))
+    is_complete = needed <= checkpoint.keys() and all(isinstance(group, dict) for group in groups)
+    step, done, wanted = -1, finished_epochs(checkpoint), config.trainer.max_epochs
+    with suppress(AttributeError, KeyError, TypeError):  # a file from elsewhere
+        loop = checkpoint["loops"]["fit_loop"]
+        within = loop["epoch_progress"]["current"]["ready"] != done  # of an epoch
+        # Loggers count batches; global_step has the steps of all optimizers.
+        step = loop["epoch_loop.state_dict"]["_batches_that_stepped"] + within
+    is_complete = is_complete and type(done) is int and type(step) is int and step >= 0
     check_weights(last, config, checkpoint if is_complete else {})
     if wanted != -1 and wanted < done:
         raise UserError(
             f"trainer.max_epochs={wanted}: {config.resume} has done "
             f"{done} epoch{'s' * (done != 1)} already; try trainer.max_epochs={2 * done}"
         )
-    loop = checkpoint["loops"]["fit_loop"]
-    epochs = loop["epoch_progress"]["current"]  # loggers count batches, global_step all optimizers
-    within = epochs["processed"] != epochs["ready"]
-    return loop["epoch_loop.state_dict"]["_batches_that_stepped"] + within
+    return step
 
 
 def check_weights(path: Path, config: DictConfig, checkpoint: dict[str, Any]) -> None:
