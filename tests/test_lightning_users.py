@@ -432,9 +432,10 @@ def test_a_run_is_not_written_into_a_folder_with_other_files(train):
 
 def test_a_scheduler_is_chosen_on_the_command_line_where_the_recipe_has_none(train):
     steps = "{_target_: torch.optim.lr_scheduler.StepLR, _partial_: true, step_size: 1}"
-    train("model=lenet5_relu", f"optim.scheduler={steps}", "trainer.log_every_n_steps=1")
+    words = ["model=lenet5_relu", f"optim.scheduler={steps}", "+optim.scheduler.gamma=0.5"]
+    train(*words, "trainer.log_every_n_steps=1")
     rates = [e.value for e in events().Scalars("optim/lr")]
-    assert rates[STEPS] == pytest.approx(rates[0] / 10)
+    assert rates[STEPS] == pytest.approx(rates[0] / 2)
 
 
 @pytest.mark.parametrize("norm", ["batch", "torch"])

@@ -328,7 +328,10 @@ class Composer:
         if key not in known:
             if key.startswith("trainer.") and "." not in rest:
                 check_trainer_argument(word, rest, added)
-            elif not can_add(key, known) or not (added or key.startswith(SEARCH)):
+            # Earlier words may have given a class.
+            elif not (added or key.startswith(SEARCH)) or not can_add(
+                key, dict(flatten(to_plain(config), groups=True))
+            ):
                 name = rest.partition(".")[0]
                 listed = group in LIST_GROUPS and f"{group}.{name}" in known
                 if listed or takes_others(key, config):
