@@ -252,7 +252,7 @@ def test_what_checkpoints_cannot_contain_is_left_out_or_reported_at_once(train):
         UserError, match="b/checkpoints/last.ckpt: cannot be written, since a module"
     ):
         train("run_dir=b", *words[1:], "model.odd=true")
-    assert not list(Path("b/checkpoints").iterdir()) and len(lines("b")) == 1
+    assert not Path("b").exists()
 
 
 def test_lightnings_checkpoints_alone_are_tested_and_announced(train, caplog):

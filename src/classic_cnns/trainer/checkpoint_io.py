@@ -34,7 +34,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     checked = False  # whether the first checkpoint can be read
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         for name in HYPERPARAMETERS:
             if isinstance(checkpoint.get(name), dict):
                 checkpoint[name] = {k: v for k, v in checkpoint[name].items() if is_plain(v)}
@@ -52,6 +51,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     f"plain values and tensors into it ({kind[0] if kind else 'an object'}); see "
                     "its on_save_checkpoint() and state_dict()"
                 ) from error
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write(buffer.getbuffer())
 
