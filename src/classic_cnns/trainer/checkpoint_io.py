@@ -43,7 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             self.checked = True
             buffer.seek(0)
             try:
-                torch.load(buffer, map_location="cpu", weights_only=True)
+                torch.load(buffer, map_location="meta", weights_only=True)  # copies no tensor
             except pickle.UnpicklingError as error:
                 kind = re.search(r"Unsupported .*?(?= was not|\n|$)", str(error))
                 raise UserError(
