@@ -142,7 +142,9 @@ def pt2(module: nn.Module, pictures: Tensor) -> tuple[bytes, Run]:
     shapes, file = ({0: torch.export.Dim("batch", min=1)},), BytesIO()
     torch.export.save(torch.export.export(module, (pictures,), dynamic_shapes=shapes), file)
     file.seek(0)
-    return file.getvalue(), torch.export.load(file).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.11 warns about a buffer of its own
+        return file.getvalue(), torch.export.load(file).module()
 
 
 def weights(net: Classifier) -> bytes:
