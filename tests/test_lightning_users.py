@@ -493,6 +493,8 @@ def test_a_run_is_not_resumed_with_fewer_epochs_than_it_has(train):
     train()
     with pytest.raises(UserError, match="max_epochs=1: run has done 2 epochs already"):
         train("resume=run", "trainer.max_epochs=1")
+    with pytest.raises(UserError, match="max_steps=5: run has done 32 steps already; try .*=64"):
+        train("resume=run", "+trainer.max_steps=5")
 
 
 def test_a_run_starts_from_the_weights_of_another(train):

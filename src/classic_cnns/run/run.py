@@ -303,6 +303,12 @@ def resume_step(last: Path, config: DictConfig) -> int:
             f"trainer.max_epochs={wanted}: {config.resume} has done "
             f"{done} epoch{'s' * (done != 1)} already; try trainer.max_epochs={2 * done}"
         )
+    limit, steps = config.trainer.get("max_steps") or -1, checkpoint["global_step"]
+    if -1 != limit < steps:
+        raise UserError(
+            f"+trainer.max_steps={limit}: {config.resume} has done {steps} steps already; "
+            f"try +trainer.max_steps={2 * steps}"
+        )
     return step
 
 
