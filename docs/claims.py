@@ -509,7 +509,7 @@ def section(name: str, claim: dict[str, Any], result: dict[str, Any]) -> list[st
     lines += [
         f"**The claim {verdict(claim, result)}.**".replace("claim undecided", "claim is undecided"),
         "",
-        f"| | {' | '.join(map(named, columns))} | n | seconds | chosen |",
+        f"| | {' | '.join(map(in_words, columns))} | n | seconds | chosen |",
         f"|---|{'--:|' * len(columns)}--:|--:|---|",
     ]
     for side, found in result["sides"].items():
@@ -523,13 +523,13 @@ def section(name: str, claim: dict[str, Any], result: dict[str, Any]) -> list[st
             f"`{rate[-1]}`" if "rates" in claim and rate else "",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"- {told(rule, result)}" for rule in claim["rule"])]
+    lines += ["", *(f"- {rule_in_words(rule, result)}" for rule in claim["rule"])]
     lines += ["", f"{hardware(result)}."]
     lines += ["", f"**Why it may differ:** {claim['why']}"] if "why" in claim else []
     return [*lines, "", f"![{claim['title']}](claims/{name}.png)"]
 
 
-def named(metric: str) -> str:
+def in_words(metric: str) -> str:
     """A metric in words: error/rotation 30, for example, is "error, rotation 30"."""
     return NAMES.get(metric, metric.replace("/", ", "))
 
@@ -563,7 +563,7 @@ def header(name: str, claim: dict[str, Any]) -> str:
     if found != NOT_RUN:
         metric = claim.get("shown", "error/test")
         count = min(len(x["runs"]) for x in result["sides"].values())
-        lines = [f"{found}; {named(metric)}, mean and deviation of {count} runs:"]
+        lines = [f"{found}; {in_words(metric)}, mean and deviation of {count} runs:"]
         for side, x in result["sides"].items():
             seconds = median(run["seconds"] for run in x["runs"])
             lines.append(f"  {side} {spread(x['runs'], metric)} in {seconds:.0f} s")
@@ -595,17 +595,17 @@ def short(number: float) -> str:
     return f"{number:.2g}" if abs(number) < 99.5 else f"{number:.0f}"
 
 
-def told(rule: dict[str, Any], result: dict[str, Any]) -> str:
+def rule_in_words(rule: dict[str, Any], result: dict[str, Any]) -> str:
     """A rule, its verdict and its interval as text."""
     low, high = interval(rule, result)
     metric = rule["metric"]
     if metric.startswith("epochs/"):
         name, _, limit = metric.removeprefix("epochs/").rpartition("/")
-        what, scale, unit = f"epochs until {named(name)} is below {float(limit):g}", 1, "epochs"
+        what, scale, unit = f"epochs until {in_words(name)} is below {float(limit):g}", 1, "epochs"
     elif metric.startswith("loss"):
-        what, scale, unit = named(metric), 1, ""
+        what, scale, unit = in_words(metric), 1, ""
     else:
-        what, scale, unit = named(metric), 100, "points"
+        what, scale, unit = in_words(metric), 100, "points"
     names = [str(x).replace("_", " ") for x in (rule["smaller"], rule["than"])]
     first, second = (f"`{name}`" for name in names)
     if isinstance(rule["than"], float | int):

@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +29,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, core_count() // int(workers))))
 
+OWN_PARTS = Path(__file__).parent / "own_parts"
 TRAIN_SIZE, TEST_SIZE, VAL_SIZE = 640, 200, 128
 FILES = {
     "train_images": "train-images-idx3-ubyte",
@@ -144,3 +146,35 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen]]:
         process.wait()
         process.stdout.close()
         process.stderr.close()
+
+
+@pytest.fixture
+def train(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch):
+    """A function that makes a run of two epochs in `tmp_path` and returns its result.
+
+    Test files whose runs are of another kind have a `train` of their own.
+    """
+    from classic_cnns.config.compose import compose  # here, since importing torch takes seconds
+    from classic_cnns.run import run as api
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def train(*words: str) -> dict:
+        defaults = [
+            "data=tiny", f"data_dir={tiny_mnist.folder}", "trainer.accelerator=cpu",
+            "trainer.max_epochs=2", "data.batch_size=32", "trainer.log_every_n_steps=2",
+            "run_dir=run",
+        ]  # fmt: skip
+        if not any("callbacks" in word or "debug" in word for word in words):
+            defaults.append("~callbacks.pictures")  # they take half of the time
+        if any(word.startswith("resume=") for word in words):
+            defaults = []
+        overridden = {word.lstrip("+").partition("=")[0] for word in words}
+        defaults = [word for word in defaults if word.partition("=")[0] not in overridden]
+        if any(word.startswith("data=") and word != "data=tiny" for word in words):
+            defaults = [word for word in defaults if not word.startswith(("data.", "data_dir"))]
+        folders = [str(tiny_config_dir), str(OWN_PARTS)]
+        return api.train(compose(*defaults, *words, config_dirs=folders))
+
+    return train

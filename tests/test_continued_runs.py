@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 from itertools import count
 from pathlib import Path
 
@@ -20,56 +19,53 @@ from tests.runs import checkpoint, same, weights
 
 pytestmark = pytest.mark.slow  # whole runs
 
-OWN_PARTS = Path(__file__).parent / "own_parts"
 STEPS = 16  # per epoch: 512 images in batches of 32
 
 
 @pytest.fixture
-def train(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch):
-    """A function that trains in `tmp_path`; the first words are those of a new run."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def train(train):
+    """The usual function, with other defaults."""
 
-    def train(*words: str) -> dict:
-        defaults = [
-            "data=tiny", f"data_dir={tiny_mnist.folder}", "model=lenet5_relu", "optim.lr=0.05",
-            "trainer.accelerator=cpu", "data.batch_size=32", "logger=csv", "trainer.max_epochs=3",
-            "trainer.log_every_n_steps=1",
-        ]  # fmt: skip
+    def train_with_defaults(*words: str) -> dict:
+        defaults = ["logger=csv", "trainer.max_epochs=3", "trainer.log_every_n_steps=1"]
         if not any("callbacks=" in word for word in words):
-            defaults += ["~callbacks.pictures", "~callbacks.activations"]
+            defaults += ["~callbacks.activations"]
+        if not any(word.startswith("model=") for word in words):
+            defaults += ["model=lenet5_relu", "optim.lr=0.05"]
         if any(word.startswith("resume=") for word in words):
             defaults = []
-        own = {word.lstrip("+").partition("=")[0] for word in words}
-        defaults = [word for word in defaults if word.partition("=")[0] not in own]
-        if any(word.startswith("model=") for word in words):
-            defaults = [word for word in defaults if not word.startswith("optim.")]
-        folders = [str(tiny_config_dir), str(OWN_PARTS)]
-        return api.train(compose(*defaults, *words, config_dirs=folders))
+        given = {word.partition("=")[0] for word in words}
+        return train(*(word for word in defaults if word.partition("=")[0] not in given), *words)
 
-    return train
+    return train_with_defaults
 
 
 @pytest.fixture
-def stop_after(monkeypatch):
-    """A function: a signal or an error ends training after so many batches, counted in all."""
+def stop_and_continue(train, monkeypatch):
+    """A function: makes an uninterrupted run `a`, and a run `b` that is stopped and continued.
 
-    def stop_after(batches: int, error: bool = False) -> pytest.MonkeyPatch:
-        numbers = count(1)
-        on_train_batch_end = StopOnSignal.on_train_batch_end
+    A signal, or with `error` an exception, ends `b` after so many batches.
+    """
 
-        def end(self, trainer, *rest) -> None:
+    def stop_and_continue(batches: int, *words: str, error: bool = False) -> None:
+        numbers, on_train_batch_end = count(1), StopOnSignal.on_train_batch_end
+
+        def end(self, *rest) -> None:
             is_last = next(numbers) == batches
             if is_last and error:
                 raise RuntimeError("crash")
             if is_last:
                 os.kill(os.getpid(), signal.SIGINT)
-            on_train_batch_end(self, trainer, *rest)
+            on_train_batch_end(self, *rest)
 
-        monkeypatch.setattr(StopOnSignal, "on_train_batch_end", end)
-        return monkeypatch
+        train("run_dir=a", *words)
+        with monkeypatch.context() as patch:
+            patch.setattr(StopOnSignal, "on_train_batch_end", end)
+            with pytest.raises(RuntimeError if error else KeyboardInterrupt):
+                train("run_dir=b", *words)
+        train("resume=b")
 
-    return stop_after
+    return stop_and_continue
 
 
 def lines(directory: str) -> list[dict]:
@@ -147,37 +143,21 @@ CALLBACKS = {  # words, and the batch in an epoch after which the run is stopped
 
 
 @pytest.mark.parametrize("name", CALLBACKS)
-def test_a_run_stopped_within_an_epoch_keeps_the_state_of_its_callbacks(train, stop_after, name):
+def test_a_run_stopped_within_an_epoch_keeps_the_state_of_its_callbacks(stop_and_continue, name):
     words, batches = CALLBACKS[name]
-    train("run_dir=a", *words)
-    with stop_after(batches).context() as patch, pytest.raises(KeyboardInterrupt):
-        train("run_dir=b", *words)
-        patch.undo()
-    stop_after(0)
-    train("resume=b")
+    stop_and_continue(batches, *words)
     check_equal()
 
 
-def test_a_run_with_max_steps_that_was_killed_does_not_skip_an_epoch(train, stop_after):
+def test_a_run_with_max_steps_that_was_killed_does_not_skip_an_epoch(stop_and_continue):
     words = ["+trainer.max_steps=48", "trainer.max_epochs=-1", "optim.scheduler=null"]
-    train("run_dir=a", *words)
-    stop_after(STEPS + 3, error=True)
-    with pytest.raises(RuntimeError, match="crash"):
-        train("run_dir=b", *words)
-    stop_after(0)
-    train("resume=b")
+    stop_and_continue(STEPS + 3, *words, error=True)
     check_equal()
 
 
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no")
-def test_loggers_of_a_module_with_two_optimizers_have_each_row_once(train, stop_after):
-    words = ["model=gan", "trainer.max_epochs=2"]
-    train("run_dir=a", *words)
-    stop_after(STEPS + 3, error=True)
-    with pytest.raises(RuntimeError, match="crash"):
-        train("run_dir=b", *words)
-    stop_after(0)
-    train("resume=b")
+def test_loggers_of_a_module_with_two_optimizers_have_each_row_once(stop_and_continue):
+    stop_and_continue(STEPS + 3, "model=gan", "trainer.max_epochs=2", error=True)
     one, other = (Path(name).rglob("metrics.csv") for name in "ab")
     assert next(one).read_text().count("\n") == next(other).read_text().count("\n")
 

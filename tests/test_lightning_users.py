@@ -29,38 +29,12 @@ from classic_cnns.run import run as api
 from classic_cnns.run.build import build, build_trainer, line_of_user
 from classic_cnns.run.evaluate import evaluate
 from classic_cnns.trainer.devices import device_count
+from tests.conftest import OWN_PARTS
 from tests.runs import events, same, weights
 
 pytestmark = pytest.mark.slow  # whole runs and processes
 
-OWN_PARTS = Path(__file__).parent / "own_parts"
 STEPS = 16  # per epoch: 512 images in batches of 32
-
-
-@pytest.fixture
-def train(tiny_mnist, tiny_config_dir, tmp_path, monkeypatch):
-    """A function that makes a run of two epochs in `tmp_path` and returns its result."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def train(*words: str) -> dict:
-        defaults = [
-            "data=tiny", f"data_dir={tiny_mnist.folder}", "trainer.accelerator=cpu",
-            "trainer.max_epochs=2", "data.batch_size=32", "trainer.log_every_n_steps=2",
-            "run_dir=run",
-        ]  # fmt: skip
-        if not any("callbacks" in word or "debug" in word for word in words):
-            defaults.append("~callbacks.pictures")  # they take half of the time
-        if any(word.startswith("resume=") for word in words):
-            defaults = []
-        overridden = {word.lstrip("+").partition("=")[0] for word in words}
-        defaults = [word for word in defaults if word.partition("=")[0] not in overridden]
-        if any(word.startswith("data=") and word != "data=tiny" for word in words):
-            defaults = [word for word in defaults if not word.startswith(("data.", "data_dir"))]
-        folders = [str(tiny_config_dir), str(OWN_PARTS)]
-        return api.train(compose(*defaults, *words, config_dirs=folders))
-
-    return train
 
 
 def hook_counter():

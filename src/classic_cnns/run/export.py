@@ -39,11 +39,8 @@ class Exported(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         inputs = self.preprocessing(images)  # (N, C, H, W), or patches (N, V, C, H, W)
         probabilities = self.net(inputs.flatten(0, -4)).softmax(1)
-        return (
-            probabilities
-            if inputs.dim() == 4
-            else probabilities.unflatten(0, inputs.shape[:2]).mean(1)
-        )
+        several = inputs.dim() == 5
+        return probabilities.unflatten(0, inputs.shape[:2]).mean(1) if several else probabilities
 
 
 def check_path(path: Path) -> None:
@@ -104,10 +101,8 @@ def compare(module: nn.Module, run: Run, pictures: Tensor, source: str, path: Pa
     ours, theirs = (torch.cat([answer(part) for part in parts]) for answer in (module, run))
     largest = (ours - theirs).abs().max().item()
     same = (ours.argmax(1) == theirs.argmax(1)).sum().item()
-    comparison = (
-        f"{same:,} of {len(pictures):,} {source} get torch's answer, probabilities differ by "
-    )
-    comparison += f"{largest:.1e} at most"
+    comparison = f"{same:,} of {len(pictures):,} {source} get torch's answer, "
+    comparison += f"probabilities differ by {largest:.1e} at most"
     if not largest <= NEAR or same < len(pictures):
         raise UserError(f"--to={path}: {comparison}, which is too much; nothing was written")
     return comparison

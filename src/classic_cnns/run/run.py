@@ -86,8 +86,8 @@ def train(config: DictConfig) -> dict[str, Any]:
         )
     if not TRAINING.acquire(blocking=False):
         raise UserError(
-            "train(): another run is training in this process; wait for its end, or use a process "
-            "for each"
+            "train(): another run is training in this process; wait for its end, or start this one "
+            "in another process"
         )
     try:
         return run(config)

@@ -1,7 +1,7 @@
 """Costs of Lightning's loop that are avoided, corrections of resuming, and private parts (2.6).
 
-`tests/trainer/test_lightning_internals.py` explains its failure if a new version changes a private
-part that is used here, and there is no other place.
+Private parts are used nowhere else. If a new version changes one of them, the failing test in
+`tests/trainer/test_lightning_internals.py` says what to look at.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -39,11 +39,12 @@ def disable_sigterm_exchange(trainer: pl.Trainer) -> None:
 
 
 class ResumeExactly(Callback):
-    """Corrects what Lightning leaves out when a run is resumed. Every run has it, after others.
+    """Corrects what Lightning leaves out when a run is resumed. Every run has this callback.
 
-    With `max_steps` it would go through an epoch that has ended once more, without any batch. After
-    an epoch it forgets the step of a plateau schedule, which follows the checkpoint, and within an
-    epoch what two of its callbacks set at the start of the epoch.
+    With `max_steps`, Lightning repeats an epoch that has ended, without any batch. A checkpoint at
+    the end of an epoch is written before a plateau schedule is stepped, and that step is lost. In a
+    checkpoint within an epoch, weight averaging and the accumulation of gradients lack what they
+    set when the epoch started.
     """
 
     def __init__(self) -> None:
