@@ -17,7 +17,7 @@ from classic_cnns.data.transforms import (
     resize_to,
     scale,
 )
-from tests.gpu import GPU
+from tests.gpu import GPU, needs_cuda
 
 pytestmark = pytest.mark.gpu
 
@@ -121,6 +121,7 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch() -> None:
     assert torch.equal(orders[0], cpu.order(0))
 
 
+@needs_cuda
 @pytest.mark.filterwarnings("ignore:.*prototype.*:UserWarning")  # set_sync_debug_mode
 def test_the_cpu_does_not_wait_for_the_gpu_in_a_pass() -> None:
     loader = batches(pixels(10020), torch.arange(10020))  # five blocks of a thousand

@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.gpu import GPU, error
+from tests.gpu import GPU, error, needs_cuda
 from tests.recipes import recipe
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, needs_cuda]
 
 NETS = ["model=lenet5", "model=simple_cnn model.net.norm=batch", "model=alexnet_small"]
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from tests.golden import make_data, words
-from tests.gpu import error
+from tests.gpu import GPU, error, needs_cuda
 
 pytestmark = pytest.mark.gpu
 
 TRAIN = [sys.executable, str(Path(__file__).parents[2] / "src" / "train.py")]
 EPOCHS, STEPS = 4, 20  # batches of 32 of the 160 images
-ON_GPU, ON_CPU = "trainer.accelerator=gpu", "trainer.accelerator=cpu"
+ON_CPU = "trainer.accelerator=cpu"
+ON_GPU = ON_CPU if GPU.type == "cpu" else "trainer.accelerator=gpu"
 DETERMINISTIC = "trainer.deterministic=true"
 DOUBLE = "trainer.precision=64-true"  # GPU and CPU then agree to many digits
 STOPPING = "model.loss._target_=spy.Stopping"
@@ -57,7 +58,7 @@ class Runs:
         self.call(name, *defaults, *extra, **options)
 
     def resume(self, name: str, *extra: str, **env: str) -> None:
-        self.call(name, f"resume={self.folder / name}", *extra, **env)
+        self.call(name, f"resume={self.folder / name}", "--trust", "spy", *extra, **env)
 
     def call(self, name: str, *extra: str, command=TRAIN, **env: str) -> None:
         given = {word.partition("=")[0]: word for word in extra}  # the last value of a key is used
@@ -130,6 +131,7 @@ def test_gpu_and_cpu_give_almost_equal_weights(runs: Runs) -> None:
     assert distance(weights, runs.weights("cpu")) < 1e-8
 
 
+@needs_cuda
 def test_cuda_graphs_give_the_weights_of_plain_steps(runs: Runs) -> None:
     runs.end("gpu")
     runs.end("compiled")
@@ -173,10 +175,12 @@ def test_a_run_is_resumed_on_the_cpu_and_again_on_the_gpu(runs: Runs) -> None:
     assert distance(runs.weights("moved"), runs.weights("cpu")) < 1e-6
 
 
+@needs_cuda
 def test_precision_auto_is_bfloat16_on_gpus_that_support_it(runs: Runs) -> None:
     runs.end("noted")
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     dtype = torch.bfloat16 if native else torch.float32
-    notes = (runs.folder / "notes").read_text().splitlines()
+    check, *notes = (runs.folder / "notes").read_text().splitlines()
+    assert check == "cpu torch.float32 cpu"  # of the loss, before training
     assert set(notes) == {f"cuda {dtype} cuda"} and len(notes) > STEPS
     assert {x.dtype for x in runs.weights("noted").values()} == {torch.float32}
