@@ -102,11 +102,10 @@ class ColourNoise:
 
     def partial_fit(self, images: Tensor) -> None:
         """Update the axes with a part of the training images, (N, C, H, W) uint8."""
+        pixels = images.cpu().transpose(0, 1).flatten(1).double()  # (3, N H W)
         count, total, products = self.sums
-        for part in images.cpu().split(max(1, 2**20 // images[0].numel())):
-            pixels = part.transpose(0, 1).flatten(1).double()  # (3, B H W)
-            count += pixels.shape[1]
-            total, products = total + pixels.sum(1), products + pixels @ pixels.T
+        count, total = count + pixels.shape[1], total + pixels.sum(1)
+        products = products + pixels @ pixels.T
         self.sums = count, total, products
         mean = total / count
         variances, axes = torch.linalg.eigh(products / count - mean.outer(mean))

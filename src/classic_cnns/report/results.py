@@ -73,9 +73,8 @@ class Table:
         for r in self.rows:
             own = {"job": r.name, "state": r.state, "error": r.error, "directory": r.directory}
             sheet.writerow(own | r.parameters | r.values)
-        texts = {"results.csv": lines.getvalue(), "results.md": self.markdown() + "\n"}
-        for name, text in texts.items():
-            write_text(folder / name, text)
+        write_text(folder / "results.csv", lines.getvalue())
+        write_text(folder / "results.md", self.markdown() + "\n")
 
     def markdown(self) -> str:
         """All runs, mean and deviation over seeds, the best run, and the errors of failed ones."""
@@ -153,10 +152,9 @@ def read_table(directories: Sequence[str | Path]) -> Table:
             )
         found += below
     found = list(dict.fromkeys(found))
-    sweeps = [d for d in found if (d / "sweep.yaml").is_file()]
-    records = {d: read_record(d) for d in sweeps}
-    if found == sweeps and len(found) == 1:
-        record = records[found[0]]
+    records = {d: read_record(d) for d in found if (d / "sweep.yaml").is_file()}
+    if found == list(records) and len(found) == 1:
+        (record,) = records.values()
         rows = sweep_rows(found[0], record)
         keys = record["varied"]
     else:
@@ -271,17 +269,13 @@ def run_row(directory: Path) -> Row:
 def make_row(name: str, parameters: dict[str, str], directory: Path, command: str) -> Row:
     result = read_result(directory)
     state = result.get("status", "unfinished" if directory.exists() else "waiting")
-    values = {}
-    if state in ENDED_WELL:
-        values = result.get("metrics", {}) | {
-            f"last {metric}": value for metric, value in result.get("last", {}).items()
-        }
-        values |= {"seconds": result["seconds"]} if "seconds" in result else {}
-        values = {
-            name: x for name, x in values.items() if isinstance(x, int | float) and isfinite(x)
-        }
-    error = "" if state in ENDED_WELL else one_line(result.get("error", ""))[:300]
-    return Row(name, parameters, directory, command, state, error, values)
+    if state not in ENDED_WELL:
+        error = one_line(result.get("error", ""))[:300]
+        return Row(name, parameters, directory, command, state, error, {})
+    last = {f"last {metric}": value for metric, value in result.get("last", {}).items()}
+    found = result.get("metrics", {}) | last | {"seconds": result.get("seconds")}
+    values = {name: x for name, x in found.items() if isinstance(x, int | float) and isfinite(x)}
+    return Row(name, parameters, directory, command, state, "", values)
 
 
 def read_starts(directory: Path) -> list[dict[str, Any]]:

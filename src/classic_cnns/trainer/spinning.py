@@ -20,6 +20,7 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
+from functools import cache
 from math import ceil
 from threading import Event, Thread, main_thread
 
@@ -45,7 +46,7 @@ def limit_spinning() -> None:
         return
     count = str(SPIN_COUNT if sum(times()) else FIXED_SPIN_COUNT)
     if os.environ.setdefault("GOMP_SPINCOUNT", count) == str(SPIN_COUNT):
-        Watch.start_once()
+        start_watch(os.getpid())
 
 
 def times() -> tuple[float, float]:
@@ -62,14 +63,7 @@ def times() -> tuple[float, float]:
 class Watch(Thread):
     """Compares the time that threads wait for a core with the time that passes."""
 
-    process: int | None = None  # that has a watch; forked ones have none
     bfloat16 = False  # whether a run computes in it here and has not had the advice yet
-
-    @classmethod
-    def start_once(cls) -> None:
-        if cls.process != os.getpid():
-            cls.process = os.getpid()
-            cls(daemon=True, name="spinning").start()
 
     def run(self) -> None:
         sleepers: Sleepers | None = None
@@ -92,6 +86,11 @@ class Watch(Thread):
             elif sleepers and len(shares) == ENDS and sum(shares) < ENDS * limit / 2:
                 sleepers.end.set()
                 sleepers = None
+
+
+@cache  # a forked process has no watch yet
+def start_watch(process: int) -> None:
+    Watch(daemon=True, name="spinning").start()
 
 
 def thread_count() -> int:
