@@ -58,10 +58,10 @@ class DecodedBatches(Batches):
             pinned = device.type == "cuda"
             parts = iter(read_ahead(self.images, numbers, workers, size=size, pinned=pinned))
         missing: list[str] = []
-        for left in range(len(numbers) - 1, -1, -1):
-            images, rows, names = next(parts)
-            missing += names
-            if not left:  # now, since the caller may stop after the last batch
+        for done, share in enumerate(numbers, 1):
+            images, rows = next(parts)
+            missing += [self.images.paths[number] for number in np.delete(share, rows)]
+            if done == len(numbers):  # now, since the caller may stop after the last batch
                 next(parts, None)  # ends the workers
                 self.report(missing, sum(map(len, numbers)))
             yield images.to(device, non_blocking=True), rows.to(device)

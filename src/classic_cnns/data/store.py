@@ -75,23 +75,19 @@ class EncodedBlocks(Dataset):
 class Files(Dataset):
     """Reads the images for a list of indices: (n, 3, size, size) uint8, and their rows in the list.
 
-    Files that cannot be decoded are left out of both, and returned as a third list.
+    Files that cannot be decoded are left out of both.
     """
 
     def __init__(self, paths: Sequence[str], size: int) -> None:
         self.paths, self.size = paths, size
 
-    def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor, list[str]]:
+    def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         images = np.empty((len(numbers), 3, self.size, self.size), np.uint8)
         rows: list[int] = []
-        missing: list[str] = []
         for row, number in enumerate(numbers):
             if self.read(number, images[len(rows)]):
                 rows.append(row)
-            else:
-                missing.append(self.paths[number])
-        pixels = torch.from_numpy(images[: len(rows)])
-        return pixels, torch.tensor(rows, dtype=torch.int64), missing
+        return torch.from_numpy(images[: len(rows)]), torch.tensor(rows, dtype=torch.int64)
 
     def read(self, number: int, pixels: np.ndarray) -> bool:
         """Fill `pixels` (3, size, size) with an image; False if it cannot be decoded."""
