@@ -26,8 +26,7 @@ class RandomShift:
         self.pixels = pixels
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
-        top, left = (noise * (2 * self.pixels + 1)).long().unbind(1)
-        return windows(F.pad(images, [self.pixels] * 4), top, left, *images.shape[2:])
+        return random_windows(F.pad(images, [self.pixels] * 4), noise, *images.shape[2:])
 
 
 class RandomCrop:
@@ -39,9 +38,7 @@ class RandomCrop:
         self.size = size
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
-        rows, columns = (side - self.size + 1 for side in images.shape[2:])
-        top, left = (noise[:, 0] * rows).long(), (noise[:, 1] * columns).long()
-        return windows(images, top, left, self.size, self.size)
+        return random_windows(images, noise, self.size, self.size)
 
 
 class RandomFlip:
@@ -117,11 +114,13 @@ class ColourNoise:
         return to_float(images).add_(colours[:, :, None, None])
 
 
-def windows(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """Crop each image to `height` x `width` at its own (top, left), both (B,) int64."""
+def random_windows(images: Tensor, noise: Tensor, height: int, width: int) -> Tensor:
+    """Crop each image to `height` x `width` at its own place, from `noise` (B, 2) in [0, 1)."""
     count, channels, rows, pitch = images.shape
     if not count:  # a rank's share of a last batch can be empty
         return images[:, :, :height, :width]
+    top = (noise[:, 0] * (rows - height + 1)).long()
+    left = (noise[:, 1] * (pitch - width + 1)).long()
     # A window is one run of memory from its first to its last pixel; copying runs takes a tenth
     # of the time of indexing pixels.
     length = (height - 1) * pitch + width
