@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,13 +46,13 @@ class Batches:
     ended: Callable[[], bool] = lambda: False
     rank: int = 0
     world_size: int = 1
+    resumed: dict[str, int] = field(default_factory=dict)  # the state of a pass to continue
 
     def __post_init__(self) -> None:
         self.step = self.batch_size * (self.world_size if self.whole else 1)  # images of all ranks
         several = max(1, self.at_once // self.batch_size)
         self.block = self.step * (several if self.world_size == 1 else 1)
         self.passed = 0
-        self.resumed: dict[str, int] = {}
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.step)
