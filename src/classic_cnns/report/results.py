@@ -55,14 +55,14 @@ class Table:
         names = dict.fromkeys([self.metric, f"last {self.metric}", test, "error/test", "seconds"])
         return [n for n in names if n == self.metric or any(n in r.values for r in self.rows)]
 
-    def rank(self, values: dict[str, float]) -> float:
-        """A sort key: smaller for a better run."""
-        value = values.get(self.metric, inf)
-        return -value if self.direction == "maximize" and value != inf else value
+    def rank(self, *runs: Row) -> float:
+        """A sort key for the mean of some runs: smaller for better ones, inf without a result."""
+        sign = -1 if self.direction == "maximize" else 1
+        return mean(sign * r.values[self.metric] if self.metric in r.values else inf for r in runs)
 
     def ranked(self) -> list[Row]:
         """The rows, best first; runs without a result last, in the order of their numbers."""
-        return sorted(self.rows, key=lambda r: self.rank(r.values if r.state == "finished" else {}))
+        return sorted(self.rows, key=lambda r: self.rank(r) if r.state == "finished" else inf)
 
     def write(self, folder: Path) -> None:
         """Write `results.csv`, with exact values, and `results.md`, for people."""
@@ -90,9 +90,9 @@ class Table:
             groups.setdefault(r.group, []).append(r)
         best = finished[:1]
         if any(len(group) > 1 for group in groups.values()) and "seed" in rows[0].parameters:
-            best = min(groups.values(), key=self.mean_rank)  # not the luckiest seed of all
+            best = min(groups.values(), key=lambda g: self.rank(*g))  # not the luckiest seed of all
             cells = [[*(key for key, _ in rows[0].group), "n", *self.columns]]
-            for shared, group in sorted(groups.items(), key=lambda item: self.mean_rank(item[1])):
+            for shared, group in sorted(groups.items(), key=lambda item: self.rank(*item[1])):
                 cells.append([*(value for _, value in shared), str(len(group)), *self.shown(group)])
             parts += ["Mean ± standard deviation over seeds:", markdown_table(cells)]
         if best and self.metric in best[0].values:
@@ -107,9 +107,6 @@ class Table:
         failures = [r for r in self.rows if r.error]
         parts += [f"Job {r.name} {r.state}: {r.error} ({r.directory})" for r in failures]
         return "\n\n".join(parts)
-
-    def mean_rank(self, rows: Sequence[Row]) -> float:
-        return mean(self.rank(r.values) for r in rows)
 
     def shown(self, rows: Sequence[Row]) -> list[str]:
         """The cells of the columns for one run, or mean and standard deviation of several."""
