@@ -153,10 +153,9 @@ def patches_of(images: Tensor, size: int, which: str) -> Tensor:
     bottom, right = (side - size for side in images.shape[2:])
     rows, columns = (0, bottom // 2, bottom), (0, right // 2, right)
     places = [(row, column) for row in rows for column in columns]
-    if which == "ten":
-        places = [places[number] for number in (0, 2, 6, 8, 4)]
     views = [images[:, :, row : row + size, column : column + size] for row, column in places]
     if which == "ten":
+        views = [views[number] for number in (0, 2, 6, 8, 4)]
         views += [view.flip(3) for view in views]
     return torch.stack(views, 1)
 
