@@ -181,7 +181,7 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
             f"data.root={root}: {folder.name}/ has no images; it needs "
             f"{folder.name}/<class>/<name>.jpg"
         )
-    if wrong:
+    if wrong and folder.name == split:  # not a second time for val/ as the test set
         log.warning(
             "%s: %d of %d files do not have the extension of an image and are left out: %s%s",
             folder, len(wrong), len(wrong) + len(paths), printable(", ".join(wrong[:5])),
