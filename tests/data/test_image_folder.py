@@ -478,12 +478,13 @@ def test_a_run_reports_a_damaged_file_and_is_resumed_with_equal_weights(train, r
 
 
 def test_files_without_an_image_extension_are_left_out_in_one_line(root, caplog):
-    expected = [list(folders.files(str(root), split)[0]) for split in ("train", "val")]
+    splits = ("train", "val", "test")
+    expected = [list(folders.files(str(root), split)[0]) for split in splits]
     wrong = root / "train" / "cat" / "notes.txt"
     wrong.write_text("cats")
     (root / "val" / "dog" / "Thumbs.db").write_bytes(b"dogs")
-    found = [list(folders.files(str(root), split)[0]) for split in ("train", "val")]
-    assert found == expected
+    found = [list(folders.files(str(root), split)[0]) for split in splits]
+    assert found == expected and len(caplog.messages) == 2  # val/ is the test set too
     line = f"{root}/train: 1 of 22 files do not have the extension of an image and are left out: "
     assert caplog.messages[0] == line + str(wrong)
     assert "Thumbs.db" in caplog.messages[1]

@@ -26,7 +26,7 @@ def python(code: str, **variables: str) -> str:
 
 SPUN = """
 import time, torch
-from classic_cnns.trainer.spinning import Sleepers
+from classic_cnns.trainer.spinning import start_sleepers
 
 def spun():
     torch.zeros(torch.get_num_threads() * 2**16).add_(1)
@@ -35,10 +35,10 @@ def spun():
     return time.process_time() - start
 
 alone = spun()
-sleepers = Sleepers(torch.get_num_threads())
+end = start_sleepers(torch.get_num_threads())
 time.sleep(0.5)
 crowded = spun()
-sleepers.end.set()
+end.set()
 time.sleep(0.5)
 print(alone, crowded, spun())
 """
@@ -126,16 +126,15 @@ def test_other_threads_sleep_while_these_wait_and_end_when_it_is_calm(
         def set(self) -> None:
             seen.append("end")
 
-    class Sleepers:
-        def __init__(self, threads: int) -> None:
-            seen.append("start")
-            self.end = End()
+    def start_sleepers(threads: int) -> End:
+        seen.append("start")
+        return End()
 
     def sleep(seconds: float) -> None:
         moment[0] += seconds
         waited[0] += seconds * next(shares)
 
-    monkeypatch.setattr(spinning, "Sleepers", Sleepers)
+    monkeypatch.setattr(spinning, "start_sleepers", start_sleepers)
     monkeypatch.setattr(spinning, "thread_count", lambda: 2)
     monkeypatch.setattr(spinning, "times", lambda: (1.0, waited[0]))
     monkeypatch.setattr(time, "sleep", sleep)

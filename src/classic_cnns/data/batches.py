@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state))
 
 
+@dataclass(eq=False, repr=False)
 class Batches:
     """Iterates over batches (images float32 (B, C, H, W), labels int64 (B,)) of one epoch.
 
@@ -27,36 +29,30 @@ class Batches:
     continues where the saved one was. `to_input` converts uint8 images to inputs of the net.
     """
 
-    batch_context: Callable[[], Any] = nullcontext  # context for the work on each batch
-    at_once = 1024  # images, in one process: fewer and larger calls are faster
+    batch_context: ClassVar[Any] = nullcontext  # a context for the work on each batch
+    at_once: ClassVar = 1024  # images, in one process: fewer and larger calls are faster
 
-    def __init__(
-        self,
-        images: Any,
-        labels: Tensor,
-        indices: Tensor,
-        batch_size: int,
-        *,
-        to_input: Callable[[Tensor], Tensor],
-        augment: Sequence = (),
-        shuffle: bool = False,
-        whole: bool = False,
-        seed: int = 0,
-        epoch: Callable[[], int] = lambda: 0,
-        ended: Callable[[], bool] = lambda: False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.images, self.labels, self.indices = images, labels, indices
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.to_input, self.augment, self.shuffle = to_input, augment, shuffle
-        self.whole = whole
-        self.seed, self.epoch, self.ended = seed, epoch, ended
-        self.step = batch_size * (world_size if whole else 1)  # images of all ranks
-        several = max(1, self.at_once // batch_size)
-        self.block = self.step * (several if world_size == 1 else 1)
+    images: Any
+    labels: Tensor
+    indices: Tensor
+    batch_size: int
+    _: KW_ONLY
+    to_input: Callable[[Tensor], Tensor]
+    augment: Sequence = ()
+    shuffle: bool = False
+    whole: bool = False
+    seed: int = 0
+    epoch: Callable[[], int] = lambda: 0
+    ended: Callable[[], bool] = lambda: False
+    rank: int = 0
+    world_size: int = 1
+    resumed: dict[str, int] = field(default_factory=dict)  # the state of a pass to continue
+
+    def __post_init__(self) -> None:
+        self.step = self.batch_size * (self.world_size if self.whole else 1)  # images of all ranks
+        several = max(1, self.at_once // self.batch_size)
+        self.block = self.step * (several if self.world_size == 1 else 1)
         self.passed = 0
-        self.resumed: dict[str, int] = {}
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.step)
@@ -94,9 +90,9 @@ class Batches:
         skipped = first * self.step // self.block * self.block
         starts = range(skipped, len(order), self.block)
         mine = [slice(s + self.rank, s + self.block, self.world_size) for s in starts]
-        if self.whole and self.world_size > 1:
-            begins = [start + self.rank * self.batch_size for start in starts]
-            mine = [slice(begin, begin + self.batch_size) for begin in begins]
+        if self.whole:
+            share = self.block // self.world_size
+            mine = [slice(s + self.rank * share, s + (self.rank + 1) * share) for s in starts]
         gathered = self.read([order[rows] for rows in mine])
         for start, rows, (images, decoded) in zip(starts, mine, gathered, strict=True):
             with self.batch_context():

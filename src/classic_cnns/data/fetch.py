@@ -92,9 +92,8 @@ def read_cache(folder: Path, sums: dict[str, str]) -> Arrays:
 
 def write_cache(folder: Path, arrays: Arrays) -> None:
     folder.mkdir(exist_ok=True)
-    for name in (*(f"{name}.npy" for name in arrays), "cache.json"):
-        for rest in folder.glob(f".{name}.*"):  # left by a writer that was killed; we hold the lock
-            rest.unlink()
+    for rest in folder.glob(".*.*.*"):  # left by a writer that was killed; we hold the lock
+        rest.unlink()
     for name, array in arrays.items():
         with atomic_write(folder / f"{name}.npy") as file:
             # Not the file itself: numpy would write to its descriptor and lose the errno.

@@ -11,9 +11,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,43 +126,25 @@ def pictures_in(names: Sequence[str]) -> list[str]:
 
 
 class Paths(Sequence[str]):
-    """A sequence of paths stored as one array of bytes: a million strings would take 200 MB."""
+    """Paths stored as one array of their `names` below `base`: a million texts take 200 MB."""
 
-    def __init__(self, base: str, names: np.ndarray, ends: np.ndarray) -> None:
-        """`names` (uint8) are lines relative to `base`, `ends` (int64) where the lines end."""
-        self.base, self.names, self.ends = base, names, ends
-
-    @classmethod
-    def of(cls, base: str, groups: Iterable[Sequence[str]]) -> Paths:
-        """From groups of names; only one group at a time is in memory."""
-        import numpy as np  # here, since every command imports this module
-
-        names, lengths = bytearray(), [np.empty(0, np.int64)]
-        for group in groups:
-            encoded = [os.fsencode(name) + b"\n" for name in group]
-            names += b"".join(encoded)
-            lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-        return cls(base, np.frombuffer(names, np.uint8), np.cumsum(np.concatenate(lengths)))
+    def __init__(self, base: str, names: np.ndarray) -> None:
+        """`names` are bytes of a fixed length, dtype S."""
+        self.base, self.names = base, names
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.names)
 
     def __getitem__(self, number: Any) -> Any:
-        start = self.ends[number - 1] if number else 0
-        return os.path.join(
-            self.base, os.fsdecode(self.names[start : self.ends[number] - 1].tobytes())
-        )
+        return os.path.join(self.base, os.fsdecode(self.names[number]))
 
 
 Index = dict[str, tuple[Paths, Any]]
 
 
-def checksum(arrays: Iterable[np.ndarray]) -> str:
-    """The SHA-256 sum of several arrays of bytes, which are not copied into one."""
-    found = sha256()
-    for array in arrays:
-        found.update(array.data)
-    return found.hexdigest()
+def lines(index: Index) -> bytes:
+    """The names of all files, each with a line break, for a checksum."""
+    return b"".join(name + b"\n" for paths, _ in index.values() for name in paths.names)
 
 
 def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Paths, np.ndarray]:
@@ -178,19 +159,18 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
 
     folder, known = folder_of(root, split), suffixes()
     base = str(folder.parent)
-    counts: list[int] = []
+    parts: list[np.ndarray] = []  # the names in each class
     wrong: list[str] = []
-
-    def names() -> Iterator[list[str]]:
-        for name in classes(root):
-            own: list[str] = []
-            for path in sorted(walk(folder / name, {} if seen is None else seen)):
-                (own if os.path.splitext(path)[1].lower() in known else wrong).append(path)
-            counts.append(len(own))
-            yield [path[len(base) + 1 :] for path in own]
-
     with folder_errors(root):
-        paths = Paths.of(base, names())
+        for name in classes(root):
+            own: list[bytes] = []
+            for path in sorted(walk(folder / name, {} if seen is None else seen)):
+                if os.path.splitext(path)[1].lower() in known:
+                    own.append(os.fsencode(path[len(base) + 1 :]))
+                else:
+                    wrong.append(path)
+            parts.append(np.array(own, "S"))
+    paths, counts = Paths(base, np.concatenate(parts)), list(map(len, parts))
     if split == "train" and 0 in counts:
         raise UserError(
             f"data.root={root}: train/{classes(root)[counts.index(0)]} has no images; "
@@ -201,7 +181,7 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
             f"data.root={root}: {folder.name}/ has no images; it needs "
             f"{folder.name}/<class>/<name>.jpg"
         )
-    if wrong:
+    if wrong and folder.name == split:  # not a second time for val/ as the test set
         log.warning(
             "%s: %d of %d files do not have the extension of an image and are left out: %s%s",
             folder, len(wrong), len(wrong) + len(paths), printable(", ".join(wrong[:5])),
@@ -226,10 +206,7 @@ def index(root: str, cache: Path) -> Index:
         seen = json.loads(kept["seen"].item())
         if all(changed(folder) == moment for folder, moment in seen.items()):
             return {
-                split: (
-                    Paths(str(top), kept[f"{split}_names"], kept[f"{split}_ends"]),
-                    kept[f"{split}_labels"],
-                )
+                split: (Paths(str(top), kept[f"{split}_paths"]), kept[f"{split}_labels"])
                 for split in splits
             }
     seen = {str(place): changed(str(place)) for place in (top, *(top / split for split in splits))}
@@ -238,8 +215,7 @@ def index(root: str, cache: Path) -> Index:
         return found  # a second change within the clock's resolution would go unnoticed
     kept = {"seen": np.array(json.dumps(seen))}
     for split, (paths, labels) in found.items():
-        own = {"names": paths.names, "ends": paths.ends, "labels": labels}
-        kept |= {f"{split}_{name}": array for name, array in own.items()}
+        kept |= {f"{split}_paths": paths.names, f"{split}_labels": labels}
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(cache) as file:

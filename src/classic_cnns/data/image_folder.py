@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -35,18 +36,15 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class DecodedBatches(Batches):
     """Batches of image files; each share is decoded by one of `workers` processes."""
 
     at_once = 1
     batch_context = staticmethod(one_thread)
 
-    def __init__(
-        self, files: Files, *args: Any, workers: int, reported: set[str], **options: Any
-    ) -> None:
-        """`reported` are the files that cannot be decoded and were logged, which is extended."""
-        super().__init__(files, *args, **options)
-        self.workers, self.reported = workers, reported
+    workers: int
+    reported: set[str]  # files that cannot be decoded and were logged; it is extended
 
     def read(self, shares: Sequence[Tensor]) -> Iterator[tuple[Tensor, Any]]:
         device = self.indices.device
@@ -60,10 +58,10 @@ class DecodedBatches(Batches):
             pinned = device.type == "cuda"
             parts = iter(read_ahead(self.images, numbers, workers, size=size, pinned=pinned))
         missing: list[str] = []
-        for left in range(len(numbers) - 1, -1, -1):
-            images, rows, names = next(parts)
-            missing += names
-            if not left:  # now, since the caller may stop after the last batch
+        for done, share in enumerate(numbers, 1):
+            images, rows = next(parts)
+            missing += [self.images.paths[number] for number in np.delete(share, rows)]
+            if done == len(numbers):  # now, since the caller may stop after the last batch
                 next(parts, None)  # ends the workers
                 self.report(missing, sum(map(len, numbers)))
             yield images.to(device, non_blocking=True), rows.to(device)
@@ -155,13 +153,13 @@ class ImageFolderData(ImageData):
 
     def facts(self) -> dict[str, object]:
         """For provenance.json: the number of files, and a checksum of their names."""
-        names = [paths.names for paths, _ in self.files.values()]
-        names[-1] = names[-1][:-1]  # provenance.json has always left out the last newline
+        names = folders.lines(self.files)
         return {
             "dataset": self.dataset,
             "root": str(expand("data.root", self.root).absolute()),
             "files": {split: len(paths) for split, (paths, _) in self.files.items()},
-            "names_sha256": folders.checksum(names),
+            # It has always left out the last line break.
+            "names_sha256": sha256(names[:-1]).hexdigest(),
         }
 
     def batches(self, split: str, batch_size: int, **options: Any) -> Batches:

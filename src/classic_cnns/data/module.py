@@ -97,8 +97,8 @@ class ImageData(pl.LightningDataModule):
             seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
             ended=lambda: trainer is not None and trainer.is_last_batch,  # of limit_train_batches
+            resumed=self.resumed,  # one object: only the first pass skips batches
         )
-        self.train_batches.resumed = self.resumed  # one object: only the first pass skips batches
         return self.train_batches
 
     # Lightning itself would give a loader its state, but not where a schedule has asked for the

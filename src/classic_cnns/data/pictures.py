@@ -106,9 +106,8 @@ def centred_ink(pixels: np.ndarray, side: int) -> np.ndarray | None:
     if ground == top:
         return None
     ink = pixels > ground + (top - ground) / 4
-    parts = [np.nonzero(ink.any(axis))[0] for axis in (1, 0)]
-    rows, columns = (slice(part[0], part[-1] + 1) for part in parts)
-    image = Image.fromarray(pixels[rows, columns].clip(ground).astype(np.float32) - ground)
+    darker = Image.fromarray(pixels.clip(ground).astype(np.float32) - ground)
+    image = darker.crop(Image.fromarray(ink).getbbox())
     longest = side * 5 // 7
     width, height = (max(1, round(longest * length / max(image.size))) for length in image.size)
     box = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))

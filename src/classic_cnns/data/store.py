@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from classic_cnns import UserError, printable
-from classic_cnns.data.folders import Index, checksum
+from classic_cnns.data.folders import Index, lines
 from classic_cnns.data.pictures import decode
 from classic_cnns.data.workers import read_ahead
 from classic_cnns.files import read_json, write_json
@@ -74,23 +75,19 @@ class EncodedBlocks(Dataset):
 class Files(Dataset):
     """Reads the images for a list of indices: (n, 3, size, size) uint8, and their rows in the list.
 
-    Files that cannot be decoded are left out of both, and returned as a third list.
+    Files that cannot be decoded are left out of both.
     """
 
     def __init__(self, paths: Sequence[str], size: int) -> None:
         self.paths, self.size = paths, size
 
-    def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor, list[str]]:
+    def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         images = np.empty((len(numbers), 3, self.size, self.size), np.uint8)
         rows: list[int] = []
-        missing: list[str] = []
         for row, number in enumerate(numbers):
             if self.read(number, images[len(rows)]):
                 rows.append(row)
-            else:
-                missing.append(self.paths[number])
-        pixels = torch.from_numpy(images[: len(rows)])
-        return pixels, torch.tensor(rows, dtype=torch.int64), missing
+        return torch.from_numpy(images[: len(rows)]), torch.tensor(rows, dtype=torch.int64)
 
     def read(self, number: int, pixels: np.ndarray) -> bool:
         """Fill `pixels` (3, size, size) with an image; False if it cannot be decoded."""
@@ -170,12 +167,10 @@ def prepare(
     UserErrors.
     """
     manifest = folder / MANIFEST
-    if not create and not manifest.exists():
-        return None
     splits = {split: index[split][0] for split in index}
     if np.array_equal(splits["test"].names, splits["val"].names):
         del splits["test"]  # the same folder as val/
-    names = checksum(paths.names for paths, _ in index.values())
+    names = sha256(lines(index)).hexdigest()
     today = {"format": FORMAT, "size": size, "quality": quality, "names_sha256": names}
 
     def open_stores() -> dict[str, StoredImages] | None:
@@ -264,9 +259,7 @@ def gigabytes(count: float) -> str:
 def write_split(path: Path, packed: EncodedBlocks) -> None:
     """Append the missing images of a split, on all cores, with a progress bar."""
     with open(f"{path}.records", "ab+") as records, open(f"{path}.bin", "ab+") as content:
-        records.seek(0)
-        written = records.read()
-        known = np.frombuffer(written, RECORD, len(written) // RECORD.itemsize)
+        known = np.fromfile(f"{path}.records", RECORD)  # without an incomplete last one
         ends = np.cumsum(known["length"], dtype=np.int64)
         done = int(np.searchsorted(ends, os.fstat(content.fileno()).st_size, "right"))
         records.truncate(done * RECORD.itemsize)

@@ -26,8 +26,7 @@ class RandomShift:
         self.pixels = pixels
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
-        top, left = (noise * (2 * self.pixels + 1)).long().unbind(1)
-        return windows(F.pad(images, [self.pixels] * 4), top, left, *images.shape[2:])
+        return random_windows(F.pad(images, [self.pixels] * 4), noise, *images.shape[2:])
 
 
 class RandomCrop:
@@ -39,9 +38,7 @@ class RandomCrop:
         self.size = size
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
-        rows, columns = (side - self.size + 1 for side in images.shape[2:])
-        top, left = (noise[:, 0] * rows).long(), (noise[:, 1] * columns).long()
-        return windows(images, top, left, self.size, self.size)
+        return random_windows(images, noise, self.size, self.size)
 
 
 class RandomFlip:
@@ -102,11 +99,10 @@ class ColourNoise:
 
     def partial_fit(self, images: Tensor) -> None:
         """Update the axes with a part of the training images, (N, C, H, W) uint8."""
+        pixels = images.cpu().transpose(0, 1).flatten(1).double()  # (3, N H W)
         count, total, products = self.sums
-        for part in images.cpu().split(max(1, 2**20 // images[0].numel())):
-            pixels = part.transpose(0, 1).flatten(1).double()  # (3, B H W)
-            count += pixels.shape[1]
-            total, products = total + pixels.sum(1), products + pixels @ pixels.T
+        count, total = count + pixels.shape[1], total + pixels.sum(1)
+        products = products + pixels @ pixels.T
         self.sums = count, total, products
         mean = total / count
         variances, axes = torch.linalg.eigh(products / count - mean.outer(mean))
@@ -118,11 +114,13 @@ class ColourNoise:
         return to_float(images).add_(colours[:, :, None, None])
 
 
-def windows(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """Crop each image to `height` x `width` at its own (top, left), both (B,) int64."""
+def random_windows(images: Tensor, noise: Tensor, height: int, width: int) -> Tensor:
+    """Crop each image to `height` x `width` at its own place, from `noise` (B, 2) in [0, 1)."""
     count, channels, rows, pitch = images.shape
     if not count:  # a rank's share of a last batch can be empty
         return images[:, :, :height, :width]
+    top = (noise[:, 0] * (rows - height + 1)).long()
+    left = (noise[:, 1] * (pitch - width + 1)).long()
     # A window is one run of memory from its first to its last pixel; copying runs takes a tenth
     # of the time of indexing pixels.
     length = (height - 1) * pitch + width
@@ -155,10 +153,9 @@ def patches_of(images: Tensor, size: int, which: str) -> Tensor:
     bottom, right = (side - size for side in images.shape[2:])
     rows, columns = (0, bottom // 2, bottom), (0, right // 2, right)
     places = [(row, column) for row in rows for column in columns]
-    if which == "ten":
-        places = [places[number] for number in (0, 2, 6, 8, 4)]
     views = [images[:, :, row : row + size, column : column + size] for row, column in places]
     if which == "ten":
+        views = [views[number] for number in (0, 2, 6, 8, 4)]
         views += [view.flip(3) for view in views]
     return torch.stack(views, 1)
 

@@ -1,6 +1,7 @@
 """Reading a data set by worker processes."""
 
 import logging
+import pickle
 import shutil
 import sys
 from collections.abc import Iterable
@@ -9,9 +10,7 @@ from functools import cache
 from math import inf
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 log = logging.getLogger(__name__)
@@ -35,7 +34,8 @@ def read_ahead(
     piped = forked and free_shared_memory() < 4 * (workers + 1) * size
     if piped:
         report_pipes()
-    collate: Any = to_arrays if piped else tuple  # a tuple stays as it is
+    # Tensors in bytes are sent with their content; a tuple stays as it is.
+    collate: Any = pickle.dumps if piped else tuple
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -46,7 +46,7 @@ def read_ahead(
         multiprocessing_context="fork" if forked else None,
         generator=torch.Generator(),  # otherwise the loader draws from the global one
     )
-    return map(to_tensors, loader) if piped else loader
+    return map(pickle.loads, loader) if piped else loader
 
 
 def free_shared_memory() -> float:
@@ -63,12 +63,3 @@ def report_pipes() -> None:
         "through pipes, which is slower. A container gets more with docker run --shm-size=2g",
         f"{free_shared_memory() / 1e6:,.0f}", SHARED,
     )  # fmt: skip
-
-
-def to_arrays(values: tuple) -> tuple:
-    """Tensors as arrays, which are pickled with their content."""
-    return tuple(value.numpy() if isinstance(value, Tensor) else value for value in values)
-
-
-def to_tensors(values: tuple) -> tuple:
-    return tuple(torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in values)

@@ -9,13 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from classic_cnns.model.lenet5 import (
-    ScaledTanh,
-    Subsampling,
-    TableConv2d,
-    paper_bound,
-    uniform_,
-)
+from classic_cnns.model.lenet5 import ScaledTanh, Subsampling, TableConv2d, paper_bound, paper_init
 
 # The S2 maps that each of the twelve C3 maps uses: LeCun et al., "Handwritten digit
 # recognition with a back-propagation network", NIPS 1989, table 1.
@@ -42,9 +36,7 @@ class MLP(nn.Sequential):
             self.add_module(f"fc{number}", nn.Linear(inputs, outputs))
             self.add_module(f"squash{number}", ScaledTanh())
         self.add_module("output", nn.Linear(sizes[-1], num_classes))
-        for layer in self:
-            if isinstance(layer, nn.Linear):
-                uniform_(layer.parameters(), paper_bound(layer.in_features))
+        paper_init(*(layer for layer in self if isinstance(layer, nn.Linear)))
 
 
 class LeNet1(nn.Module):
@@ -58,8 +50,7 @@ class LeNet1(nn.Module):
         self.S4 = Subsampling(12)
         self.output = nn.Linear(12 * 4 * 4, num_classes)
         self.squash = ScaledTanh()
-        uniform_(self.C1.parameters(), paper_bound(25))
-        uniform_(self.output.parameters(), paper_bound(12 * 4 * 4))
+        paper_init(self.C1, self.output)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.squash(self.C1(images))  # (B, 4, 24, 24)
@@ -85,9 +76,7 @@ class LeNet4(nn.Module):
         self.F5 = nn.Linear(16 * 5 * 5, 120)
         self.output = nn.Linear(120, num_classes)
         self.squash = ScaledTanh()
-        uniform_(self.C1.parameters(), paper_bound(25))
-        uniform_(self.F5.parameters(), paper_bound(16 * 5 * 5))
-        uniform_(self.output.parameters(), paper_bound(120))
+        paper_init(self.C1, self.F5, self.output)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.squash(self.C1(images))  # (B, 4, 28, 28)

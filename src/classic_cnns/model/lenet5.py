@@ -192,8 +192,7 @@ class LeNet5(nn.Module):
         self.C5_norm = norm_layer(norm, 120, maps=True)
         self.F6_norm = norm_layer(norm, 84, maps=True)
         self.squash = ScaledTanh()
-        for layer in (self.C1, self.C5, self.F6):
-            uniform_(layer.parameters(), paper_bound(layer.weight[0].numel()))
+        paper_init(self.C1, self.C5, self.F6)
 
     def features(self, images: Tensor) -> Tensor:
         """The units of F6, which the output layer compares with the bitmaps."""
@@ -239,6 +238,12 @@ def penalty_loss(j: float | None) -> nn.Module:
 def paper_bound(fan_in: int) -> float:
     """Appendix A: the weights and biases of a unit with `fan_in` inputs start in +- this."""
     return 2.4 / fan_in
+
+
+def paper_init(*layers: nn.Linear | nn.Conv2d) -> None:
+    """Start the weights and biases of `layers` as in appendix A."""
+    for layer in layers:
+        uniform_(layer.parameters(), paper_bound(layer.weight[0].numel()))
 
 
 @torch.no_grad()

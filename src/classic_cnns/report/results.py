@@ -55,14 +55,14 @@ class Table:
         names = dict.fromkeys([self.metric, f"last {self.metric}", test, "error/test", "seconds"])
         return [n for n in names if n == self.metric or any(n in r.values for r in self.rows)]
 
-    def rank(self, values: dict[str, float]) -> float:
-        """A sort key: smaller for a better run."""
-        value = values.get(self.metric, inf)
-        return -value if self.direction == "maximize" and value != inf else value
+    def rank(self, *runs: Row) -> float:
+        """A sort key for the mean of some runs: smaller for better ones, inf without a result."""
+        sign = -1 if self.direction == "maximize" else 1
+        return mean(sign * r.values[self.metric] if self.metric in r.values else inf for r in runs)
 
     def ranked(self) -> list[Row]:
         """The rows, best first; runs without a result last, in the order of their numbers."""
-        return sorted(self.rows, key=lambda r: self.rank(r.values if r.state == "finished" else {}))
+        return sorted(self.rows, key=lambda r: self.rank(r) if r.state == "finished" else inf)
 
     def write(self, folder: Path) -> None:
         """Write `results.csv`, with exact values, and `results.md`, for people."""
@@ -73,9 +73,8 @@ class Table:
         for r in self.rows:
             own = {"job": r.name, "state": r.state, "error": r.error, "directory": r.directory}
             sheet.writerow(own | r.parameters | r.values)
-        texts = {"results.csv": lines.getvalue(), "results.md": self.markdown() + "\n"}
-        for name, text in texts.items():
-            write_text(folder / name, text)
+        write_text(folder / "results.csv", lines.getvalue())
+        write_text(folder / "results.md", self.markdown() + "\n")
 
     def markdown(self) -> str:
         """All runs, mean and deviation over seeds, the best run, and the errors of failed ones."""
@@ -91,9 +90,9 @@ class Table:
             groups.setdefault(r.group, []).append(r)
         best = finished[:1]
         if any(len(group) > 1 for group in groups.values()) and "seed" in rows[0].parameters:
-            best = min(groups.values(), key=self.mean_rank)  # not the luckiest seed of all
+            best = min(groups.values(), key=lambda g: self.rank(*g))  # not the luckiest seed of all
             cells = [[*(key for key, _ in rows[0].group), "n", *self.columns]]
-            for shared, group in sorted(groups.items(), key=lambda item: self.mean_rank(item[1])):
+            for shared, group in sorted(groups.items(), key=lambda item: self.rank(*item[1])):
                 cells.append([*(value for _, value in shared), str(len(group)), *self.shown(group)])
             parts += ["Mean ± standard deviation over seeds:", markdown_table(cells)]
         if best and self.metric in best[0].values:
@@ -108,9 +107,6 @@ class Table:
         failures = [r for r in self.rows if r.error]
         parts += [f"Job {r.name} {r.state}: {r.error} ({r.directory})" for r in failures]
         return "\n\n".join(parts)
-
-    def mean_rank(self, rows: Sequence[Row]) -> float:
-        return mean(self.rank(r.values) for r in rows)
 
     def shown(self, rows: Sequence[Row]) -> list[str]:
         """The cells of the columns for one run, or mean and standard deviation of several."""
@@ -153,10 +149,9 @@ def read_table(directories: Sequence[str | Path]) -> Table:
             )
         found += below
     found = list(dict.fromkeys(found))
-    sweeps = [d for d in found if (d / "sweep.yaml").is_file()]
-    records = {d: read_record(d) for d in sweeps}
-    if found == sweeps and len(found) == 1:
-        record = records[found[0]]
+    records = {d: read_record(d) for d in found if (d / "sweep.yaml").is_file()}
+    if found == list(records) and len(found) == 1:
+        (record,) = records.values()
         rows = sweep_rows(found[0], record)
         keys = record["varied"]
     else:
@@ -271,17 +266,13 @@ def run_row(directory: Path) -> Row:
 def make_row(name: str, parameters: dict[str, str], directory: Path, command: str) -> Row:
     result = read_result(directory)
     state = result.get("status", "unfinished" if directory.exists() else "waiting")
-    values = {}
-    if state in ENDED_WELL:
-        values = result.get("metrics", {}) | {
-            f"last {metric}": value for metric, value in result.get("last", {}).items()
-        }
-        values |= {"seconds": result["seconds"]} if "seconds" in result else {}
-        values = {
-            name: x for name, x in values.items() if isinstance(x, int | float) and isfinite(x)
-        }
-    error = "" if state in ENDED_WELL else one_line(result.get("error", ""))[:300]
-    return Row(name, parameters, directory, command, state, error, values)
+    if state not in ENDED_WELL:
+        error = one_line(result.get("error", ""))[:300]
+        return Row(name, parameters, directory, command, state, error, {})
+    last = {f"last {metric}": value for metric, value in result.get("last", {}).items()}
+    found = result.get("metrics", {}) | last | {"seconds": result.get("seconds")}
+    values = {name: x for name, x in found.items() if isinstance(x, int | float) and isfinite(x)}
+    return Row(name, parameters, directory, command, state, "", values)
 
 
 def read_starts(directory: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """The grid of jobs of a command line, checked before anything is started."""
 
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice, product
 from math import prod
@@ -24,25 +23,21 @@ class Grid:
     def __init__(self, words: Sequence[str], groups: dict[str, list[str]]) -> None:
         self.groups = groups
         parsed = parse_overrides(words)
-        settings = [override for override in parsed if is_setting(override)]
-        self.settings = [str(override.input_line) for override in settings]
-        self.overrides = [override for override in parsed if override not in settings]
-        keys = Counter(override.get_key_element().lstrip("+") for override in parsed)
-        for key, count in keys.items():
-            if count > 1:
-                raise UserError(f"{key}: is given {count} times; try {key}=a,b")
-        for override in settings:
-            if override.is_sweep_override():
-                raise UserError(f"{override.input_line}: applies to the whole sweep; try one value")
-        for override in self.varied:
-            value = override.value()
+        self.settings = [str(override.input_line) for override in parsed if is_setting(override)]
+        self.overrides = [override for override in parsed if not is_setting(override)]
+        keys = [override.get_key_element().lstrip("+") for override in parsed]
+        for override, key in zip(parsed, keys, strict=True):
+            word, value = override.input_line, override.value()
+            if keys.count(key) > 1:
+                raise UserError(f"{key}: is given {keys.count(key)} times; try {key}=a,b")
+            if is_setting(override) and override.is_sweep_override():
+                raise UserError(f"{word}: applies to the whole sweep; try one value")
             if isinstance(value, RangeSweep) and value.step == 0:
-                raise UserError(f"{override.input_line}: has steps of 0; try steps of 1")
-        for override in self.overrides:
+                raise UserError(f"{word}: has steps of 0; try steps of 1")
             if override.get_key_element() in ("run_dir", "resume"):
                 raise UserError(
-                    f"{override.input_line}: is for a single run; sweep.dir=<directory> is for a "
-                    "new sweep, or one to continue"
+                    f"{word}: is for a single run; sweep.dir=<directory> is for a new sweep, or "
+                    "one to continue"
                 )
 
     @property

@@ -103,19 +103,16 @@ class Search:
         except Exception as error:  # a file from elsewhere can raise anything
             line = one_line(error)[:100]
             raise UserError(f"{path}: is not the study of a search ({line}); restore it") from error
-        self.trials: list[Any] = []
-        self.reported: list[set[int]] = []  # epochs, from 0 on
-        self.over: set[int] = set()  # numbers of trials
+        self.trials: list[Any] = list(self.study.trials)
         study = storage.get_study_id_from_name(STUDY)
-        for known in self.study.trials:
-            trial: Any = known
-            if known.state.is_finished():
-                self.over.add(known.number)
-            else:
-                number = storage.get_trial_id_from_study_id_trial_number(study, known.number)
-                trial = optuna.trial.Trial(self.study, number)
-            self.trials.append(trial)
-            self.reported.append(set(known.intermediate_values))
+        for number, trial in enumerate(self.trials):
+            if not trial.state.is_finished():
+                known = storage.get_trial_id_from_study_id_trial_number(study, number)
+                self.trials[number] = optuna.trial.Trial(self.study, known)
+
+    def is_over(self, number: int) -> bool:
+        """Whether the study has the end of a trial."""
+        return self.study.get_trials(deepcopy=False)[number].state.is_finished()
 
     @property
     def left(self) -> int:
@@ -127,16 +124,15 @@ class Search:
         if sampler := self.new_sampler(len(self.trials)):
             self.study.sampler = sampler
         self.trials.append(self.study.ask())
-        self.reported.append(set())
         return self.suggest(self.trials[-1])
 
     def report(self, number: int, line: dict[str, Any]) -> bool:
         """Report one line of metrics.jsonl to the pruner; returns whether to prune the trial."""
-        value, epoch = line["metrics"].get(self.metric), line["epoch"]
-        if value is None or epoch - 1 in self.reported[number]:
+        value, step = line["metrics"].get(self.metric), line["epoch"] - 1  # Optuna counts from 0
+        known = self.study.get_trials(deepcopy=False)[number].intermediate_values
+        if value is None or step in known:
             return False
-        self.reported[number].add(epoch - 1)
-        self.trials[number].report(value, epoch - 1)  # Optuna counts warm-up steps from 0
+        self.trials[number].report(value, step)
         return self.trials[number].should_prune()
 
     def tell(self, number: int, state: str, metrics: dict[str, float]) -> None:
@@ -148,11 +144,11 @@ class Search:
             ending = TrialState.COMPLETE
         elif state == "pruned":
             ending = TrialState.PRUNED
-        if state == "interrupted" or number in self.over:
+        if state == "interrupted":
             return
-        self.over.add(number)
+        value = value if ending == TrialState.COMPLETE else None
         try:
-            self.study.tell(number, value if ending == TrialState.COMPLETE else None, ending)
+            self.study.tell(number, value, ending, skip_if_finished=True)
         except RuntimeError:  # raised by grid samplers when all values are done
             self.n_trials = len(self.trials)
 

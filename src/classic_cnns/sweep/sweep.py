@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,21 +98,19 @@ def is_missing(metric: str, logged: Collection[str]) -> bool:
     return metric not in logged and (validated or not metric.endswith("/val"))
 
 
+@dataclass
 class Sweep:
     """The jobs of a grid or a search in an open sweep directory."""
 
-    def __init__(
-        self,
-        directory: Path,
-        settings: DictConfig,
-        record: dict[str, Any],
-        command: list[str],
-        needs: Callable[..., tuple[int, bool]],
-        search: Search | None,
-    ) -> None:
-        self.directory, self.settings, self.record = directory, settings, record
-        self.command, self.needs, self.search = command, needs, search
-        self.display = ProgressDisplay(settings.metric)
+    directory: Path
+    settings: DictConfig
+    record: dict[str, Any]  # the content of sweep.yaml
+    command: list[str]  # of a job, before its overrides
+    needs: Callable[..., tuple[int, bool]]  # of a job's overrides: ranks, and whether on a GPU
+    search: Search | None
+
+    def __post_init__(self) -> None:
+        self.display = ProgressDisplay(self.settings.metric)
         self.jobs: list[Job] = []
         self.running: list[Job] = []
         self.error: UserError | None = None  # ends the sweep
@@ -131,10 +130,8 @@ class Sweep:
         self.jobs.append(job)
         result = results.read_result(job.directory)
         done = result.get("status") in DONE and (job.directory / "config.yaml").exists()
-        if self.search and number in self.search.over:
+        if done or (self.search and self.search.is_over(number)):
             job.state, job.result = result.get("status", "failed"), result
-        elif done:
-            job.state, job.result = result["status"], result
             self.tell(job)
         return job
 

@@ -124,14 +124,12 @@ def check_devices(config: dict) -> None:
             f"trainer.strategy={strategy}: this program starts the processes itself; "
             "try trainer=ddp"
         )
-    on_gpus = gpus and accelerator != "cpu"
-    if devices > (gpus if on_gpus else max(4, 2 * cores)):
-        has = (
-            f"{gpus} GPU{'s' * (gpus > 1)}" if on_gpus else f"{cores} cores, for two processes each"
-        )
+    most, usual, has = max(4, 2 * cores), cores, f"{cores} cores, for two processes each"
+    if gpus and accelerator != "cpu":
+        most, usual, has = gpus, gpus, f"{gpus} GPU{'s' * (gpus > 1)}"
+    if devices > most:
         raise UserError(
-            f"trainer.devices={devices}: this machine has {has}; "
-            f"try trainer.devices={gpus if on_gpus else cores}"
+            f"trainer.devices={devices}: this machine has {has}; try trainer.devices={usual}"
         )
     total = devices * nodes
     if outside is None and nodes > 1:

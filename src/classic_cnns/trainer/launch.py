@@ -60,10 +60,9 @@ def run_in_ranks(trainer: Any, task: Callable[[], object]) -> None:
         facts["code"] = 0
         return
     except SystemExit as stop:  # its code may also be a message, or None
-        message = None if isinstance(stop.code, int | None) else str(stop.code)
-        facts |= (
-            {"code": stop.code or 0} if message is None else {"code": 1, "error": message[:500]}
-        )
+        facts["code"] = 0 if stop.code is None else stop.code
+        if not isinstance(facts["code"], int):
+            facts |= {"code": 1, "error": str(stop.code)[:500]}
     except UserError as error:
         facts |= {"code": 2, "error": str(error)[:1000]}
     except BrokenPipeError:  # the reader of the output has ended, such as head

@@ -41,10 +41,9 @@ def stop_signals(handler: Callable[[int, Any], Any] | None = None) -> Iterator[l
     """
     seen: list[int] = []
     in_main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main else ()
-    if in_main and "SLURM_JOB_ID" in os.environ:
-        numbers = *numbers, REQUEUE
-    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    numbers += [REQUEUE] if "SLURM_JOB_ID" in os.environ else []
+    handled = [n for n in numbers if in_main and signal.getsignal(n) != signal.SIG_IGN]
     before = {n: signal.signal(n, handler or (lambda n, _: seen.append(n))) for n in handled}
     try:
         yield seen

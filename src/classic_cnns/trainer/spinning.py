@@ -20,6 +20,7 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
+from functools import cache
 from math import ceil
 from threading import Event, Thread, main_thread
 
@@ -45,7 +46,7 @@ def limit_spinning() -> None:
         return
     count = str(SPIN_COUNT if sum(times()) else FIXED_SPIN_COUNT)
     if os.environ.setdefault("GOMP_SPINCOUNT", count) == str(SPIN_COUNT):
-        Watch.start_once()
+        start_watch(os.getpid())
 
 
 def times() -> tuple[float, float]:
@@ -62,17 +63,10 @@ def times() -> tuple[float, float]:
 class Watch(Thread):
     """Compares the time that threads wait for a core with the time that passes."""
 
-    process: int | None = None  # that has a watch; forked ones have none
     bfloat16 = False  # whether a run computes in it here and has not had the advice yet
 
-    @classmethod
-    def start_once(cls) -> None:
-        if cls.process != os.getpid():
-            cls.process = os.getpid()
-            cls(daemon=True, name="spinning").start()
-
     def run(self) -> None:
-        sleepers: Sleepers | None = None
+        end: Event | None = None  # of the sleepers, while there are any
         start, before = time.monotonic(), times()[1]
         shares: deque[float] = deque(maxlen=ENDS)
         while True:
@@ -82,16 +76,21 @@ class Watch(Thread):
             start, before, threads = now, waited, thread_count()
             # A busy program gives 0.5 or more, and of many threads some always wait a little.
             limit = 0.3 + 0.01 * threads
-            if sleepers is None and sum(list(shares)[-STARTS:]) > STARTS * limit and threads > 1:
+            if end is None and sum(list(shares)[-STARTS:]) > STARTS * limit and threads > 1:
                 with suppress(RuntimeError):  # this process is ending
-                    sleepers = Sleepers(threads)
+                    end = start_sleepers(threads)
                 shares.clear()
                 if Watch.bfloat16:
                     Watch.bfloat16 = False
                     log.warning(ADVICE, threads, threads - 1)
-            elif sleepers and len(shares) == ENDS and sum(shares) < ENDS * limit / 2:
-                sleepers.end.set()
-                sleepers = None
+            elif end and len(shares) == ENDS and sum(shares) < ENDS * limit / 2:
+                end.set()
+                end = None
+
+
+@cache  # a forked process has no watch yet
+def start_watch(process: int) -> None:
+    Watch(daemon=True, name="spinning").start()
 
 
 def thread_count() -> int:
@@ -103,23 +102,23 @@ def thread_count() -> int:
     return torch.get_num_threads()
 
 
-class Sleepers:
-    """Sleeping OpenMP threads, with which there are more of them than CPUs, until `end` is set.
+def start_sleepers(threads: int) -> Event:
+    """Start sleeping OpenMP threads, so that there are more than CPUs, until the event is set.
 
     Each thread of Python that enters a parallel region gets OpenMP threads of its own, which live
     as long as it does.
     """
+    end = Event()
 
-    def __init__(self, threads: int) -> None:
-        self.end = Event()
-        lacking = len(os.sched_getaffinity(0)) + 1 - threads
-        for _ in range(max(1, ceil(lacking / (threads - 1)))):
-            # No daemons: Python would end them within torch's code, which aborts the process.
-            Thread(target=self.sleep, args=(threads,)).start()
-
-    def sleep(self, threads: int) -> None:
+    def sleep() -> None:
         import torch
 
         torch.zeros(threads * 2**16, device="cpu").add_(1)  # at least 2**15 numbers for each thread
-        while main_thread().is_alive() and not self.end.wait(INTERVAL):
+        while main_thread().is_alive() and not end.wait(INTERVAL):
             pass
+
+    lacking = len(os.sched_getaffinity(0)) + 1 - threads
+    for _ in range(max(1, ceil(lacking / (threads - 1)))):
+        # No daemons: Python would end them within torch's code, which aborts the process.
+        Thread(target=sleep).start()
+    return end
