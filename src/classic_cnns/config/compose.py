@@ -35,7 +35,7 @@ from classic_cnns.config.schema import (
 from classic_cnns.config.unused import HYDRA, check_no_hydra, check_used, read_text, references
 from classic_cnns.data import folders
 from classic_cnns.files import expand, flatten
-from classic_cnns.trainer.devices import check_devices, is_restarted
+from classic_cnns.trainer.devices import is_restarted
 from classic_cnns.trainer.spinning import limit_spinning
 
 HERE = Path(__file__)
@@ -137,11 +137,11 @@ class Composer:
         value of the wrong type or out of range.
         """
         overrides = single_values(words)
-        roots = [o for o in overrides if o.get_key_element() == "data.root"]
-        if any(o.get_key_element() == "resume" for o in overrides):  # set in its own config below
-            overrides = [o for o in overrides if o not in roots]
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
         config, default = self.read_files(choices), self.composed[choices]
+        resumed = {o.key_or_group: o.value() for o in overrides}.get("resume", config.resume)
+        if resumed is not None:
+            return self.resume(resumed, overrides)
         for override in overrides:
             if not self.is_choice(override):
                 self.set_value(config, default, override)
@@ -152,23 +152,35 @@ class Composer:
                 example.data.root = config.data.root
             self.examples[choices] = example_values(example)
         resolved = check(config if resolve else deepcopy(config), self.examples[choices], words)
+        check_folder("run_dir", resolved.run_dir)
         if resolved.run_dir is not None and not is_restarted():  # then it may contain this run
             stored.check_new(expand("run_dir", resolved.run_dir))
         if resolved.init_from is not None:
             stored.find_checkpoint(resolved.init_from)
-        if config.resume is None:
-            return resolved if resolve else config
-        with stored.config_errors(config.resume):
-            own = stored.resumed_config(resolved, words, self.packages)
-            for override in roots:
-                if "root" not in own.data:
+        return resolved if resolve else config
+
+    def resume(self, run: Any, overrides: Sequence[Override]) -> DictConfig:
+        """The config of an earlier run, with devices, epochs and folders changed.
+
+        Raises UserError for overrides of other keys.
+        """
+        for override in overrides:
+            key, word = override.key_or_group, override.input_line
+            if key not in stored.CHANGEABLE or (key == "trainer" and not self.is_choice(override)):
+                raise UserError(
+                    f"{word}: a resumed run keeps its own config; try resume={run} "
+                    "alone, or a new run without resume"
+                )
+        own = stored.read_config(stored.find_run(run) / "config.yaml", self.packages)
+        with stored.config_errors(run):
+            own = self.upgrade(own)
+            for override in overrides:
+                if override.key_or_group == "data.root" and "root" not in own.data:
                     raise UserError(
                         f"{override.input_line}: the data of that run have no root; leave it out"
                     )
-                own.data.root = override.value()
-            if self.trusted:
-                add_to_path(modules_in(own.config_dirs))
-            check_devices(to_plain(own))
+            own = self.change(own, [o for o in overrides if o.key_or_group != "resume"])
+            own.resume = run
         return own
 
     def load_run(self, path: Any, words: Sequence[str] | None = None) -> tuple[Path, DictConfig]:
@@ -188,26 +200,33 @@ class Composer:
             values = read_checkpoint(checkpoint).get("hyper_parameters")
             config = stored.checked_config(values, checkpoint, self.packages)
         with stored.config_errors(path):
-            config = stored.upgraded_config(config, self.read_files(()))
-            if self.trusted:
-                add_to_path(modules_in(config.config_dirs))
+            config = self.upgrade(config)
             config.run_dir = config.init_from = None
             config.init_skip = []
-            return checkpoint, config if words is None else self.with_changes(config, words)
+            if words is None:
+                return checkpoint, config
+            overrides = single_values(words)
+            for override in overrides:
+                key = override.key_or_group
+                keys = [k for k, _ in flatten({key: override.value()}, groups=True)]
+                of_net = ("data.input", "data.num_classes", "data.channels")
+                of_data = key.partition(".")[0] in ("data", "data_dir", "trainer")
+                if not of_data or any(k.startswith(of_net) for k in keys):
+                    raise UserError(
+                        f"{override.input_line}: only data, data_dir and trainer can be changed, "
+                        "but not data.input, data.channels and data.num_classes"
+                    )
+            return checkpoint, self.change(config, overrides)
 
-    def with_changes(self, config: DictConfig, words: Sequence[str]) -> DictConfig:
-        """The config of a run with other data or devices; UserError for keys of the net."""
-        overrides = single_values(words)
-        for override in overrides:
-            key, value = override.get_key_element().lstrip("+~"), override.value()
-            keys = [k for k, _ in flatten({key: value}, groups=True)]
-            of_net = ("data.input", "data.num_classes", "data.channels")
-            of_data = key.partition(".")[0] in ("data", "data_dir", "trainer")
-            if not of_data or any(k.startswith(of_net) for k in keys):
-                raise UserError(
-                    f"{override.input_line}: only data, data_dir and trainer can be changed, but "
-                    "not data.input, data.channels and data.num_classes"
-                )
+    def upgrade(self, config: DictConfig) -> DictConfig:
+        """A stored config as of this version; its own modules can be imported if it is trusted."""
+        config = stored.upgraded_config(config, self.read_files(()))
+        if self.trusted:
+            add_to_path(modules_in(config.config_dirs))
+        return config
+
+    def change(self, config: DictConfig, overrides: Sequence[Override]) -> DictConfig:
+        """The checked config of an earlier run with other data, devices or epochs."""
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
         today, earlier = self.read_files(choices), deepcopy(config)
         for choice in choices:
@@ -226,6 +245,7 @@ class Composer:
                 self.set_value(config, default, override)
                 if override.key_or_group == "data_dir" and "data_dir" in config.data:
                     config.data.data_dir = config.data_dir
+        words = [str(override.input_line) for override in overrides]
         config = check(config, example_values(default), words)
         for key, what in (("channels", "channels"), ("num_classes", "classes")):
             has, takes = config.data.get(key), earlier.data.get(key)
@@ -399,8 +419,7 @@ def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> Di
             raise unresolved_error(key, config, words, error) from error
     OmegaConf.resolve(config)
     check_values(to_plain(config), known, copies)
-    for key in ("data_dir", "run_dir"):
-        check_folder(key, config[key])
+    check_folder("data_dir", config.data_dir)
     return config
 
 

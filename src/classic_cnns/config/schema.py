@@ -4,7 +4,7 @@ Types are not repeated here: a value must have the type that it has in its YAML 
 """
 
 import ast
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
@@ -212,36 +212,25 @@ def check_values(config: dict, default: dict, copies: Iterable[str] = ()) -> Non
     kinds = {key: same_kind(examples.get(key)) for key, _ in values}
     check_rules(values, kinds | rules(default), examples)
     check_rules(values, dependent_rules(config), examples)
-    check_quality(config["data"], default["data"])
-    check_init(config)
-    check_trainer(config)
-    check_fit(config["model"]["input"], config["data"])
-    if config["resume"] is None:  # a resumed run has its own devices
-        check_devices(config)
+    for line in conflicts(config, default):
+        raise UserError(line)
+    check_devices(config)
 
 
-def check_quality(data: dict, default: dict) -> None:
+def conflicts(config: dict, default: dict) -> Iterator[str]:
+    """An error for each value that does not go with another one, or has no effect beside it."""
+    data, trainer, net = config["data"], config["trainer"], config["model"].get("net") or {}
     quality = data.get("jpeg_quality")
-    if data.get("store") == "raw" and quality != default.get("jpeg_quality"):
-        raise UserError(
-            f"data.jpeg_quality={quality}: has no effect on raw pixels; add data.store=jpeg"
-        )
-
-
-def check_init(config: dict) -> None:
+    if data.get("store") == "raw" and quality != default["data"].get("jpeg_quality"):
+        yield f"data.jpeg_quality={quality}: has no effect on raw pixels; add data.store=jpeg"
     if config["init_skip"] and config["init_from"] is None:
-        raise UserError(
-            f"init_skip={as_word(config['init_skip'])}: names layers that keep their initial "
-            "weights, and needs init_from; try init_from=<run or checkpoint>"
+        yield (
+            f"init_skip={config['init_skip']}: names layers that keep their initial weights, and "
+            "needs init_from; try init_from=<run or checkpoint>"
         )
-
-
-def check_trainer(config: dict) -> None:
-    """Raise UserError for arguments of Trainer that have no effect on this net or data."""
-    trainer, net = config["trainer"], config["model"].get("net") or {}
     towers = "TwoTowers" in str(trainer["strategy"])
     if towers and net.get("norm", "none") != "none":
-        raise UserError(
+        yield (
             f"model.net.norm={net['norm']}: does not work with towers on two devices; "
             "try model.net.norm=none"
         )
@@ -249,54 +238,54 @@ def check_trainer(config: dict) -> None:
     of_paper = {"_target_": "classic_cnns.model.lenet5.LeNet5", "norm": "none"}
     of_paper["subsampling"] = "trainable"
     if optimizer.endswith(".StochasticDiagonalLM") and not of_paper.items() <= net.items():
-        raise UserError(
+        yield (
             "optim.optimizer: stochastic diagonal Levenberg-Marquardt is for the RBF units of "
             "LeNet-5 alone, with trainable subsampling and no batch normalisation; try "
             "model=lenet5, or another optim"
         )
     for key, do in (("channels_last", "convert the layers"), ("compile", "call torch.compile")):
         if trainer.get(key) is not None and not net:
-            raise UserError(
+            yield (
                 f"trainer.{key}={as_word(trainer[key])}: is for the nets of model.net; {do} in "
                 "your own LightningModule"
             )
     if trainer.get("compile") and towers:
-        raise UserError(
+        yield (
             f"trainer.compile={trainer['compile']}: a net with towers on two devices cannot be "
             "compiled; try trainer.compile=null"
         )
-    if trainer.get("use_distributed_sampler") is False and "augmentations" in config["data"]:
-        raise UserError(
+    if trainer.get("use_distributed_sampler") is False and "augmentations" in data:
+        yield (
             "+trainer.use_distributed_sampler=false: the ranks always share the batches of this "
             "data set; leave it out"
         )
     if trainer.get("sync_batchnorm") and net.get("norm", "torch") != "torch":
-        raise UserError(
+        yield (
             f"+trainer.sync_batchnorm=true: needs torch's layers and this net has "
             f"model.net.norm={net['norm']}; try model.net.norm=torch"
         )
+    if {"channels", "size", "augmentations"} <= data.keys():  # else checked with the first batch
+        yield from misfits(config["model"]["input"], data)
 
 
-def check_fit(wanted: dict, data: dict) -> None:
-    """Raise UserError if the images of the data set do not match the model's `input`."""
-    if not {"channels", "size", "augmentations"} <= data.keys():
-        return  # the user's own data module is checked with its first batch
+def misfits(wanted: dict, data: dict) -> Iterator[str]:
+    """An error for each way in which the data set's images do not match the model's `input`."""
     side, has, fit = wanted["size"], data["size"], wanted["fit"]
     takes, channels = wanted.get("channels"), data["channels"]
     if takes not in (None, channels):
-        raise UserError(
+        yield (
             f"data={data['dataset']}: has images of {channels} channels and this model takes "
             f"{takes}; try data=mnist or data=fashion_mnist, or another model"
         )
     if fit != "resize" and (side > has if fit == "crop" else side < has):
-        raise UserError(
+        yield (
             f"model.input.size={side}: images of {has} pixels cannot be "
             f"{'cropped' if fit == 'crop' else 'padded'} to it; try model.input.fit=resize"
         )
     before = side if fit == "pad" else has
     for augmentation in data["augmentations"][data["augment"]]:
         if type(augmentation) is not dict or type(augmentation.get("_target_")) is not str:
-            raise UserError(
+            yield (
                 f"data.augmentations.{data['augment']}: must be a list of parts with _target_; "
                 "try data.augment=none"
             )
@@ -309,7 +298,7 @@ def check_fit(wanted: dict, data: dict) -> None:
         elif name == "ColourNoise" and channels != 3:
             why = f"images of {channels} channel have no colours"
         if why:
-            raise UserError(f"data.augment={data['augment']}: {why}; try data.augment=none")
+            yield f"data.augment={data['augment']}: {why}; try data.augment=none"
 
 
 def check_rules(values: list[tuple[str, Any]], ruled: dict[str, Rule], examples: dict) -> None:
