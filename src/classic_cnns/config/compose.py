@@ -100,22 +100,21 @@ class Composer:
             if not place.is_dir():
                 raise UserError(f"--config-dir={place}: does not exist; try another folder")
         tops = [path for place in places for path in place.glob("*.yaml")]
-        names = sorted({path.stem for path in tops})
-        if config_name not in names:
-            raise UserError(f"--config-name={config_name}: must be one of {', '.join(names)}")
-        check_no_hydra(path for path in tops if path.stem == config_name)
-        groups: dict[str, set[str]] = {}
-        inner = [path for place in places for path in place.glob("*/*.yaml")]
-        main = next(place for place in places if (place / f"{config_name}.yaml").is_file())
+        primary = [path for path in tops if path.stem == config_name]
+        if not primary:
+            names = ", ".join(sorted({path.stem for path in tops}))
+            raise UserError(f"--config-name={config_name}: must be one of {names}")
+        check_no_hydra(primary)
+        main = primary[0].parent
         self.places = [main, *(place for place in places if place != main)]
-        for path in inner:
-            groups.setdefault(path.parent.name, set()).add(path.stem)
-            hidden_by = main / path.parent.name / path.name
-            if hidden_by.is_file() and hidden_by != path and main == CONF:
-                raise UserError(
-                    f"{path}: {hidden_by} has the same name and would be used; rename yours"
-                )
-        self.groups = {name: sorted(groups[name]) for name in sorted(groups)}
+        inner = [path for place in places for path in place.glob("*/*.yaml")]
+        for path in inner if main == CONF else ():
+            ours = CONF / path.parent.name / path.name
+            if path != ours and ours.is_file():
+                raise UserError(f"{path}: {ours} has the same name and would be used; rename yours")
+        self.groups: dict[str, list[str]] = {}
+        for group, option in sorted({(path.parent.name, path.stem) for path in inner}):
+            self.groups.setdefault(group, []).append(option)
         stamps = [(path, path.stat().st_mtime_ns) for path in [*tops, *inner] if path.is_file()]
         # By the options of groups the config, and its resolved values; keys that files interpolate.
         key = config_name, *self.config_dirs, *stamps
@@ -264,28 +263,29 @@ class Composer:
         """The override of a group in Hydra's form; UserError for an option that does not exist."""
         group, value, word = override.key_or_group, override.value(), str(override.input_line)
         options = self.groups[group]
+        all_options = f"{group} is one of {', '.join(options)}"
         if override.is_delete():
-            raise UserError(f"{word}: groups cannot be removed; {list_options(group, options)}")
+            raise UserError(f"{word}: groups cannot be removed; {all_options}")
         several = group in (*LIST_GROUPS, "debug", "experiment")
         if value is None and several:
             return f"{group}=[]"
         if isinstance(value, list) and not several:
-            raise UserError(f"{word}: takes one choice; {list_options(group, options)}")
+            raise UserError(f"{word}: takes one choice; {all_options}")
         for name in value if isinstance(value, list) else [value]:
             if str(name) not in options:
                 near = get_close_matches(str(name), options, n=1)
                 hint = f"did you mean {group}={near[0]}? " if near else ""
-                raise UserError(f"{word}: {hint}{list_options(group, options)}")
+                raise UserError(f"{word}: {hint}{all_options}")
         check_no_hydra(self.chosen_files([override]))
         return f"{group}={word.partition('=')[2]}"
 
     def chosen_files(self, overrides: Sequence[Override]) -> list[Path]:
         """The files of the options that the overrides choose."""
-        chosen: list[tuple[str, Any]] = [
-            (o.key_or_group, o.value()) for o in overrides if self.is_choice(o)
-        ]
-        pairs = [(g, v) for g, value in chosen for v in (value if type(value) is list else [value])]
-        paths = [place / group / f"{name}.yaml" for group, name in pairs for place in self.places]
+        paths = []
+        for override in filter(self.is_choice, overrides):
+            value: Any = override.value()
+            for name in value if isinstance(value, list) else [value]:
+                paths += [place / override.key_or_group / f"{name}.yaml" for place in self.places]
         return [path for path in paths if path.is_file()]
 
     def read_files(self, choices: tuple[str, ...]) -> DictConfig:
@@ -523,7 +523,3 @@ def modules_in(folders: Sequence[str]) -> list[str]:
 
 def to_plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=False)
-
-
-def list_options(group: str, options: Sequence[str]) -> str:
-    return f"{group} is one of {', '.join(options)}"
