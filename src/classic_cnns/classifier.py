@@ -465,13 +465,18 @@ class Classifier(pl.LightningModule):
         self.centre_metrics.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self.evaluate(self.val_metrics, *batch)
+        """The predicted classes (B,)."""
+        images, labels = batch
+        return self.measure(self.val_metrics, self.net(images), labels) if len(labels) else labels
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The predicted classes (B,)."""
         images, labels = batch
         self.has_patches = images.dim() == 5
-        if not self.has_patches or not len(labels):
-            return self.evaluate(self.test_metrics, images, labels)
+        if not len(labels):
+            return labels
+        if not self.has_patches:
+            return self.measure(self.test_metrics, self.net(images), labels)
         views = self.patch_scores(images)
         self.measure(self.centre_metrics, views[CENTRAL_PATCH], labels)
         return self.measure(self.test_metrics, average_softmax(views), labels)
@@ -479,10 +484,6 @@ class Classifier(pl.LightningModule):
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Scores (B, classes) of the images of a batch."""
         return self(batch[0])
-
-    def evaluate(self, metrics: SplitMetrics, images: Tensor, labels: Tensor) -> Tensor:
-        """Add a batch to the metrics of a split; returns the predicted classes (B,)."""
-        return self.measure(metrics, self.net(images), labels) if len(labels) else labels
 
     def measure(self, metrics: SplitMetrics, scores: Tensor, labels: Tensor) -> Tensor:
         metrics.add(self.loss(scores, labels), scores, labels)

@@ -16,7 +16,7 @@ from classic_cnns.data.transforms import patches_of
 from classic_cnns.files import make_folder
 from classic_cnns.report import pictures
 from classic_cnns.report.log import progress_bar
-from classic_cnns.run.explain import explain, top_classes
+from classic_cnns.run.predict import explain, top_classes
 from classic_cnns.run.trained import data_of, load_net
 
 TESTED = 2000  # test images for each point of a robustness curve

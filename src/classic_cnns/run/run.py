@@ -138,24 +138,20 @@ def run(config: DictConfig) -> dict[str, Any]:
         # Only a Trainer can broadcast the directory, and the run's own Trainer is built with it.
         temporary = build_trainer(config, logger=False)
         temporary.strategy.setup_environment()
-        rank_0, kept, resume = temporary.is_global_zero, False, ""
+        rank_0, kept = temporary.is_global_zero, bool(earlier) or not keeps_nothing(config)
         place: Any = None  # the directory, and the checkpoint to resume from
+        resume = ""
         if rank_0:
-            given = expand("run_dir", config.run_dir) if config.run_dir else None
-            before = set(given.glob("*")) if given and given.exists() else None
-            directory, kept = open_directory(config, earlier, stack)
-            place = directory, found
+            place = open_directory(config, earlier, stack), found
             if kept:
-                resume = f"; continue with: {resume_command(directory, config)}"
-                send_report(directory=str(directory), resume=resume)
-            if kept and not earlier:
-                stack.enter_context(removed_on_user_error(directory, before))
+                resume = f"; continue with: {resume_command(place[0], config)}"
+                send_report(directory=str(place[0]), resume=resume)
         directory, last = temporary.strategy.broadcast(place)
         trainer = assemble(config, directory, module, stop, step)
         on_cpu = trainer.strategy.root_device.type == "cpu"
         Watch.bfloat16 = rank_0 and on_cpu and trainer.precision.startswith("bf16")
         stack.callback(setattr, Watch, "bfloat16", False)
-        if kept and not earlier and not config.run_dir:
+        if rank_0 and kept and not earlier and not config.run_dir:
             directories.update_latest(directory)
         if not rank_0:
             try:
@@ -199,32 +195,33 @@ def check_restart(earlier: Path) -> None:
     log.info("%s has no checkpoint yet: training starts from the beginning", earlier)
 
 
-def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -> tuple[Path, bool]:
-    """The run directory, and whether it remains after the run."""
-    if earlier:
-        hold(earlier, stack)
-        # Incomplete files, left if the run was killed while writing a checkpoint.
-        for rest in (earlier / "checkpoints").glob(".*.ckpt.*"):
-            rest.unlink()
-        (earlier / "checkpoints" / AVERAGED).unlink(missing_ok=True)  # of fewer epochs
-        directories.write_config(earlier, config)  # trainer.max_epochs may have changed
-        return earlier, True
-    kept = not keeps_nothing(config)
-    if not kept:
-        config.run_dir = stack.enter_context(TemporaryDirectory())
-    directory = directories.create(config)
-    hold(directory, stack)
-    return directory, kept
+def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -> Path:
+    """The directory of a resumed run, or a new one, which is temporary if nothing is kept."""
+    if not earlier:
+        if keeps_nothing(config):
+            config.run_dir = stack.enter_context(TemporaryDirectory())
+        return stack.enter_context(new_directory(config, stack))
+    hold(earlier, stack)
+    # Incomplete files, left if the run was killed while writing a checkpoint.
+    for rest in (earlier / "checkpoints").glob(".*.ckpt.*"):
+        rest.unlink()
+    (earlier / "checkpoints" / AVERAGED).unlink(missing_ok=True)  # of fewer epochs
+    directories.write_config(earlier, config)  # trainer.max_epochs may have changed
+    return earlier
 
 
 @contextmanager
-def removed_on_user_error(directory: Path, before: set[Path] | None) -> Iterator[None]:
-    """Remove a new run's files after a UserError, unless it has trained an epoch.
+def new_directory(config: DictConfig, stack: ExitStack) -> Iterator[Path]:
+    """Create a run's directory; after a UserError its files are removed.
 
-    `before` is what the directory contained before the run, or None if the run created it.
+    They are kept if it has trained an epoch.
     """
+    given = expand("run_dir", config.run_dir) if config.run_dir else None
+    before = set(given.glob("*")) if given and given.exists() else None
+    directory = directories.create(config)
+    hold(directory, stack)
     try:
-        yield
+        yield directory
     except UserError:
         trained = ("checkpoints", "metrics.jsonl")
         if not any((directory / name).exists() for name in trained):
@@ -440,6 +437,19 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
         log.info("without callbacks=default %sthis run cannot be resumed", kept)
 
 
+# Parts of errors of Lightning and torch about settings, and what is reported for them.
+ERRORS_OF_SETTINGS = {
+    "learning rate finder": "callbacks: LearningRateFinder needs a module with the attribute 'lr'; "
+    "try rates instead: -m optim.lr=0.001,0.01,0.1",
+    "has no attribute 'backbone'": "callbacks: BackboneFinetuning: {line}, which it needs",
+    "does not support dense gradients": "optim.optimizer: {line}; try another optim",
+    "Early stopping conditioned on metric": "callbacks: {line}",
+    "more than 1 value per channel": "data.batch_size: the last batch of an epoch has one image "
+    "(for a process), and batch normalisation needs two; try another data.batch_size",
+    "does not have a deterministic implementation": "trainer.deterministic=true: {start}",
+}
+
+
 @contextmanager
 def lightning_errors() -> Iterator[None]:
     """Turn Lightning's errors about the user's settings into a UserError of one line."""
@@ -448,30 +458,15 @@ def lightning_errors() -> Iterator[None]:
     except (AttributeError, MisconfigurationException, RuntimeError, ValueError) as error:
         line, place = one_line(error), line_of_user(error)
         name = line.partition(" ")[0].strip("`")
+        known = next((text for part, text in ERRORS_OF_SETTINGS.items() if part in line), None)
         if isinstance(error, MisconfigurationException):
             message = f"{line}; see {place}" if place else line
         elif place:
             raise  # not about a setting: the user needs the traceback
         elif isinstance(error, ValueError) and name in trainer_arguments():
             message = f"trainer.{name}: {line}"
-        elif "learning rate finder" in line:
-            message = (
-                "callbacks: LearningRateFinder needs a module with the attribute 'lr'; "
-                "try rates instead: -m optim.lr=0.001,0.01,0.1"
-            )
-        elif line.endswith("'backbone'"):
-            message = f"callbacks: BackboneFinetuning: {line}, which it needs"
-        elif "does not support dense gradients" in line:
-            message = f"optim.optimizer: {line}; try another optim"
-        elif "Early stopping conditioned on metric" in line:
-            message = f"callbacks: {line}"
-        elif "more than 1 value per channel" in line:
-            message = (
-                "data.batch_size: the last batch of an epoch has one image (for a process), and "
-                "batch normalisation needs two; try another data.batch_size"
-            )
-        elif "does not have a deterministic implementation" in line:
-            message = f"trainer.deterministic=true: {line.partition(',')[0]}"
+        elif known:
+            message = known.format(line=line, start=line.partition(",")[0])
         elif type(error).__name__ in ("BackendCompilerFailed", "InductorError"):
             why = line.partition(" Set TORCH")[0][:200]
             message = f"trainer.compile: {why}; try trainer.compile=null"
@@ -516,31 +511,28 @@ def recorded_result(directory: Path, resume: str) -> Iterator[dict]:
 def final_table(result: dict, kept: bool = True) -> str:
     """A table of the training, validation and test metrics of `Classifier`, or of all metrics."""
     metrics = result["metrics"]
-    lines = []
     titles = {"train": "training", "val": "validation", "test": "test"}
     titles["test_centre"] = "test, centre"  # to show the gain of several patches
-    rows = {split: title for split, title in titles.items() if f"error/{split}" in metrics}
-    if rows:
+    splits = [split for split in titles if f"error/{split}" in metrics]
+    if splits:
         known = ("loss", "error", "accuracy", "top5_error")
-        names = [n for n in known if any(f"{n}/{split}" in metrics for split in rows)]
-        lines.append("\n" + f"{'':12}" + "".join(f"{name:>11}" for name in names))
-        for split, title in rows.items():
-            forms = ["{:11.4f}", *["{:11.2%}"] * (len(names) - 1)]
-            values = [metrics.get(f"{name}/{split}") for name in names]
-            cells = [
-                f"{'-':>11}" if x is None else form.format(x)
-                for form, x in zip(forms, values, strict=True)
-            ]
-            lines.append(f"{title:12}{''.join(cells)}")
+        names = [name for name in known if any(f"{name}/{split}" in metrics for split in splits)]
+        lines = ["", " " * 12 + "".join(f"{name:>11}" for name in names)]
+        for split in splits:
+            cells = [format_cell(name, metrics.get(f"{name}/{split}")) for name in names]
+            lines.append(f"{titles[split]:12}{''.join(cells)}")
     else:
-        lines += ["", *(f"{name:24}{value:12.5g}" for name, value in sorted(metrics.items()))]
+        lines = ["", *(f"{name:24}{value:12.5g}" for name, value in sorted(metrics.items()))]
     speed, wait = metrics.get("speed/images_per_second"), metrics.get("speed/data_wait")
     epochs = f"{result['epochs']} epoch{'s' * (result['epochs'] != 1)}"
-    parts = [
-        f"{epochs} in {result['seconds']:.1f} s",
-        *([f"{speed:,.0f} images/s"] if speed else []),
-        *([f"{wait:.1%} of the time waiting for data"] if wait is not None else []),
-        result["directory"] if kept else "nothing of this run is kept",
-    ]
-    lines.append(", ".join(parts))
-    return "\n".join(lines)
+    parts = [f"{epochs} in {result['seconds']:.1f} s"]
+    parts += [f"{speed:,.0f} images/s"] if speed else []
+    parts += [f"{wait:.1%} of the time waiting for data"] if wait is not None else []
+    parts += [result["directory"] if kept else "nothing of this run is kept"]
+    return "\n".join([*lines, ", ".join(parts)])
+
+
+def format_cell(name: str, value: float | None) -> str:
+    if value is None:
+        return f"{'-':>11}"
+    return f"{value:11.4f}" if name == "loss" else f"{value:11.2%}"
