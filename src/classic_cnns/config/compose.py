@@ -45,7 +45,7 @@ SEARCH = "sweep.search."  # null in its file, so its keys are added
 PARAMS = f"{SEARCH}params."
 ENDS = (".low", ".high", ".step", ".log", ".choices")  # of a parameter
 LIST_GROUPS = ("callbacks", "logger")  # groups that take a list of options, or null
-READ: dict[tuple, tuple[dict, dict, set]] = {}  # cache, valid while no config file changes
+READ: dict[tuple, tuple[dict, set]] = {}  # cache, valid while no config file changes
 # One time stamp for all jobs of a sweep.
 STARTED = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 OmegaConf.register_new_resolver("started", lambda: STARTED, replace=True)
@@ -116,12 +116,12 @@ class Composer:
         for group, option in sorted({(path.parent.name, path.stem) for path in inner}):
             self.groups.setdefault(group, []).append(option)
         stamps = [(path, path.stat().st_mtime_ns) for path in [*tops, *inner] if path.is_file()]
-        # By the options of groups the config, and its resolved values; keys that files interpolate.
+        # The configs by the options of groups, and the keys that files interpolate.
         key = config_name, *self.config_dirs, *stamps
         if key not in READ:
             texts = (read_text(path) for path, _ in stamps)
-            READ[key] = {}, {}, set().union(*map(references, texts))
-        self.composed, self.examples, self.references = READ[key]
+            READ[key] = {}, set().union(*map(references, texts))
+        self.composed, self.references = READ[key]
         # `_target_` finds modules next to the user's configs, and in the working directory.
         own = modules_in(self.config_dirs)
         files = [path for folder in own for path in Path(folder).glob("*")]
@@ -137,7 +137,7 @@ class Composer:
         """
         overrides = single_values(words)
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
-        config, default = self.read_files(choices), self.composed[choices]
+        config, default = self.read_files(choices), self.read_files(choices)
         resumed = {o.key_or_group: o.value() for o in overrides}.get("resume", config.resume)
         if resumed is not None:
             return self.resume(resumed, overrides)
@@ -145,12 +145,9 @@ class Composer:
             if not self.is_choice(override):
                 self.set_value(config, default, override)
         check_used(to_plain(config), CONF, self.chosen_files(overrides), self.references)
-        if choices not in self.examples or "root" in default.data:
-            example = deepcopy(default)
-            if "root" in default.data:  # it has no default
-                example.data.root = config.data.root
-            self.examples[choices] = example_values(example)
-        resolved = check(config if resolve else deepcopy(config), self.examples[choices], words)
+        if "root" in default.data:  # it has no default
+            default.data.root = config.data.root
+        resolved = check(config if resolve else deepcopy(config), example_values(default), words)
         check_folder("run_dir", resolved.run_dir)
         if resolved.run_dir is not None and not is_restarted():  # then it may contain this run
             stored.check_new(expand("run_dir", resolved.run_dir))

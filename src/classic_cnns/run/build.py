@@ -51,26 +51,33 @@ def build(
     return module, data
 
 
+def build_part(key: str, node: Any, kind: type, **optional: Any) -> Any:
+    """The object that `node`, at `key` of the config, describes.
+
+    `optional` arguments are those that its class may lack. Raises UserError if it cannot be built
+    or is not of class `kind`.
+    """
+    with build_errors(key):
+        wanted = inspect.signature(get_class(node["_target_"])).parameters if optional else {}
+        own = {k: v for k, v in optional.items() if k in wanted and k not in node}
+        part = instantiate(node, **own, _convert_="all")
+    if not isinstance(part, kind):
+        other = "; a net that is an nn.Module goes to model.net._target_" * (key == "model")
+        raise UserError(
+            f"{key}._target_={node['_target_']}: is no {kind.__name__} of Lightning{other}"
+        )
+    return part
+
+
 def build_data(config: DictConfig) -> pl.LightningDataModule:
-    with build_errors("data"):
-        data = instantiate(config.data, _convert_="all")
-    if not isinstance(data, pl.LightningDataModule):
-        raise UserError(f"data._target_: {type(data).__name__} is not a LightningDataModule")
-    return data
+    return build_part("data", config.data, pl.LightningDataModule)
 
 
 def build_module(config: DictConfig) -> pl.LightningModule:
     """A LightningModule of the user's own, with its own optimizers and metrics."""
-    with build_errors("model"):
-        target = get_class(config.model._target_)
-        wanted = inspect.signature(target).parameters
-        given = {k: v for k, v in config.model.items() if k not in NET_KEYS or k in wanted}
-        module = instantiate(given, _convert_="all")
-    if not isinstance(module, pl.LightningModule):
-        raise UserError(
-            f"model._target_={config.model._target_}: is not a LightningModule; "
-            "a net that is an nn.Module goes to model.net._target_"
-        )
+    own = {k: v for k, v in config.model.items() if k not in NET_KEYS}
+    ours = {k: v for k, v in config.model.items() if k in NET_KEYS}
+    module = build_part("model", own, pl.LightningModule, **ours)
     for hook in ("training_step", "configure_optimizers"):
         if not is_overridden(hook, module):
             raise UserError(f"model._target_={config.model._target_}: has no {hook}()")
@@ -244,14 +251,7 @@ def build_parts(config: DictConfig, group: str, kind: type, **places: Any) -> li
             )
         if not hasattr(node, "get") or "_target_" not in node:
             raise UserError(f"{key}: needs a _target_, the class that it names")
-        with build_errors(key):
-            target = get_class(node._target_)
-            wanted = inspect.signature(target).parameters
-            own = {k: v for k, v in places.items() if k in wanted and k not in node}
-            part = instantiate(node, **own, _convert_="all")
-        if not isinstance(part, kind):
-            raise UserError(f"{key}._target_={node._target_}: is no {kind.__name__} of Lightning")
-        parts.append(part)
+        parts.append(build_part(key, node, kind, **places))
     return parts
 
 

@@ -167,12 +167,11 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 def is_finished(result: dict, config: DictConfig) -> bool:
     """Whether a run has finished and is not to be continued for more epochs."""
-    wanted, trainer = config.trainer.max_epochs, config.trainer
-    if result["status"] != "finished" or any(result.get(k) != trainer.get(k) for k in LIMITS):
+    if result["status"] != "finished":
         return False
-    same = result.get("max_epochs", result.get("epochs")) == wanted
-    steps = result.get("max_steps") or inf
-    return same or result["steps"] >= steps > 0
+    same = all(result.get(name) == config.trainer.get(name) for name in LIMITS)
+    epochs, steps = result.get("max_epochs", result.get("epochs")), result.get("max_steps") or inf
+    return same and (epochs == config.trainer.max_epochs or result["steps"] >= steps > 0)
 
 
 def hold(directory: Path, stack: ExitStack) -> None:
@@ -339,8 +338,8 @@ def train_and_test(
         found["batch_size"] = size = getattr(data, "batch_size", None)
         log.info("trained with batches of %s images; data.batch_size=%s repeats it", size, size)
     averaged = save_average(trainer, checkpoints)
-    metrics, seconds = dict(history.metrics), history.seconds
-    epochs, steps = trainer.current_epoch, trainer.global_step
+    # A BatchSizeFinder also searches before the test, and changes the Trainer's counts.
+    metrics, epochs, steps = dict(history.metrics), trainer.current_epoch, trainer.global_step
     tested = dict(metrics)
     if is_overridden("test_step", module) and is_overridden("test_dataloader", data):
         best = averaged or best_checkpoint(trainer, checkpoints)
@@ -364,7 +363,7 @@ def train_and_test(
         **{name: given[name] for name in LIMITS if given.get(name)},
         **found,
         "steps": steps,
-        "seconds": seconds,
+        "seconds": history.seconds,
     }
 
 
