@@ -480,7 +480,7 @@ def takes_class(key: str, known: dict[str, Any], default: dict) -> bool:
     """Whether a class may be the value: the key has one, or it has null and no rule forbids it."""
     if "." not in key or known.get(key, key) is not None:
         return f"{key}._target_" in known
-    rule = rules(default).get(key)
+    rule = rules(default, default).get(key)
     return rule is None or rule.holds({})
 
 

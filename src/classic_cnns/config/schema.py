@@ -161,8 +161,11 @@ RESERVED = {
 }
 
 
-def rules(default: dict) -> dict[str, Rule]:
-    """The rules for keys whose type alone does not define what is allowed."""
+def rules(default: dict, config: dict) -> dict[str, Rule]:
+    """The rules for keys whose type alone does not define what is allowed.
+
+    Some depend on other values of the `config`, which may be wrong themselves.
+    """
     own = dict(flatten(default, groups=True))  # a net of the user's own may use the same names
     found = {
         key: rule
@@ -170,7 +173,7 @@ def rules(default: dict) -> dict[str, Rule]:
         for key in keys.split()
         if not key.startswith("model.net.") or rule.holds(own.get(key))
     }
-    data = default.get("data") or {}
+    data, given = default.get("data") or {}, config["data"]
     found["data.train_size"] = integer(2, data.get("train_size", inf))
     found["data.batch_size"] = integer(1, data.get("train_size", inf))
     for key, value in flatten(default):
@@ -183,18 +186,12 @@ def rules(default: dict) -> dict[str, Rule]:
                 found[key] = one_of(*words)
     if "num_classes" in data and "root" in data:
         found["data.num_classes"] = constant(data["num_classes"])
-    return found
-
-
-def dependent_rules(config: dict) -> dict[str, Rule]:
-    """The rules that depend on the values of other keys."""
-    data, fit = config["data"], config["model"]["input"]["fit"]
-    found = {}
-    if "train_size" in data:
-        found["data.val_size"] = null_or(integer(1, data["train_size"] - 1))
-    if "augmentations" in data:
-        found["data.augment"] = one_of(*data["augmentations"])
+    if type(given.get("train_size")) is int:
+        found["data.val_size"] = null_or(integer(1, given["train_size"] - 1))
+    if type(given.get("augmentations")) is dict:
+        found["data.augment"] = one_of(*given["augmentations"])
     if "test_patches" in data:
+        fit = config["model"]["input"]["fit"]
         patches = ("centre", "nine", "ten") if fit == "crop" else ("centre",)
         allowed = f"one of {', '.join(patches)} with model.input.fit={fit}"
         found["data.test_patches"] = Rule(allowed, lambda x: x in patches, "centre")
@@ -208,10 +205,18 @@ def check_values(config: dict, default: dict, copies: Iterable[str] = ()) -> Non
     key that was set.
     """
     examples = dict(flatten(default, groups=True))
-    values = sorted(flatten(config), key=lambda leaf: leaf[0].startswith(tuple(copies)))
-    kinds = {key: same_kind(examples.get(key)) for key, _ in values}
-    check_rules(values, kinds | rules(default), examples)
-    check_rules(values, dependent_rules(config), examples)
+    ruled = rules(default, config)
+    for key, value in sorted(flatten(config), key=lambda leaf: leaf[0].startswith(tuple(copies))):
+        rule, example = ruled.get(key) or same_kind(examples.get(key)), examples.get(key)
+        if rule.holds(value):
+            continue
+        works = example if rule.holds(example) else rule.example
+        way_out = f"leave {key} out" if type(works) is dict else f"try {key}={as_word(works)}"
+        if type(works) is list and type(value) is str:
+            way_out = f"try {key}=[{value}]"
+        if value == example and not rule.holds(works):
+            way_out = "correct it in its config file"
+        raise UserError(f"{key}={as_word(value)}: must be {rule.allowed}; {way_out}")
     for line in conflicts(config, default):
         raise UserError(line)
     check_devices(config)
@@ -299,19 +304,6 @@ def misfits(wanted: dict, data: dict) -> Iterator[str]:
             why = f"images of {channels} channel have no colours"
         if why:
             yield f"data.augment={data['augment']}: {why}; try data.augment=none"
-
-
-def check_rules(values: list[tuple[str, Any]], ruled: dict[str, Rule], examples: dict) -> None:
-    for key, value in values:
-        rule = ruled.get(key)
-        if rule and not rule.holds(value):
-            works = examples.get(key) if rule.holds(examples.get(key)) else rule.example
-            way_out = f"leave {key} out" if type(works) is dict else f"try {key}={as_word(works)}"
-            if type(works) is list and type(value) is str:
-                way_out = f"try {key}=[{value}]"
-            if value == examples.get(key) and not rule.holds(works):
-                way_out = "correct it in its config file"
-            raise UserError(f"{key}={as_word(value)}: must be {rule.allowed}; {way_out}")
 
 
 def check_trainer_argument(word: str, name: str, added: bool) -> None:

@@ -14,8 +14,7 @@ from classic_cnns.config.trust import check_stored, untrusted_packages
 from classic_cnns.files import BEST, LAST, read_yaml, used_checkpoint
 
 OUTPUTS = Path("outputs")
-# Files that a sweep, or an earlier start, may leave in a job's directory.
-JOB_FILES = {".lock", "output.log", "result.json", "submitit"}
+OF_SWEEP = {".lock", "output.log", "submitit"}  # its files in a job's directory
 PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")  # keys of trainer
 LIMITS = ("max_steps", "max_time")  # besides max_epochs
 # What a command may change when it resumes a run; the data may have moved.
@@ -99,7 +98,8 @@ def check_new(directory: Path) -> None:
             f"run_dir={directory}: already contains a run; try {word} to continue it, or another "
             "run_dir"
         )
-    if {path.name for path in directory.iterdir()} - JOB_FILES:
+    # An earlier start of the job may have left a result.
+    if {path.name for path in directory.iterdir()} - OF_SWEEP - {"result.json"}:
         raise UserError(
             f"run_dir={directory}: must be new or empty, and contains other files; "
             f"try run_dir={directory / 'run'}"

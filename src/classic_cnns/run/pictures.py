@@ -110,8 +110,8 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
         figure = explain(first.net, image, best[number])
         yield pictures.save_figure(figure, folder / f"maps_{number}.png")
 
-    wrong = (scores.argmax(1) != labels).nonzero().flatten()[:60].tolist()
     answers = scores.argmax(1)
+    wrong = (answers != labels).nonzero().flatten()[:60].tolist()
     if wrong:
         made = [(images[i].float(), int(labels[i]), int(answers[i])) for i in wrong]
         shares = scores.softmax(1)[wrong, answers[wrong]].tolist()

@@ -16,7 +16,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
@@ -27,7 +26,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
-from classic_cnns import UserError, one_line, program
+from classic_cnns import UserError, program
 from classic_cnns.callbacks.checkpoint import finished_epochs, writes_last
 from classic_cnns.callbacks.estimate import Estimate
 from classic_cnns.callbacks.history import History
@@ -35,15 +34,15 @@ from classic_cnns.callbacks.pictures import tensorboard_writers
 from classic_cnns.callbacks.seed import SeedEpochs
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged, check_fits, takes_total_steps
-from classic_cnns.config.schema import trainer_arguments
 from classic_cnns.config.stored import (
     LIMITS,
+    OF_SWEEP,
     OUTPUTS,
     find_run,
     keeps_nothing,
     resume_command,
 )
-from classic_cnns.files import AVERAGED, BEST, LAST, expand, is_disk_error, write_json
+from classic_cnns.files import AVERAGED, BEST, LAST, is_disk_error, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.log import show_log, train_log
 from classic_cnns.report.results import read_metrics, read_result, read_starts
@@ -54,7 +53,7 @@ from classic_cnns.run.build import (
     build_trainer,
     check_monitors,
     example_input,
-    line_of_user,
+    lightning_errors,
 )
 from classic_cnns.trainer import devices
 from classic_cnns.trainer.checkpoint_io import first_intact, read_checkpoint
@@ -131,7 +130,12 @@ def run(config: DictConfig) -> dict[str, Any]:
         # A run that is started again from the beginning replaces its curves.
         step = resume_step(found, config) if found else 0 if earlier else None
         if earlier and not found:
-            check_restart(earlier)
+            if read_metrics(earlier)[0]:  # else it was stopped in its first epoch
+                raise UserError(
+                    f"resume={earlier}: has no last.ckpt and no best.ckpt, which callbacks=default "
+                    "writes; try a new run"
+                )
+            log.info("%s has no checkpoint yet: training starts from the beginning", earlier)
         module, data = build(config, resumed=found is not None)
         with lightning_errors():
             data.prepare_data()  # before a directory exists, so that errors leave nothing behind
@@ -184,16 +188,6 @@ def hold(directory: Path, stack: ExitStack) -> None:
     stack.callback(os.close, lock)
 
 
-def check_restart(earlier: Path) -> None:
-    """Raise UserError for a run without checkpoints, unless its first epoch was not finished."""
-    if read_metrics(earlier)[0]:
-        raise UserError(
-            f"resume={earlier}: has no last.ckpt and no best.ckpt, which callbacks=default writes; "
-            "try a new run"
-        )
-    log.info("%s has no checkpoint yet: training starts from the beginning", earlier)
-
-
 def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -> Path:
     """The directory of a resumed run, or a new one, which is temporary if nothing is kept."""
     if not earlier:
@@ -211,28 +205,22 @@ def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -
 
 @contextmanager
 def new_directory(config: DictConfig, stack: ExitStack) -> Iterator[Path]:
-    """Create a run's directory; after a UserError its files are removed.
-
-    They are kept if it has trained an epoch.
-    """
-    given = expand("run_dir", config.run_dir) if config.run_dir else None
-    before = set(given.glob("*")) if given and given.exists() else None
+    """Create a run's directory; after a UserError it is removed, unless an epoch was trained."""
     directory = directories.create(config)
     hold(directory, stack)
     try:
         yield directory
     except UserError:
-        trained = ("checkpoints", "metrics.jsonl")
-        if not any((directory / name).exists() for name in trained):
-            for path in set(directory.glob("*")) - (before or set()):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            if before is None:
+        if not any((directory / name).exists() for name in ("checkpoints", "metrics.jsonl")):
+            for path in directory.iterdir():
+                if path.name not in OF_SWEEP:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            with suppress(OSError):  # not empty, or the folder above it is not
                 directory.rmdir()
                 directories.restore_latest(directory)
-                with suppress(OSError):  # outputs/<name> and outputs/ if empty
-                    if OUTPUTS in directory.parents:
-                        directory.parent.rmdir()
-                        OUTPUTS.rmdir()
+                if OUTPUTS in directory.parents:
+                    directory.parent.rmdir()
+                    OUTPUTS.rmdir()
         raise
 
 
@@ -434,44 +422,6 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
     if not writes_last(trainer):
         kept = "" if trainer.checkpoint_callbacks else "no checkpoint is written: "
         log.info("without callbacks=default %sthis run cannot be resumed", kept)
-
-
-# Parts of errors of Lightning and torch about settings, and what is reported for them.
-ERRORS_OF_SETTINGS = {
-    "learning rate finder": "callbacks: LearningRateFinder needs a module with the attribute 'lr'; "
-    "try rates instead: -m optim.lr=0.001,0.01,0.1",
-    "has no attribute 'backbone'": "callbacks: BackboneFinetuning: {line}, which it needs",
-    "does not support dense gradients": "optim.optimizer: {line}; try another optim",
-    "Early stopping conditioned on metric": "callbacks: {line}",
-    "more than 1 value per channel": "data.batch_size: the last batch of an epoch has one image "
-    "(for a process), and batch normalisation needs two; try another data.batch_size",
-    "does not have a deterministic implementation": "trainer.deterministic=true: {start}",
-}
-
-
-@contextmanager
-def lightning_errors() -> Iterator[None]:
-    """Turn Lightning's errors about the user's settings into a UserError of one line."""
-    try:
-        yield
-    except (AttributeError, MisconfigurationException, RuntimeError, ValueError) as error:
-        line, place = one_line(error), line_of_user(error)
-        name = line.partition(" ")[0].strip("`")
-        known = next((text for part, text in ERRORS_OF_SETTINGS.items() if part in line), None)
-        if isinstance(error, MisconfigurationException):
-            message = f"{line}; see {place}" if place else line
-        elif place:
-            raise  # not about a setting: the user needs the traceback
-        elif isinstance(error, ValueError) and name in trainer_arguments():
-            message = f"trainer.{name}: {line}"
-        elif known:
-            message = known.format(line=line, start=line.partition(",")[0])
-        elif type(error).__name__ in ("BackendCompilerFailed", "InductorError"):
-            why = line.partition(" Set TORCH")[0][:200]
-            message = f"trainer.compile: {why}; try trainer.compile=null"
-        else:
-            raise
-        raise UserError(message) from error
 
 
 @contextmanager
