@@ -269,7 +269,6 @@ class Classifier(pl.LightningModule):
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes."""
         return self.prepared.classes
 
     @property
@@ -465,12 +464,10 @@ class Classifier(pl.LightningModule):
         self.centre_metrics.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The predicted classes (B,)."""
         images, labels = batch
         return self.measure(self.val_metrics, self.net(images), labels) if len(labels) else labels
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The predicted classes (B,)."""
         images, labels = batch
         self.has_patches = images.dim() == 5
         if not len(labels):
@@ -486,6 +483,7 @@ class Classifier(pl.LightningModule):
         return self(batch[0])
 
     def measure(self, metrics: SplitMetrics, scores: Tensor, labels: Tensor) -> Tensor:
+        """Add a batch to the metrics of a split; returns the predicted classes (B,)."""
         metrics.add(self.loss(scores, labels), scores, labels)
         return scores.argmax(1)
 

@@ -277,7 +277,6 @@ class Composer:
         return f"{group}={word.partition('=')[2]}"
 
     def chosen_files(self, overrides: Sequence[Override]) -> list[Path]:
-        """The files of the options that the overrides choose."""
         paths = []
         for override in filter(self.is_choice, overrides):
             value: Any = override.value()
@@ -428,7 +427,6 @@ def interpolations(config: DictConfig) -> list[str]:
 def unresolved_error(
     key: str, config: DictConfig, words: Sequence[str], error: BaseException
 ) -> UserError:
-    """The error for a `key` whose interpolation cannot be resolved."""
     cause: BaseException | None = error
     while cause:  # OmegaConf wraps our error in its own
         if isinstance(cause, UserError):
@@ -465,7 +463,6 @@ def check_folder(key: str, value: Any) -> None:
 
 
 def one_or_several(given: str | Path | Sequence[str]) -> list[str]:
-    """One name, or several."""
     return [str(given)] if isinstance(given, (str, Path)) else list(given)
 
 

@@ -90,7 +90,6 @@ def is_used(key: str, single: set[str], groups: set[str], names: Iterable[str]) 
 
 
 def check_no_hydra(paths: Iterable[Path]) -> None:
-    """Raise UserError if one of the files sets keys of Hydra itself."""
     for path in paths:
         if re.search("^hydra:", read_text(path), re.M):
             raise UserError(f"{path}: hydra: {HYDRA}")
