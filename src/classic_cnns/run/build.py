@@ -58,15 +58,14 @@ def build_part(key: str, node: Any, kind: type, **optional: Any) -> Any:
     `optional` arguments are those that its class may lack. Raises UserError if it cannot be built
     or is not of class `kind`.
     """
+    target = node.get("_target_")
     with build_errors(key):
-        wanted = inspect.signature(get_class(node["_target_"])).parameters if optional else {}
+        wanted = inspect.signature(get_class(target)).parameters if optional else {}
         own = {k: v for k, v in optional.items() if k in wanted and k not in node}
         part = instantiate(node, **own, _convert_="all")
     if not isinstance(part, kind):
         other = "; a net that is an nn.Module goes to model.net._target_" * (key == "model")
-        raise UserError(
-            f"{key}._target_={node['_target_']}: is no {kind.__name__} of Lightning{other}"
-        )
+        raise UserError(f"{key}._target_={target}: is no {kind.__name__} of Lightning{other}")
     return part
 
 
