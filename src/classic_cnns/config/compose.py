@@ -135,7 +135,7 @@ class Composer:
         With `resolve` false, interpolations are kept. Raises UserError for an unknown key, or a
         value of the wrong type or out of range.
         """
-        overrides = single_values(words)
+        overrides = parse_overrides(words, single=True)
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
         config, default = self.read_files(choices), self.read_files(choices)
         resumed = {o.key_or_group: o.value() for o in overrides}.get("resume", config.resume)
@@ -145,9 +145,7 @@ class Composer:
             if not self.is_choice(override):
                 self.set_value(config, default, override)
         check_used(to_plain(config), CONF, self.chosen_files(overrides), self.references)
-        if "root" in default.data:  # it has no default
-            default.data.root = config.data.root
-        resolved = check(config if resolve else deepcopy(config), example_values(default), words)
+        resolved = check(config if resolve else deepcopy(config), default, words)
         check_folder("run_dir", resolved.run_dir)
         if resolved.run_dir is not None and not is_restarted():  # then it may contain this run
             stored.check_new(expand("run_dir", resolved.run_dir))
@@ -201,7 +199,7 @@ class Composer:
             config.init_skip = []
             if words is None:
                 return checkpoint, config
-            overrides = single_values(words)
+            overrides = parse_overrides(words, single=True)
             for override in overrides:
                 key = override.key_or_group
                 keys = [k for k, _ in flatten({key: override.value()}, groups=True)]
@@ -242,7 +240,7 @@ class Composer:
                 if override.key_or_group == "data_dir" and "data_dir" in config.data:
                     config.data.data_dir = config.data_dir
         words = [str(override.input_line) for override in overrides]
-        config = check(config, example_values(default), words)
+        config = check(config, default, words)
         for key, what in (("channels", "channels"), ("num_classes", "classes")):
             has, takes = config.data.get(key), earlier.data.get(key)
             if None not in (has, takes) and has != takes:
@@ -367,8 +365,11 @@ class Composer:
             raise UserError(f"{word}: {one_line(error)}; --cfg job shows all keys") from error
 
 
-def parse_overrides(words: Sequence[str]) -> list[Override]:
-    """The overrides of a command line; UserError for a word that is not of the form key=value."""
+def parse_overrides(words: Sequence[str], single: bool = False) -> list[Override]:
+    """The overrides of a command line; UserError for a word that is not of the form key=value.
+
+    With `single`, which one run needs, also for a word that contains several values.
+    """
     parsed = []
     for word in words:
         override = parse_word(word)
@@ -379,19 +380,10 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
             raise UserError(
                 f"{word}: not of the form key=value; quote values with special characters{hint}"
             )
+        if single and override.is_sweep_override():
+            raise UserError(f"{word}: is a sweep; add --multirun, or quote a text with ','")
         parsed.append(override)
     return parsed
-
-
-def single_values(words: Sequence[str]) -> list[Override]:
-    """As `parse_overrides`, for one run; UserError for a word that contains several values."""
-    overrides = parse_overrides(words)
-    for override in overrides:
-        if override.is_sweep_override():
-            raise UserError(
-                f"{override.input_line}: is a sweep; add --multirun, or quote a text with ','"
-            )
-    return overrides
 
 
 def parse_word(word: str) -> Override | None:
@@ -401,11 +393,14 @@ def parse_word(word: str) -> Override | None:
     return None
 
 
-def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> DictConfig:
+def check(config: DictConfig, default: DictConfig, words: Sequence[str]) -> DictConfig:
     """The resolved config; UserError for a value that is not allowed.
 
-    `known` are the values in the config files, which define the types.
+    The values of the config files, in `default`, define the types.
     """
+    if "root" in default.data:  # it has none
+        default.data.root = config.data.root
+    known = example_values(default)
     copies = interpolations(config)
     for key in copies:
         try:

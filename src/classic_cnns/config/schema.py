@@ -327,10 +327,8 @@ def trainer_arguments() -> list[str]:
     assert spec and spec.origin
     source = Path(spec.origin).parent / "pytorch" / "trainer" / "trainer.py"
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ClassDef) and node.name == "Trainer":
-            inits = [f for f in node.body if isinstance(f, ast.FunctionDef)]
-            init = next(f for f in inits if f.name == "__init__")
-            return [argument.arg for argument in init.args.kwonlyargs]
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            return [argument.arg for argument in node.args.kwonlyargs]
     raise AssertionError("Lightning's Trainer has moved")
 
 
