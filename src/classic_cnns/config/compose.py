@@ -315,6 +315,7 @@ class Composer:
         word, key = str(override.input_line), override.get_key_element().lstrip("+~")
         value: Any = override.value()
         known = dict(flatten(to_plain(default), groups=True))
+        now = dict(flatten(to_plain(config), groups=True))  # earlier words may have given a class
         group, _, rest = key.partition(".")
         added = word.startswith("+")
         if key.startswith("hydra"):
@@ -329,9 +330,9 @@ class Composer:
         if isinstance(value, dict) and not (group == "trainer" and "." not in rest):
             # The keys inside a class are its arguments.
             free = "_target_" in value and takes_class(key, known, to_plain(default))
-            for inner in flatten(value, f"{key}.", groups=True):
-                if not free and not can_add(inner[0], known) and inner[0] not in known:
-                    raise UserError(f"{word}: {unknown_key(inner[0], known)}")
+            for inner, _ in () if free else flatten(value, f"{key}.", groups=True):
+                if inner not in known and not can_add(inner, known):
+                    raise UserError(f"{word}: {unknown_key(inner, known)}")
         if key.startswith(PARAMS) and key.endswith(ENDS):  # names of parameters contain dots
             name, _, end = key.removeprefix(PARAMS).rpartition(".")
             search = to_plain(config.sweep.search or {})
@@ -342,10 +343,7 @@ class Composer:
         if key not in known:
             if key.startswith("trainer.") and "." not in rest:
                 check_trainer_argument(word, rest, added)
-            # Earlier words may have given a class.
-            elif not (added or key.startswith(SEARCH)) or not can_add(
-                key, dict(flatten(to_plain(config), groups=True))
-            ):
+            elif not (added or key.startswith(SEARCH)) or not can_add(key, now):
                 name = rest.partition(".")[0]
                 listed = group in LIST_GROUPS and f"{group}.{name}" in known
                 if listed or takes_others(key, config):
