@@ -10,8 +10,7 @@ from classic_cnns import UserError
 from classic_cnns.config.command_line import Parser, one_line_errors
 from classic_cnns.config.compose import load_run
 
-
-def main() -> None:
+if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_run()
     parser.add_argument("--port", type=int, help="of the page (default: the first free one)")
@@ -26,7 +25,3 @@ def main() -> None:
             page(checkpoint, config).launch(server_port=given.port, show_error=True)
         except OSError as error:
             raise UserError(f"--port={given.port}: is in use; leave it out") from error
-
-
-if __name__ == "__main__":
-    main()

@@ -11,8 +11,7 @@ from classic_cnns.config.command_line import Parser, one_line_errors
 from classic_cnns.config.compose import load_run
 from classic_cnns.trainer.launch import run_in_ranks
 
-
-def main() -> None:
+if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_run()
     parser.add_argument(
@@ -39,7 +38,3 @@ def main() -> None:
                 print(found.json() if given.json else found.table())
 
         run_in_ranks(config.trainer, task)
-
-
-if __name__ == "__main__":
-    main()

@@ -13,8 +13,7 @@ from pathlib import Path
 from classic_cnns.config.command_line import Parser, one_line_errors
 from classic_cnns.config.compose import load_run
 
-
-def main() -> None:
+if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_run()
     parser.add_argument("--to", required=True, type=Path, help="*.onnx, *.pt2 or *.safetensors")
@@ -24,7 +23,3 @@ def main() -> None:
         from classic_cnns.run.export import export  # here, since importing torch takes seconds
 
         print(export(checkpoint, config, given.to))
-
-
-if __name__ == "__main__":
-    main()

@@ -12,8 +12,7 @@ from pathlib import Path
 from classic_cnns.config.command_line import Parser, one_line_errors
 from classic_cnns.config.compose import load_run
 
-
-def main() -> None:
+if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_run(nargs="+")
     parser.add_argument(
@@ -27,7 +26,3 @@ def main() -> None:
 
         for path in draw(runs, given.to):
             print(path)
-
-
-if __name__ == "__main__":
-    main()

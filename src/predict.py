@@ -12,8 +12,7 @@ from classic_cnns.config.command_line import Parser, one_line_errors
 from classic_cnns.config.compose import load_run
 from classic_cnns.data.folders import pictures_in
 
-
-def main() -> None:
+if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_run()
     parser.add_argument("pictures", nargs="+", help="files, and folders of any depth")
@@ -29,7 +28,3 @@ def main() -> None:
         from classic_cnns.run.predict import predict  # here, since importing torch takes seconds
 
         sys.exit(predict(checkpoint, config, paths, given.json, given.explain))
-
-
-if __name__ == "__main__":
-    main()

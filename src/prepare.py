@@ -13,8 +13,7 @@ from typing import Any
 from classic_cnns.config.command_line import Parser, one_line_errors
 from classic_cnns.config.compose import Composer
 
-
-def main() -> None:
+if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_argument("words", nargs="+", metavar="key=value", help="keys of data")
     parser.add_config_dir()
@@ -38,7 +37,3 @@ def main() -> None:
         if has_store:
             data_module.prepare_store(create=True, required=True)
         print("prepared:", data_module.cache if has_store else " ".join(given.words))
-
-
-if __name__ == "__main__":
-    main()

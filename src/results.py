@@ -9,8 +9,7 @@ from pathlib import Path
 
 from classic_cnns.config.command_line import Parser, one_line_errors
 
-
-def main() -> None:
+if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_argument(
         "directories", nargs="+", metavar="DIRECTORY",
@@ -38,7 +37,3 @@ def main() -> None:
 
         curves.write(folder / "curves.png", table)
         print(f"\nIn {folder}: results.csv, results.md and curves.png")
-
-
-if __name__ == "__main__":
-    main()

@@ -269,7 +269,6 @@ class Classifier(pl.LightningModule):
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes."""
         return self.prepared.classes
 
     @property
@@ -465,13 +464,16 @@ class Classifier(pl.LightningModule):
         self.centre_metrics.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self.evaluate(self.val_metrics, *batch)
+        images, labels = batch
+        return self.measure(self.val_metrics, self.net(images), labels) if len(labels) else labels
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         self.has_patches = images.dim() == 5
-        if not self.has_patches or not len(labels):
-            return self.evaluate(self.test_metrics, images, labels)
+        if not len(labels):
+            return labels
+        if not self.has_patches:
+            return self.measure(self.test_metrics, self.net(images), labels)
         views = self.patch_scores(images)
         self.measure(self.centre_metrics, views[CENTRAL_PATCH], labels)
         return self.measure(self.test_metrics, average_softmax(views), labels)
@@ -480,11 +482,8 @@ class Classifier(pl.LightningModule):
         """Scores (B, classes) of the images of a batch."""
         return self(batch[0])
 
-    def evaluate(self, metrics: SplitMetrics, images: Tensor, labels: Tensor) -> Tensor:
-        """Add a batch to the metrics of a split; returns the predicted classes (B,)."""
-        return self.measure(metrics, self.net(images), labels) if len(labels) else labels
-
     def measure(self, metrics: SplitMetrics, scores: Tensor, labels: Tensor) -> Tensor:
+        """Add a batch to the metrics of a split; returns the predicted classes (B,)."""
         metrics.add(self.loss(scores, labels), scores, labels)
         return scores.argmax(1)
 

@@ -35,7 +35,7 @@ from classic_cnns.config.schema import (
 from classic_cnns.config.unused import HYDRA, check_no_hydra, check_used, read_text, references
 from classic_cnns.data import folders
 from classic_cnns.files import expand, flatten
-from classic_cnns.trainer.devices import check_devices, is_restarted
+from classic_cnns.trainer.devices import is_restarted
 from classic_cnns.trainer.spinning import limit_spinning
 
 HERE = Path(__file__)
@@ -45,7 +45,7 @@ SEARCH = "sweep.search."  # null in its file, so its keys are added
 PARAMS = f"{SEARCH}params."
 ENDS = (".low", ".high", ".step", ".log", ".choices")  # of a parameter
 LIST_GROUPS = ("callbacks", "logger")  # groups that take a list of options, or null
-READ: dict[tuple, tuple[dict, dict, set]] = {}  # cache, valid while no config file changes
+READ: dict[tuple, tuple[dict, set]] = {}  # cache, valid while no config file changes
 # One time stamp for all jobs of a sweep.
 STARTED = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 OmegaConf.register_new_resolver("started", lambda: STARTED, replace=True)
@@ -100,29 +100,28 @@ class Composer:
             if not place.is_dir():
                 raise UserError(f"--config-dir={place}: does not exist; try another folder")
         tops = [path for place in places for path in place.glob("*.yaml")]
-        names = sorted({path.stem for path in tops})
-        if config_name not in names:
-            raise UserError(f"--config-name={config_name}: must be one of {', '.join(names)}")
-        check_no_hydra(path for path in tops if path.stem == config_name)
-        groups: dict[str, set[str]] = {}
-        inner = [path for place in places for path in place.glob("*/*.yaml")]
-        main = next(place for place in places if (place / f"{config_name}.yaml").is_file())
+        primary = [path for path in tops if path.stem == config_name]
+        if not primary:
+            names = ", ".join(sorted({path.stem for path in tops}))
+            raise UserError(f"--config-name={config_name}: must be one of {names}")
+        check_no_hydra(primary)
+        main = primary[0].parent
         self.places = [main, *(place for place in places if place != main)]
-        for path in inner:
-            groups.setdefault(path.parent.name, set()).add(path.stem)
-            hidden_by = main / path.parent.name / path.name
-            if hidden_by.is_file() and hidden_by != path and main == CONF:
-                raise UserError(
-                    f"{path}: {hidden_by} has the same name and would be used; rename yours"
-                )
-        self.groups = {name: sorted(groups[name]) for name in sorted(groups)}
+        inner = [path for place in places for path in place.glob("*/*.yaml")]
+        for path in inner if main == CONF else ():
+            ours = CONF / path.parent.name / path.name
+            if path != ours and ours.is_file():
+                raise UserError(f"{path}: {ours} has the same name and would be used; rename yours")
+        self.groups: dict[str, list[str]] = {}
+        for group, option in sorted({(path.parent.name, path.stem) for path in inner}):
+            self.groups.setdefault(group, []).append(option)
         stamps = [(path, path.stat().st_mtime_ns) for path in [*tops, *inner] if path.is_file()]
-        # By the options of groups the config, and its resolved values; keys that files interpolate.
+        # The configs by the options of groups, and the keys that files interpolate.
         key = config_name, *self.config_dirs, *stamps
         if key not in READ:
             texts = (read_text(path) for path, _ in stamps)
-            READ[key] = {}, {}, set().union(*map(references, texts))
-        self.composed, self.examples, self.references = READ[key]
+            READ[key] = {}, set().union(*map(references, texts))
+        self.composed, self.references = READ[key]
         # `_target_` finds modules next to the user's configs, and in the working directory.
         own = modules_in(self.config_dirs)
         files = [path for folder in own for path in Path(folder).glob("*")]
@@ -136,39 +135,46 @@ class Composer:
         With `resolve` false, interpolations are kept. Raises UserError for an unknown key, or a
         value of the wrong type or out of range.
         """
-        overrides = single_values(words)
-        roots = [o for o in overrides if o.get_key_element() == "data.root"]
-        if any(o.get_key_element() == "resume" for o in overrides):  # set in its own config below
-            overrides = [o for o in overrides if o not in roots]
+        overrides = parse_overrides(words, single=True)
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
-        config, default = self.read_files(choices), self.composed[choices]
+        config, default = self.read_files(choices), self.read_files(choices)
+        resumed = {o.key_or_group: o.value() for o in overrides}.get("resume", config.resume)
+        if resumed is not None:
+            return self.resume(resumed, overrides)
         for override in overrides:
             if not self.is_choice(override):
                 self.set_value(config, default, override)
         check_used(to_plain(config), CONF, self.chosen_files(overrides), self.references)
-        if choices not in self.examples or "root" in default.data:
-            example = deepcopy(default)
-            if "root" in default.data:  # it has no default
-                example.data.root = config.data.root
-            self.examples[choices] = example_values(example)
-        resolved = check(config if resolve else deepcopy(config), self.examples[choices], words)
+        resolved = check(config if resolve else deepcopy(config), default, words)
+        check_folder("run_dir", resolved.run_dir)
         if resolved.run_dir is not None and not is_restarted():  # then it may contain this run
             stored.check_new(expand("run_dir", resolved.run_dir))
         if resolved.init_from is not None:
             stored.find_checkpoint(resolved.init_from)
-        if config.resume is None:
-            return resolved if resolve else config
-        with stored.config_errors(config.resume):
-            own = stored.resumed_config(resolved, words, self.packages)
-            for override in roots:
-                if "root" not in own.data:
+        return resolved if resolve else config
+
+    def resume(self, run: Any, overrides: Sequence[Override]) -> DictConfig:
+        """The config of an earlier run, with devices, epochs and folders changed.
+
+        Raises UserError for overrides of other keys.
+        """
+        for override in overrides:
+            key, word = override.key_or_group, override.input_line
+            if key not in stored.CHANGEABLE or (key == "trainer" and not self.is_choice(override)):
+                raise UserError(
+                    f"{word}: a resumed run keeps its own config; try resume={run} "
+                    "alone, or a new run without resume"
+                )
+        own = stored.read_config(stored.find_run(run) / "config.yaml", self.packages)
+        with stored.config_errors(run):
+            own = self.upgrade(own)
+            for override in overrides:
+                if override.key_or_group == "data.root" and "root" not in own.data:
                     raise UserError(
                         f"{override.input_line}: the data of that run have no root; leave it out"
                     )
-                own.data.root = override.value()
-            if self.trusted:
-                add_to_path(modules_in(own.config_dirs))
-            check_devices(to_plain(own))
+            own = self.change(own, [o for o in overrides if o.key_or_group != "resume"])
+            own.resume = run
         return own
 
     def load_run(self, path: Any, words: Sequence[str] | None = None) -> tuple[Path, DictConfig]:
@@ -188,26 +194,33 @@ class Composer:
             values = read_checkpoint(checkpoint).get("hyper_parameters")
             config = stored.checked_config(values, checkpoint, self.packages)
         with stored.config_errors(path):
-            config = stored.upgraded_config(config, self.read_files(()))
-            if self.trusted:
-                add_to_path(modules_in(config.config_dirs))
+            config = self.upgrade(config)
             config.run_dir = config.init_from = None
             config.init_skip = []
-            return checkpoint, config if words is None else self.with_changes(config, words)
+            if words is None:
+                return checkpoint, config
+            overrides = parse_overrides(words, single=True)
+            for override in overrides:
+                key = override.key_or_group
+                keys = [k for k, _ in flatten({key: override.value()}, groups=True)]
+                of_net = ("data.input", "data.num_classes", "data.channels")
+                of_data = key.partition(".")[0] in ("data", "data_dir", "trainer")
+                if not of_data or any(k.startswith(of_net) for k in keys):
+                    raise UserError(
+                        f"{override.input_line}: only data, data_dir and trainer can be changed, "
+                        "but not data.input, data.channels and data.num_classes"
+                    )
+            return checkpoint, self.change(config, overrides)
 
-    def with_changes(self, config: DictConfig, words: Sequence[str]) -> DictConfig:
-        """The config of a run with other data or devices; UserError for keys of the net."""
-        overrides = single_values(words)
-        for override in overrides:
-            key, value = override.get_key_element().lstrip("+~"), override.value()
-            keys = [k for k, _ in flatten({key: value}, groups=True)]
-            of_net = ("data.input", "data.num_classes", "data.channels")
-            of_data = key.partition(".")[0] in ("data", "data_dir", "trainer")
-            if not of_data or any(k.startswith(of_net) for k in keys):
-                raise UserError(
-                    f"{override.input_line}: only data, data_dir and trainer can be changed, but "
-                    "not data.input, data.channels and data.num_classes"
-                )
+    def upgrade(self, config: DictConfig) -> DictConfig:
+        """A stored config as of this version; its own modules can be imported if it is trusted."""
+        config = stored.upgraded_config(config, self.read_files(()))
+        if self.trusted:
+            add_to_path(modules_in(config.config_dirs))
+        return config
+
+    def change(self, config: DictConfig, overrides: Sequence[Override]) -> DictConfig:
+        """The checked config of an earlier run with other data, devices or epochs."""
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
         today, earlier = self.read_files(choices), deepcopy(config)
         for choice in choices:
@@ -226,7 +239,8 @@ class Composer:
                 self.set_value(config, default, override)
                 if override.key_or_group == "data_dir" and "data_dir" in config.data:
                     config.data.data_dir = config.data_dir
-        config = check(config, example_values(default), words)
+        words = [str(override.input_line) for override in overrides]
+        config = check(config, default, words)
         for key, what in (("channels", "channels"), ("num_classes", "classes")):
             has, takes = config.data.get(key), earlier.data.get(key)
             if None not in (has, takes) and has != takes:
@@ -244,28 +258,28 @@ class Composer:
         """The override of a group in Hydra's form; UserError for an option that does not exist."""
         group, value, word = override.key_or_group, override.value(), str(override.input_line)
         options = self.groups[group]
+        all_options = f"{group} is one of {', '.join(options)}"
         if override.is_delete():
-            raise UserError(f"{word}: groups cannot be removed; {list_options(group, options)}")
+            raise UserError(f"{word}: groups cannot be removed; {all_options}")
         several = group in (*LIST_GROUPS, "debug", "experiment")
         if value is None and several:
             return f"{group}=[]"
         if isinstance(value, list) and not several:
-            raise UserError(f"{word}: takes one choice; {list_options(group, options)}")
+            raise UserError(f"{word}: takes one choice; {all_options}")
         for name in value if isinstance(value, list) else [value]:
             if str(name) not in options:
                 near = get_close_matches(str(name), options, n=1)
                 hint = f"did you mean {group}={near[0]}? " if near else ""
-                raise UserError(f"{word}: {hint}{list_options(group, options)}")
+                raise UserError(f"{word}: {hint}{all_options}")
         check_no_hydra(self.chosen_files([override]))
         return f"{group}={word.partition('=')[2]}"
 
     def chosen_files(self, overrides: Sequence[Override]) -> list[Path]:
-        """The files of the options that the overrides choose."""
-        chosen: list[tuple[str, Any]] = [
-            (o.key_or_group, o.value()) for o in overrides if self.is_choice(o)
-        ]
-        pairs = [(g, v) for g, value in chosen for v in (value if type(value) is list else [value])]
-        paths = [place / group / f"{name}.yaml" for group, name in pairs for place in self.places]
+        paths = []
+        for override in filter(self.is_choice, overrides):
+            value: Any = override.value()
+            for name in value if isinstance(value, list) else [value]:
+                paths += [place / override.key_or_group / f"{name}.yaml" for place in self.places]
         return [path for path in paths if path.is_file()]
 
     def read_files(self, choices: tuple[str, ...]) -> DictConfig:
@@ -301,6 +315,7 @@ class Composer:
         word, key = str(override.input_line), override.get_key_element().lstrip("+~")
         value: Any = override.value()
         known = dict(flatten(to_plain(default), groups=True))
+        now = dict(flatten(to_plain(config), groups=True))  # earlier words may have given a class
         group, _, rest = key.partition(".")
         added = word.startswith("+")
         if key.startswith("hydra"):
@@ -315,9 +330,9 @@ class Composer:
         if isinstance(value, dict) and not (group == "trainer" and "." not in rest):
             # The keys inside a class are its arguments.
             free = "_target_" in value and takes_class(key, known, to_plain(default))
-            for inner in flatten(value, f"{key}.", groups=True):
-                if not free and not can_add(inner[0], known) and inner[0] not in known:
-                    raise UserError(f"{word}: {unknown_key(inner[0], known)}")
+            for inner, _ in () if free else flatten(value, f"{key}.", groups=True):
+                if inner not in known and not can_add(inner, known):
+                    raise UserError(f"{word}: {unknown_key(inner, known)}")
         if key.startswith(PARAMS) and key.endswith(ENDS):  # names of parameters contain dots
             name, _, end = key.removeprefix(PARAMS).rpartition(".")
             search = to_plain(config.sweep.search or {})
@@ -328,10 +343,7 @@ class Composer:
         if key not in known:
             if key.startswith("trainer.") and "." not in rest:
                 check_trainer_argument(word, rest, added)
-            # Earlier words may have given a class.
-            elif not (added or key.startswith(SEARCH)) or not can_add(
-                key, dict(flatten(to_plain(config), groups=True))
-            ):
+            elif not (added or key.startswith(SEARCH)) or not can_add(key, now):
                 name = rest.partition(".")[0]
                 listed = group in LIST_GROUPS and f"{group}.{name}" in known
                 if listed or takes_others(key, config):
@@ -351,8 +363,11 @@ class Composer:
             raise UserError(f"{word}: {one_line(error)}; --cfg job shows all keys") from error
 
 
-def parse_overrides(words: Sequence[str]) -> list[Override]:
-    """The overrides of a command line; UserError for a word that is not of the form key=value."""
+def parse_overrides(words: Sequence[str], single: bool = False) -> list[Override]:
+    """The overrides of a command line; UserError for a word that is not of the form key=value.
+
+    With `single`, which one run needs, also for a word that contains several values.
+    """
     parsed = []
     for word in words:
         override = parse_word(word)
@@ -363,19 +378,10 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
             raise UserError(
                 f"{word}: not of the form key=value; quote values with special characters{hint}"
             )
+        if single and override.is_sweep_override():
+            raise UserError(f"{word}: is a sweep; add --multirun, or quote a text with ','")
         parsed.append(override)
     return parsed
-
-
-def single_values(words: Sequence[str]) -> list[Override]:
-    """As `parse_overrides`, for one run; UserError for a word that contains several values."""
-    overrides = parse_overrides(words)
-    for override in overrides:
-        if override.is_sweep_override():
-            raise UserError(
-                f"{override.input_line}: is a sweep; add --multirun, or quote a text with ','"
-            )
-    return overrides
 
 
 def parse_word(word: str) -> Override | None:
@@ -385,11 +391,14 @@ def parse_word(word: str) -> Override | None:
     return None
 
 
-def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> DictConfig:
+def check(config: DictConfig, default: DictConfig, words: Sequence[str]) -> DictConfig:
     """The resolved config; UserError for a value that is not allowed.
 
-    `known` are the values in the config files, which define the types.
+    The values of the config files, in `default`, define the types.
     """
+    if "root" in default.data:  # it has none
+        default.data.root = config.data.root
+    known = example_values(default)
     copies = interpolations(config)
     for key in copies:
         try:
@@ -399,8 +408,7 @@ def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> Di
             raise unresolved_error(key, config, words, error) from error
     OmegaConf.resolve(config)
     check_values(to_plain(config), known, copies)
-    for key in ("data_dir", "run_dir"):
-        check_folder(key, config[key])
+    check_folder("data_dir", config.data_dir)
     return config
 
 
@@ -412,7 +420,6 @@ def interpolations(config: DictConfig) -> list[str]:
 def unresolved_error(
     key: str, config: DictConfig, words: Sequence[str], error: BaseException
 ) -> UserError:
-    """The error for a `key` whose interpolation cannot be resolved."""
     cause: BaseException | None = error
     while cause:  # OmegaConf wraps our error in its own
         if isinstance(cause, UserError):
@@ -449,7 +456,6 @@ def check_folder(key: str, value: Any) -> None:
 
 
 def one_or_several(given: str | Path | Sequence[str]) -> list[str]:
-    """One name, or several."""
     return [str(given)] if isinstance(given, (str, Path)) else list(given)
 
 
@@ -464,7 +470,7 @@ def takes_class(key: str, known: dict[str, Any], default: dict) -> bool:
     """Whether a class may be the value: the key has one, or it has null and no rule forbids it."""
     if "." not in key or known.get(key, key) is not None:
         return f"{key}._target_" in known
-    rule = rules(default).get(key)
+    rule = rules(default, default).get(key)
     return rule is None or rule.holds({})
 
 
@@ -504,7 +510,3 @@ def modules_in(folders: Sequence[str]) -> list[str]:
 
 def to_plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=False)
-
-
-def list_options(group: str, options: Sequence[str]) -> str:
-    return f"{group} is one of {', '.join(options)}"

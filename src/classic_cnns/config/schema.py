@@ -4,7 +4,7 @@ Types are not repeated here: a value must have the type that it has in its YAML 
 """
 
 import ast
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
@@ -161,8 +161,11 @@ RESERVED = {
 }
 
 
-def rules(default: dict) -> dict[str, Rule]:
-    """The rules for keys whose type alone does not define what is allowed."""
+def rules(default: dict, config: dict) -> dict[str, Rule]:
+    """The rules for keys whose type alone does not define what is allowed.
+
+    Some depend on other values of the `config`, which may be wrong themselves.
+    """
     own = dict(flatten(default, groups=True))  # a net of the user's own may use the same names
     found = {
         key: rule
@@ -170,7 +173,7 @@ def rules(default: dict) -> dict[str, Rule]:
         for key in keys.split()
         if not key.startswith("model.net.") or rule.holds(own.get(key))
     }
-    data = default.get("data") or {}
+    data, given = default.get("data") or {}, config["data"]
     found["data.train_size"] = integer(2, data.get("train_size", inf))
     found["data.batch_size"] = integer(1, data.get("train_size", inf))
     for key, value in flatten(default):
@@ -183,18 +186,12 @@ def rules(default: dict) -> dict[str, Rule]:
                 found[key] = one_of(*words)
     if "num_classes" in data and "root" in data:
         found["data.num_classes"] = constant(data["num_classes"])
-    return found
-
-
-def dependent_rules(config: dict) -> dict[str, Rule]:
-    """The rules that depend on the values of other keys."""
-    data, fit = config["data"], config["model"]["input"]["fit"]
-    found = {}
-    if "train_size" in data:
-        found["data.val_size"] = null_or(integer(1, data["train_size"] - 1))
-    if "augmentations" in data:
-        found["data.augment"] = one_of(*data["augmentations"])
+    if type(given.get("train_size")) is int:
+        found["data.val_size"] = null_or(integer(1, given["train_size"] - 1))
+    if type(given.get("augmentations")) is dict:
+        found["data.augment"] = one_of(*given["augmentations"])
     if "test_patches" in data:
+        fit = config["model"]["input"]["fit"]
         patches = ("centre", "nine", "ten") if fit == "crop" else ("centre",)
         allowed = f"one of {', '.join(patches)} with model.input.fit={fit}"
         found["data.test_patches"] = Rule(allowed, lambda x: x in patches, "centre")
@@ -208,40 +205,37 @@ def check_values(config: dict, default: dict, copies: Iterable[str] = ()) -> Non
     key that was set.
     """
     examples = dict(flatten(default, groups=True))
-    values = sorted(flatten(config), key=lambda leaf: leaf[0].startswith(tuple(copies)))
-    kinds = {key: same_kind(examples.get(key)) for key, _ in values}
-    check_rules(values, kinds | rules(default), examples)
-    check_rules(values, dependent_rules(config), examples)
-    check_quality(config["data"], default["data"])
-    check_init(config)
-    check_trainer(config)
-    check_fit(config["model"]["input"], config["data"])
-    if config["resume"] is None:  # a resumed run has its own devices
-        check_devices(config)
+    ruled = rules(default, config)
+    for key, value in sorted(flatten(config), key=lambda leaf: leaf[0].startswith(tuple(copies))):
+        rule, example = ruled.get(key) or same_kind(examples.get(key)), examples.get(key)
+        if rule.holds(value):
+            continue
+        works = example if rule.holds(example) else rule.example
+        way_out = f"leave {key} out" if type(works) is dict else f"try {key}={as_word(works)}"
+        if type(works) is list and type(value) is str:
+            way_out = f"try {key}=[{value}]"
+        if value == example and not rule.holds(works):
+            way_out = "correct it in its config file"
+        raise UserError(f"{key}={as_word(value)}: must be {rule.allowed}; {way_out}")
+    for line in conflicts(config, default):
+        raise UserError(line)
+    check_devices(config)
 
 
-def check_quality(data: dict, default: dict) -> None:
+def conflicts(config: dict, default: dict) -> Iterator[str]:
+    """An error for each value that does not go with another one, or has no effect beside it."""
+    data, trainer, net = config["data"], config["trainer"], config["model"].get("net") or {}
     quality = data.get("jpeg_quality")
-    if data.get("store") == "raw" and quality != default.get("jpeg_quality"):
-        raise UserError(
-            f"data.jpeg_quality={quality}: has no effect on raw pixels; add data.store=jpeg"
-        )
-
-
-def check_init(config: dict) -> None:
+    if data.get("store") == "raw" and quality != default["data"].get("jpeg_quality"):
+        yield f"data.jpeg_quality={quality}: has no effect on raw pixels; add data.store=jpeg"
     if config["init_skip"] and config["init_from"] is None:
-        raise UserError(
-            f"init_skip={as_word(config['init_skip'])}: names layers that keep their initial "
-            "weights, and needs init_from; try init_from=<run or checkpoint>"
+        yield (
+            f"init_skip={config['init_skip']}: names layers that keep their initial weights, and "
+            "needs init_from; try init_from=<run or checkpoint>"
         )
-
-
-def check_trainer(config: dict) -> None:
-    """Raise UserError for arguments of Trainer that have no effect on this net or data."""
-    trainer, net = config["trainer"], config["model"].get("net") or {}
     towers = "TwoTowers" in str(trainer["strategy"])
     if towers and net.get("norm", "none") != "none":
-        raise UserError(
+        yield (
             f"model.net.norm={net['norm']}: does not work with towers on two devices; "
             "try model.net.norm=none"
         )
@@ -249,54 +243,54 @@ def check_trainer(config: dict) -> None:
     of_paper = {"_target_": "classic_cnns.model.lenet5.LeNet5", "norm": "none"}
     of_paper["subsampling"] = "trainable"
     if optimizer.endswith(".StochasticDiagonalLM") and not of_paper.items() <= net.items():
-        raise UserError(
+        yield (
             "optim.optimizer: stochastic diagonal Levenberg-Marquardt is for the RBF units of "
             "LeNet-5 alone, with trainable subsampling and no batch normalisation; try "
             "model=lenet5, or another optim"
         )
     for key, do in (("channels_last", "convert the layers"), ("compile", "call torch.compile")):
         if trainer.get(key) is not None and not net:
-            raise UserError(
+            yield (
                 f"trainer.{key}={as_word(trainer[key])}: is for the nets of model.net; {do} in "
                 "your own LightningModule"
             )
     if trainer.get("compile") and towers:
-        raise UserError(
+        yield (
             f"trainer.compile={trainer['compile']}: a net with towers on two devices cannot be "
             "compiled; try trainer.compile=null"
         )
-    if trainer.get("use_distributed_sampler") is False and "augmentations" in config["data"]:
-        raise UserError(
+    if trainer.get("use_distributed_sampler") is False and "augmentations" in data:
+        yield (
             "+trainer.use_distributed_sampler=false: the ranks always share the batches of this "
             "data set; leave it out"
         )
     if trainer.get("sync_batchnorm") and net.get("norm", "torch") != "torch":
-        raise UserError(
+        yield (
             f"+trainer.sync_batchnorm=true: needs torch's layers and this net has "
             f"model.net.norm={net['norm']}; try model.net.norm=torch"
         )
+    if {"channels", "size", "augmentations"} <= data.keys():  # else checked with the first batch
+        yield from misfits(config["model"]["input"], data)
 
 
-def check_fit(wanted: dict, data: dict) -> None:
-    """Raise UserError if the images of the data set do not match the model's `input`."""
-    if not {"channels", "size", "augmentations"} <= data.keys():
-        return  # the user's own data module is checked with its first batch
+def misfits(wanted: dict, data: dict) -> Iterator[str]:
+    """An error for each way in which the data set's images do not match the model's `input`."""
     side, has, fit = wanted["size"], data["size"], wanted["fit"]
     takes, channels = wanted.get("channels"), data["channels"]
     if takes not in (None, channels):
-        raise UserError(
+        yield (
             f"data={data['dataset']}: has images of {channels} channels and this model takes "
             f"{takes}; try data=mnist or data=fashion_mnist, or another model"
         )
     if fit != "resize" and (side > has if fit == "crop" else side < has):
-        raise UserError(
+        yield (
             f"model.input.size={side}: images of {has} pixels cannot be "
             f"{'cropped' if fit == 'crop' else 'padded'} to it; try model.input.fit=resize"
         )
     before = side if fit == "pad" else has
     for augmentation in data["augmentations"][data["augment"]]:
         if type(augmentation) is not dict or type(augmentation.get("_target_")) is not str:
-            raise UserError(
+            yield (
                 f"data.augmentations.{data['augment']}: must be a list of parts with _target_; "
                 "try data.augment=none"
             )
@@ -309,20 +303,7 @@ def check_fit(wanted: dict, data: dict) -> None:
         elif name == "ColourNoise" and channels != 3:
             why = f"images of {channels} channel have no colours"
         if why:
-            raise UserError(f"data.augment={data['augment']}: {why}; try data.augment=none")
-
-
-def check_rules(values: list[tuple[str, Any]], ruled: dict[str, Rule], examples: dict) -> None:
-    for key, value in values:
-        rule = ruled.get(key)
-        if rule and not rule.holds(value):
-            works = examples.get(key) if rule.holds(examples.get(key)) else rule.example
-            way_out = f"leave {key} out" if type(works) is dict else f"try {key}={as_word(works)}"
-            if type(works) is list and type(value) is str:
-                way_out = f"try {key}=[{value}]"
-            if value == examples.get(key) and not rule.holds(works):
-                way_out = "correct it in its config file"
-            raise UserError(f"{key}={as_word(value)}: must be {rule.allowed}; {way_out}")
+            yield f"data.augment={data['augment']}: {why}; try data.augment=none"
 
 
 def check_trainer_argument(word: str, name: str, added: bool) -> None:
@@ -346,10 +327,8 @@ def trainer_arguments() -> list[str]:
     assert spec and spec.origin
     source = Path(spec.origin).parent / "pytorch" / "trainer" / "trainer.py"
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ClassDef) and node.name == "Trainer":
-            inits = [f for f in node.body if isinstance(f, ast.FunctionDef)]
-            init = next(f for f in inits if f.name == "__init__")
-            return [argument.arg for argument in init.args.kwonlyargs]
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            return [argument.arg for argument in node.args.kwonlyargs]
     raise AssertionError("Lightning's Trainer has moved")
 
 

@@ -14,12 +14,12 @@ from classic_cnns.config.trust import check_stored, untrusted_packages
 from classic_cnns.files import BEST, LAST, read_yaml, used_checkpoint
 
 OUTPUTS = Path("outputs")
-# Files that a sweep, or an earlier start, may leave in a job's directory.
-JOB_FILES = {".lock", "output.log", "result.json", "submitit"}
-# Keys of trainer that may change when a run is resumed: devices, and epochs.
-PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
+OF_SWEEP = {".lock", "output.log", "submitit"}  # its files in a job's directory
+PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")  # keys of trainer
 LIMITS = ("max_steps", "max_time")  # besides max_epochs
-DURATION = ("max_epochs", *LIMITS)
+# What a command may change when it resumes a run; the data may have moved.
+CHANGEABLE = {"resume", "data_dir", "data.root", "trainer"}
+CHANGEABLE |= {f"trainer.{key}" for key in (*PLACEMENT, "max_epochs", *LIMITS)}
 
 
 def keeps_nothing(config: DictConfig) -> bool:
@@ -98,7 +98,8 @@ def check_new(directory: Path) -> None:
             f"run_dir={directory}: already contains a run; try {word} to continue it, or another "
             "run_dir"
         )
-    if {path.name for path in directory.iterdir()} - JOB_FILES:
+    # An earlier start of the job may have left a result.
+    if {path.name for path in directory.iterdir()} - OF_SWEEP - {"result.json"}:
         raise UserError(
             f"run_dir={directory}: must be new or empty, and contains other files; "
             f"try run_dir={directory / 'run'}"
@@ -136,33 +137,6 @@ def config_errors(place: Any) -> Iterator[None]:
     except (AttributeError, LookupError, OmegaConfBaseException, TypeError, ValueError) as error:
         line = one_line(error)[:200]
         raise UserError(f"{place}: has an invalid config ({line})") from error
-
-
-def resumed_config(config: DictConfig, words: Sequence[str], trusted: Sequence[str]) -> DictConfig:
-    """The config of the run `config.resume` with devices, epochs and folders as `words` set them.
-
-    `config` is composed from the same words, as for a new run. `trusted` is passed to
-    `check_stored`. Raises UserError for overrides of other keys.
-    """
-    named = {word.lstrip("+").partition("=")[0]: word for word in words}
-    free = {"resume", "trainer", *(f"trainer.{key}" for key in (*PLACEMENT, *DURATION))}
-    free |= {"data.root", "data_dir"}  # the data may have moved
-    for key, word in named.items():
-        if key not in free or (key == "trainer" and "{" in word):
-            raise UserError(
-                f"{word}: a resumed run keeps its own config; try resume={config.resume} "
-                "alone, or a new run without resume"
-            )
-    own = upgraded_config(read_config(find_run(config.resume) / "config.yaml", trusted), config)
-    for key in (*PLACEMENT, *DURATION):
-        if f"trainer.{key}" in named or (key in PLACEMENT and "trainer" in named):
-            own.trainer[key] = config.trainer[key]
-    if "data_dir" in named:
-        own.data_dir = config.data_dir
-        if "data_dir" in own.data:
-            own.data.data_dir = config.data_dir
-    own.resume = config.resume
-    return own
 
 
 def upgraded_config(own: DictConfig, today: DictConfig) -> DictConfig:

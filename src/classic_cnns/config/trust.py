@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ KNOWN_CLASSES = re.compile(
 # Packages that must not be trusted as a whole.
 NEVER_TRUSTED = {*sys.stdlib_module_names, "classic_cnns", "hydra", "lightning", "numpy", "torch"}
 MAX_VALUES = 20_000  # values in a config
+# Larger images or classes fill the memory.
 LARGEST = {"model.input.size": 4096, "data.size": 4096, "data.num_classes": 100_000}
 OUR_NAMES = re.compile(r"classic_cnns\.(model|optim|data|callbacks|logger|trainer)\.(\w+)\.(\w+)")
 
@@ -53,16 +55,7 @@ def check_stored(config: Any, place: Any, trusted: Sequence[str] = ()) -> None:
                 f"{place}: {key}={value}: is not a known class of this project, of torch "
                 f"or of Lightning; {'try another run' if package in NEVER_TRUSTED else way_out}"
             )
-    check_sizes(config, place)
-
-
-def check_sizes(config: Any, place: Any) -> None:
-    """Raise UserError if the config's images or classes are so large that they fill the memory."""
-    for key, most in LARGEST.items():
-        value: Any = config
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        if type(value) is int and value > most:
+        if type(value) is int and value > (most := LARGEST.get(key, inf)):
             raise UserError(
                 f"{place}: {key}={value}: must be at most {most} in a stored config; "
                 "try another run"

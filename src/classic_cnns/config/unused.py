@@ -62,21 +62,19 @@ def check_used(
     names = set(named) | references(str(config))
     keys = [key for key, _ in flatten(config)]
     used = [key for key in keys if is_used(key, single, groups, names)]
-    for key in keys:
-        if key in used:
-            continue
-        path = next((path for path in files if contains(path, key)), "a config file")
+    for key in (key for key in keys if key not in used):
         if key.partition(".")[0] in WITHOUT_GROUP:
             way_out = "write '# @package _global_' into the first line of the file"
         elif near := get_close_matches(key, used, n=1):
             way_out = f"did you mean {near[0]}?"
         else:
             way_out = f"remove it, or use it somewhere as ${{{key}}}"
-        raise UserError(f"{path}: {key}: has no effect, since nothing uses it; {way_out}")
+        raise UserError(
+            f"{file_with(key, files)}: {key}: has no effect, since nothing uses it; {way_out}"
+        )
     lightnings = config["trainer"].get("_target_") == ours["_target_"]
     for name in config["trainer"].keys() - set(ours) if lightnings else ():
-        path = next((path for path in files if contains(path, name)), "a config file")
-        check_trainer_argument(f"{path}: trainer.{name}", name, added=True)
+        check_trainer_argument(f"{file_with(name, files)}: trainer.{name}", name, added=True)
 
 
 def is_used(key: str, single: set[str], groups: set[str], names: Iterable[str]) -> bool:
@@ -92,15 +90,16 @@ def is_used(key: str, single: set[str], groups: set[str], names: Iterable[str]) 
 
 
 def check_no_hydra(paths: Iterable[Path]) -> None:
-    """Raise UserError if one of the files sets keys of Hydra itself."""
     for path in paths:
         if re.search("^hydra:", read_text(path), re.M):
             raise UserError(f"{path}: hydra: {HYDRA}")
 
 
-def contains(path: Path, key: str) -> bool:
+def file_with(key: str, files: Sequence[Path]) -> Path | str:
+    """The first file that sets a key of this name."""
     last = re.escape(key.rpartition(".")[2])
-    return re.search(rf"^\s*{last}\s*:", read_text(path), re.M) is not None
+    found = (path for path in files if re.search(rf"^\s*{last}\s*:", read_text(path), re.M))
+    return next(found, "a config file")
 
 
 def read_text(path: Path) -> str:

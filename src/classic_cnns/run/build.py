@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from classic_cnns import UserError, one_line
 from classic_cnns.classifier import Classifier, takes_total_steps
+from classic_cnns.config.schema import trainer_arguments
 from classic_cnns.config.stored import find_checkpoint, stored_values
 from classic_cnns.trainer import devices, precision
 from classic_cnns.trainer.checkpoint_io import AtomicCheckpointIO, read_checkpoint
@@ -51,26 +52,32 @@ def build(
     return module, data
 
 
+def build_part(key: str, node: Any, kind: type, **optional: Any) -> Any:
+    """The object that `node`, at `key` of the config, describes.
+
+    `optional` arguments are those that its class may lack. Raises UserError if it cannot be built
+    or is not of class `kind`.
+    """
+    target = node.get("_target_")
+    with build_errors(key):
+        wanted = inspect.signature(get_class(target)).parameters if optional else {}
+        own = {k: v for k, v in optional.items() if k in wanted and k not in node}
+        part = instantiate(node, **own, _convert_="all")
+    if not isinstance(part, kind):
+        other = "; a net that is an nn.Module goes to model.net._target_" * (key == "model")
+        raise UserError(f"{key}._target_={target}: is no {kind.__name__} of Lightning{other}")
+    return part
+
+
 def build_data(config: DictConfig) -> pl.LightningDataModule:
-    with build_errors("data"):
-        data = instantiate(config.data, _convert_="all")
-    if not isinstance(data, pl.LightningDataModule):
-        raise UserError(f"data._target_: {type(data).__name__} is not a LightningDataModule")
-    return data
+    return build_part("data", config.data, pl.LightningDataModule)
 
 
 def build_module(config: DictConfig) -> pl.LightningModule:
     """A LightningModule of the user's own, with its own optimizers and metrics."""
-    with build_errors("model"):
-        target = get_class(config.model._target_)
-        wanted = inspect.signature(target).parameters
-        given = {k: v for k, v in config.model.items() if k not in NET_KEYS or k in wanted}
-        module = instantiate(given, _convert_="all")
-    if not isinstance(module, pl.LightningModule):
-        raise UserError(
-            f"model._target_={config.model._target_}: is not a LightningModule; "
-            "a net that is an nn.Module goes to model.net._target_"
-        )
+    own = {k: v for k, v in config.model.items() if k not in NET_KEYS}
+    ours = {k: v for k, v in config.model.items() if k in NET_KEYS}
+    module = build_part("model", own, pl.LightningModule, **ours)
     for hook in ("training_step", "configure_optimizers"):
         if not is_overridden(hook, module):
             raise UserError(f"model._target_={config.model._target_}: has no {hook}()")
@@ -91,7 +98,9 @@ def build_classifier(config: DictConfig, data: pl.LightningDataModule) -> Classi
         scores = check_scores(config, net, images)
     with build_errors("model.loss"):
         loss = instantiate(config.model.loss)
-        check_loss(loss, scores)
+        labels = torch.zeros(len(scores), dtype=torch.long)
+        if deepcopy(loss)(scores, labels).dim():  # a copy, since a loss may count its calls
+            raise ValueError("gives a value for each image, and not one number for a batch")
     with build_errors("optim"):
         optimizer = instantiate(config.optim.optimizer)
         scheduler = instantiate(config.optim.scheduler)
@@ -160,14 +169,6 @@ def check_scores(config: DictConfig, net: torch.nn.Module, images: torch.Tensor)
             "try model.net.num_classes=${data.num_classes}"
         )
     return scores
-
-
-def check_loss(loss: torch.nn.Module, scores: torch.Tensor) -> None:
-    """Raise ValueError if the loss does not map scores (B, classes) and labels (B,) to a number."""
-    labels = torch.zeros(len(scores), dtype=torch.long)
-    found = deepcopy(loss)(scores, labels)  # a copy, since a loss may count its calls
-    if found.dim():
-        raise ValueError("gives a value for each image, and not one number for a batch")
 
 
 def load_initial_weights(module: pl.LightningModule, path: Any, skipped: list[str]) -> None:
@@ -244,14 +245,7 @@ def build_parts(config: DictConfig, group: str, kind: type, **places: Any) -> li
             )
         if not hasattr(node, "get") or "_target_" not in node:
             raise UserError(f"{key}: needs a _target_, the class that it names")
-        with build_errors(key):
-            target = get_class(node._target_)
-            wanted = inspect.signature(target).parameters
-            own = {k: v for k, v in places.items() if k in wanted and k not in node}
-            part = instantiate(node, **own, _convert_="all")
-        if not isinstance(part, kind):
-            raise UserError(f"{key}._target_={node._target_}: is no {kind.__name__} of Lightning")
-        parts.append(part)
+        parts.append(build_part(key, node, kind, **places))
     return parts
 
 
@@ -293,6 +287,44 @@ def build_errors(key: str) -> Iterator[None]:
         if place := line_of_user(cause):
             way_out = f"see {place}"
         raise UserError(line if own else f"{key}: {line}; {way_out}") from error
+
+
+# Parts of errors of Lightning and torch about settings, and what is reported for them.
+ERRORS_OF_SETTINGS = {
+    "learning rate finder": "callbacks: LearningRateFinder needs a module with the attribute 'lr'; "
+    "try rates instead: -m optim.lr=0.001,0.01,0.1",
+    "has no attribute 'backbone'": "callbacks: BackboneFinetuning: {line}, which it needs",
+    "does not support dense gradients": "optim.optimizer: {line}; try another optim",
+    "Early stopping conditioned on metric": "callbacks: {line}",
+    "more than 1 value per channel": "data.batch_size: the last batch of an epoch has one image "
+    "(for a process), and batch normalisation needs two; try another data.batch_size",
+    "does not have a deterministic implementation": "trainer.deterministic=true: {start}",
+}
+
+
+@contextmanager
+def lightning_errors() -> Iterator[None]:
+    """Turn Lightning's errors about the user's settings into a UserError of one line."""
+    try:
+        yield
+    except (AttributeError, MisconfigurationException, RuntimeError, ValueError) as error:
+        line, place = one_line(error), line_of_user(error)
+        name = line.partition(" ")[0].strip("`")
+        known = next((text for part, text in ERRORS_OF_SETTINGS.items() if part in line), None)
+        if isinstance(error, MisconfigurationException):
+            message = f"{line}; see {place}" if place else line
+        elif place:
+            raise  # not about a setting: the user needs the traceback
+        elif isinstance(error, ValueError) and name in trainer_arguments():
+            message = f"trainer.{name}: {line}"
+        elif known:
+            message = known.format(line=line, start=line.partition(",")[0])
+        elif type(error).__name__ in ("BackendCompilerFailed", "InductorError"):
+            why = line.partition(" Set TORCH")[0][:200]
+            message = f"trainer.compile: {why}; try trainer.compile=null"
+        else:
+            raise
+        raise UserError(message) from error
 
 
 def line_of_user(error: BaseException) -> str | None:

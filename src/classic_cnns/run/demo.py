@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from classic_cnns.classifier import Classifier
-from classic_cnns.run.explain import explain, top_classes
+from classic_cnns.run.predict import explain, top_classes
 from classic_cnns.run.trained import load_net
 
 

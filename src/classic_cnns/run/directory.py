@@ -39,7 +39,6 @@ def create(config: DictConfig) -> Path:
 
 
 def config_yaml(config: DictConfig) -> str:
-    """The content of `config.yaml`."""
     return OmegaConf.to_yaml(OmegaConf.create(stored_values(config)))
 
 

@@ -20,8 +20,8 @@ from classic_cnns.config.trust import untrusted_packages
 from classic_cnns.report.log import progress_bar, show_log
 from classic_cnns.report.markdown import markdown_table
 from classic_cnns.report.results import format_value
-from classic_cnns.run.build import build, build_trainer
-from classic_cnns.run.run import apply_precision, check_weights, lightning_errors
+from classic_cnns.run.build import build, build_trainer, lightning_errors
+from classic_cnns.run.run import apply_precision, check_weights
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
 from classic_cnns.trainer.devices import limit_threads
 from classic_cnns.trainer.memory import keep_freed_memory

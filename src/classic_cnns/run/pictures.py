@@ -16,7 +16,7 @@ from classic_cnns.data.transforms import patches_of
 from classic_cnns.files import make_folder
 from classic_cnns.report import pictures
 from classic_cnns.report.log import progress_bar
-from classic_cnns.run.explain import explain, top_classes
+from classic_cnns.run.predict import explain, top_classes
 from classic_cnns.run.trained import data_of, load_net
 
 TESTED = 2000  # test images for each point of a robustness curve
@@ -110,8 +110,8 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
         figure = explain(first.net, image, best[number])
         yield pictures.save_figure(figure, folder / f"maps_{number}.png")
 
-    wrong = (scores.argmax(1) != labels).nonzero().flatten()[:60].tolist()
     answers = scores.argmax(1)
+    wrong = (answers != labels).nonzero().flatten()[:60].tolist()
     if wrong:
         made = [(images[i].float(), int(labels[i]), int(answers[i])) for i in wrong]
         shares = scores.softmax(1)[wrong, answers[wrong]].tolist()

@@ -1,28 +1,33 @@
-"""Classification of picture files: decoded by several processes, in batches."""
+"""Classification of picture files, decoded by several processes, and figures that explain it."""
 
 import json
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from classic_cnns import UserError, printable
+from classic_cnns.callbacks.activations import activations
+from classic_cnns.classifier import Classifier
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.data.workers import read_ahead
 from classic_cnns.files import make_folder
+from classic_cnns.model.lenet5 import LeNet5
 from classic_cnns.report.log import progress_bar
-from classic_cnns.report.pictures import save_figure
-from classic_cnns.run.explain import explain, top_classes
+from classic_cnns.report.pictures import maps, save_figure
 from classic_cnns.run.trained import load_net
 from classic_cnns.trainer.devices import core_count, limit_threads
 
 NOTES = {"inverted": "dark on light: inverted", "centred": "ink scaled and centred"}
+SHOWN = 5  # classes
 AT_ONCE = 100  # files in a batch; more are decoded by worker processes
 
 
@@ -111,3 +116,24 @@ def figure_paths(folder: Path, paths: Sequence[str]) -> list[Path]:
             named[stem] += 1
         named[name] = 0
     return [folder / f"{name}_layers.png" for name in named]
+
+
+def top_classes(net: Classifier, probabilities: Tensor) -> list[dict[str, float]]:
+    """For each row of probabilities (N, classes), the most probable classes, best first."""
+    best, classes = probabilities.topk(min(SHOWN, probabilities.shape[1]), 1), net.classes
+    return [
+        {classes[number]: probability for number, probability in zip(numbers, own, strict=True)}
+        for numbers, own in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def explain(net: Classifier, pixels: Tensor, found: dict[str, float]) -> Any:
+    """A matplotlib figure for a picture, uint8 (C, S, S) of the data set's size or padded.
+
+    `found` are the probabilities of the classes named in its title.
+    """
+    inputs = net.prepared.to_input(pixels[None].to(net.device))
+    outputs = activations(net.net, inputs, pooling=True)
+    layers = {name: output[0].cpu() for name, (_, output) in outputs.items()}
+    bitmaps = net.net.output.weight.cpu() if isinstance(net.net, LeNet5) else None
+    return maps(inputs[0].cpu(), layers, bitmaps, found)

@@ -16,7 +16,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
@@ -27,7 +26,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
-from classic_cnns import UserError, one_line, program
+from classic_cnns import UserError, program
 from classic_cnns.callbacks.checkpoint import finished_epochs, writes_last
 from classic_cnns.callbacks.estimate import Estimate
 from classic_cnns.callbacks.history import History
@@ -35,15 +34,15 @@ from classic_cnns.callbacks.pictures import tensorboard_writers
 from classic_cnns.callbacks.seed import SeedEpochs
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged, check_fits, takes_total_steps
-from classic_cnns.config.schema import trainer_arguments
 from classic_cnns.config.stored import (
     LIMITS,
+    OF_SWEEP,
     OUTPUTS,
     find_run,
     keeps_nothing,
     resume_command,
 )
-from classic_cnns.files import AVERAGED, BEST, LAST, expand, is_disk_error, write_json
+from classic_cnns.files import AVERAGED, BEST, LAST, is_disk_error, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.log import show_log, train_log
 from classic_cnns.report.results import read_metrics, read_result, read_starts
@@ -54,7 +53,7 @@ from classic_cnns.run.build import (
     build_trainer,
     check_monitors,
     example_input,
-    line_of_user,
+    lightning_errors,
 )
 from classic_cnns.trainer import devices
 from classic_cnns.trainer.checkpoint_io import first_intact, read_checkpoint
@@ -131,31 +130,32 @@ def run(config: DictConfig) -> dict[str, Any]:
         # A run that is started again from the beginning replaces its curves.
         step = resume_step(found, config) if found else 0 if earlier else None
         if earlier and not found:
-            check_restart(earlier)
+            if read_metrics(earlier)[0]:  # else it was stopped in its first epoch
+                raise UserError(
+                    f"resume={earlier}: has no last.ckpt and no best.ckpt, which callbacks=default "
+                    "writes; try a new run"
+                )
+            log.info("%s has no checkpoint yet: training starts from the beginning", earlier)
         module, data = build(config, resumed=found is not None)
         with lightning_errors():
             data.prepare_data()  # before a directory exists, so that errors leave nothing behind
         # Only a Trainer can broadcast the directory, and the run's own Trainer is built with it.
         temporary = build_trainer(config, logger=False)
         temporary.strategy.setup_environment()
-        rank_0, kept, resume = temporary.is_global_zero, False, ""
+        rank_0, kept = temporary.is_global_zero, bool(earlier) or not keeps_nothing(config)
         place: Any = None  # the directory, and the checkpoint to resume from
+        resume = ""
         if rank_0:
-            given = expand("run_dir", config.run_dir) if config.run_dir else None
-            before = set(given.glob("*")) if given and given.exists() else None
-            directory, kept = open_directory(config, earlier, stack)
-            place = directory, found
+            place = open_directory(config, earlier, stack), found
             if kept:
-                resume = f"; continue with: {resume_command(directory, config)}"
-                send_report(directory=str(directory), resume=resume)
-            if kept and not earlier:
-                stack.enter_context(removed_on_user_error(directory, before))
+                resume = f"; continue with: {resume_command(place[0], config)}"
+                send_report(directory=str(place[0]), resume=resume)
         directory, last = temporary.strategy.broadcast(place)
         trainer = assemble(config, directory, module, stop, step)
         on_cpu = trainer.strategy.root_device.type == "cpu"
         Watch.bfloat16 = rank_0 and on_cpu and trainer.precision.startswith("bf16")
         stack.callback(setattr, Watch, "bfloat16", False)
-        if kept and not earlier and not config.run_dir:
+        if rank_0 and kept and not earlier and not config.run_dir:
             directories.update_latest(directory)
         if not rank_0:
             try:
@@ -171,12 +171,11 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 def is_finished(result: dict, config: DictConfig) -> bool:
     """Whether a run has finished and is not to be continued for more epochs."""
-    wanted, trainer = config.trainer.max_epochs, config.trainer
-    if result["status"] != "finished" or any(result.get(k) != trainer.get(k) for k in LIMITS):
+    if result["status"] != "finished":
         return False
-    same = result.get("max_epochs", result.get("epochs")) == wanted
-    steps = result.get("max_steps") or inf
-    return same or result["steps"] >= steps > 0
+    same = all(result.get(name) == config.trainer.get(name) for name in LIMITS)
+    epochs, steps = result.get("max_epochs", result.get("epochs")), result.get("max_steps") or inf
+    return same and (epochs == config.trainer.max_epochs or result["steps"] >= steps > 0)
 
 
 def hold(directory: Path, stack: ExitStack) -> None:
@@ -189,54 +188,39 @@ def hold(directory: Path, stack: ExitStack) -> None:
     stack.callback(os.close, lock)
 
 
-def check_restart(earlier: Path) -> None:
-    """Raise UserError for a run without checkpoints, unless its first epoch was not finished."""
-    if read_metrics(earlier)[0]:
-        raise UserError(
-            f"resume={earlier}: has no last.ckpt and no best.ckpt, which callbacks=default writes; "
-            "try a new run"
-        )
-    log.info("%s has no checkpoint yet: training starts from the beginning", earlier)
-
-
-def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -> tuple[Path, bool]:
-    """The run directory, and whether it remains after the run."""
-    if earlier:
-        hold(earlier, stack)
-        # Incomplete files, left if the run was killed while writing a checkpoint.
-        for rest in (earlier / "checkpoints").glob(".*.ckpt.*"):
-            rest.unlink()
-        (earlier / "checkpoints" / AVERAGED).unlink(missing_ok=True)  # of fewer epochs
-        directories.write_config(earlier, config)  # trainer.max_epochs may have changed
-        return earlier, True
-    kept = not keeps_nothing(config)
-    if not kept:
-        config.run_dir = stack.enter_context(TemporaryDirectory())
-    directory = directories.create(config)
-    hold(directory, stack)
-    return directory, kept
+def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -> Path:
+    """The directory of a resumed run, or a new one, which is temporary if nothing is kept."""
+    if not earlier:
+        if keeps_nothing(config):
+            config.run_dir = stack.enter_context(TemporaryDirectory())
+        return stack.enter_context(new_directory(config, stack))
+    hold(earlier, stack)
+    # Incomplete files, left if the run was killed while writing a checkpoint.
+    for rest in (earlier / "checkpoints").glob(".*.ckpt.*"):
+        rest.unlink()
+    (earlier / "checkpoints" / AVERAGED).unlink(missing_ok=True)  # of fewer epochs
+    directories.write_config(earlier, config)  # trainer.max_epochs may have changed
+    return earlier
 
 
 @contextmanager
-def removed_on_user_error(directory: Path, before: set[Path] | None) -> Iterator[None]:
-    """Remove a new run's files after a UserError, unless it has trained an epoch.
-
-    `before` is what the directory contained before the run, or None if the run created it.
-    """
+def new_directory(config: DictConfig, stack: ExitStack) -> Iterator[Path]:
+    """Create a run's directory; after a UserError it is removed, unless an epoch was trained."""
+    directory = directories.create(config)
+    hold(directory, stack)
     try:
-        yield
+        yield directory
     except UserError:
-        trained = ("checkpoints", "metrics.jsonl")
-        if not any((directory / name).exists() for name in trained):
-            for path in set(directory.glob("*")) - (before or set()):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            if before is None:
+        if not any((directory / name).exists() for name in ("checkpoints", "metrics.jsonl")):
+            for path in directory.iterdir():
+                if path.name not in OF_SWEEP:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            with suppress(OSError):  # not empty, or the folder above it is not
                 directory.rmdir()
                 directories.restore_latest(directory)
-                with suppress(OSError):  # outputs/<name> and outputs/ if empty
-                    if OUTPUTS in directory.parents:
-                        directory.parent.rmdir()
-                        OUTPUTS.rmdir()
+                if OUTPUTS in directory.parents:
+                    directory.parent.rmdir()
+                    OUTPUTS.rmdir()
         raise
 
 
@@ -342,8 +326,8 @@ def train_and_test(
         found["batch_size"] = size = getattr(data, "batch_size", None)
         log.info("trained with batches of %s images; data.batch_size=%s repeats it", size, size)
     averaged = save_average(trainer, checkpoints)
-    metrics, seconds = dict(history.metrics), history.seconds
-    epochs, steps = trainer.current_epoch, trainer.global_step
+    # A BatchSizeFinder also searches before the test, and changes the Trainer's counts.
+    metrics, epochs, steps = dict(history.metrics), trainer.current_epoch, trainer.global_step
     tested = dict(metrics)
     if is_overridden("test_step", module) and is_overridden("test_dataloader", data):
         best = averaged or best_checkpoint(trainer, checkpoints)
@@ -367,7 +351,7 @@ def train_and_test(
         **{name: given[name] for name in LIMITS if given.get(name)},
         **found,
         "steps": steps,
-        "seconds": seconds,
+        "seconds": history.seconds,
     }
 
 
@@ -441,46 +425,6 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
 
 
 @contextmanager
-def lightning_errors() -> Iterator[None]:
-    """Turn Lightning's errors about the user's settings into a UserError of one line."""
-    try:
-        yield
-    except (AttributeError, MisconfigurationException, RuntimeError, ValueError) as error:
-        line, place = one_line(error), line_of_user(error)
-        name = line.partition(" ")[0].strip("`")
-        if isinstance(error, MisconfigurationException):
-            message = f"{line}; see {place}" if place else line
-        elif place:
-            raise  # not about a setting: the user needs the traceback
-        elif isinstance(error, ValueError) and name in trainer_arguments():
-            message = f"trainer.{name}: {line}"
-        elif "learning rate finder" in line:
-            message = (
-                "callbacks: LearningRateFinder needs a module with the attribute 'lr'; "
-                "try rates instead: -m optim.lr=0.001,0.01,0.1"
-            )
-        elif line.endswith("'backbone'"):
-            message = f"callbacks: BackboneFinetuning: {line}, which it needs"
-        elif "does not support dense gradients" in line:
-            message = f"optim.optimizer: {line}; try another optim"
-        elif "Early stopping conditioned on metric" in line:
-            message = f"callbacks: {line}"
-        elif "more than 1 value per channel" in line:
-            message = (
-                "data.batch_size: the last batch of an epoch has one image (for a process), and "
-                "batch normalisation needs two; try another data.batch_size"
-            )
-        elif "does not have a deterministic implementation" in line:
-            message = f"trainer.deterministic=true: {line.partition(',')[0]}"
-        elif type(error).__name__ in ("BackendCompilerFailed", "InductorError"):
-            why = line.partition(" Set TORCH")[0][:200]
-            message = f"trainer.compile: {why}; try trainer.compile=null"
-        else:
-            raise
-        raise UserError(message) from error
-
-
-@contextmanager
 def recorded_result(directory: Path, resume: str) -> Iterator[dict]:
     """Yields the dictionary that is written to `result.json`, however the run ends.
 
@@ -516,31 +460,28 @@ def recorded_result(directory: Path, resume: str) -> Iterator[dict]:
 def final_table(result: dict, kept: bool = True) -> str:
     """A table of the training, validation and test metrics of `Classifier`, or of all metrics."""
     metrics = result["metrics"]
-    lines = []
     titles = {"train": "training", "val": "validation", "test": "test"}
     titles["test_centre"] = "test, centre"  # to show the gain of several patches
-    rows = {split: title for split, title in titles.items() if f"error/{split}" in metrics}
-    if rows:
+    splits = [split for split in titles if f"error/{split}" in metrics]
+    if splits:
         known = ("loss", "error", "accuracy", "top5_error")
-        names = [n for n in known if any(f"{n}/{split}" in metrics for split in rows)]
-        lines.append("\n" + f"{'':12}" + "".join(f"{name:>11}" for name in names))
-        for split, title in rows.items():
-            forms = ["{:11.4f}", *["{:11.2%}"] * (len(names) - 1)]
-            values = [metrics.get(f"{name}/{split}") for name in names]
-            cells = [
-                f"{'-':>11}" if x is None else form.format(x)
-                for form, x in zip(forms, values, strict=True)
-            ]
-            lines.append(f"{title:12}{''.join(cells)}")
+        names = [name for name in known if any(f"{name}/{split}" in metrics for split in splits)]
+        lines = ["", " " * 12 + "".join(f"{name:>11}" for name in names)]
+        for split in splits:
+            cells = [format_cell(name, metrics.get(f"{name}/{split}")) for name in names]
+            lines.append(f"{titles[split]:12}{''.join(cells)}")
     else:
-        lines += ["", *(f"{name:24}{value:12.5g}" for name, value in sorted(metrics.items()))]
+        lines = ["", *(f"{name:24}{value:12.5g}" for name, value in sorted(metrics.items()))]
     speed, wait = metrics.get("speed/images_per_second"), metrics.get("speed/data_wait")
     epochs = f"{result['epochs']} epoch{'s' * (result['epochs'] != 1)}"
-    parts = [
-        f"{epochs} in {result['seconds']:.1f} s",
-        *([f"{speed:,.0f} images/s"] if speed else []),
-        *([f"{wait:.1%} of the time waiting for data"] if wait is not None else []),
-        result["directory"] if kept else "nothing of this run is kept",
-    ]
-    lines.append(", ".join(parts))
-    return "\n".join(lines)
+    parts = [f"{epochs} in {result['seconds']:.1f} s"]
+    parts += [f"{speed:,.0f} images/s"] if speed else []
+    parts += [f"{wait:.1%} of the time waiting for data"] if wait is not None else []
+    parts += [result["directory"] if kept else "nothing of this run is kept"]
+    return "\n".join([*lines, ", ".join(parts)])
+
+
+def format_cell(name: str, value: float | None) -> str:
+    if value is None:
+        return f"{'-':>11}"
+    return f"{value:11.4f}" if name == "loss" else f"{value:11.2%}"
