@@ -202,16 +202,25 @@ def test_a_full_disk_is_reported_in_one_line_and_keeps_the_images(make, monkeypa
     assert make(counted=counted)
 
 
-@pytest.mark.parametrize("content", ['{"format": 99}', '{"format": 0}'])
-def test_a_newer_store_is_refused_and_an_older_one_made_again(make, tmp_path, content, caplog):
+def test_a_newer_store_is_refused(make, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "store.json").write_text('{"format": 99}')
+    with pytest.raises(UserError, match="was prepared by a newer version .format 99, known"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"format": 0}', "an earlier version made it"),
+        *((text, "store.json is damaged") for text in ("{", "", "[]", "{}", '{"format": "1"}')),
+    ],
+)
+def test_an_older_or_damaged_store_is_made_again(make, tmp_path, content, why, caplog):
     caplog.set_level("INFO")
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "store.json").write_text(content)
-    if "99" in content:
-        with pytest.raises(UserError, match="was prepared by a newer version .format 99, known"):
-            make()
-    else:
-        assert make() and "an earlier version made it; preparing again" in caplog.text
+    assert make() and f"{why}; preparing again" in caplog.text
 
 
 def test_each_image_size_has_its_own_store(root):  # noqa: F811

@@ -188,6 +188,18 @@ def test_the_legend_names_what_differs(runs, tmp_path, monkeypatch):
     assert [t.get_text() for t in legend.get_texts()] == ["optim.lr=0.1, n=3", "optim.lr=0.2, n=2"]
 
 
+def test_the_band_of_the_curves_is_the_deviation_of_the_table(runs, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    for directory, values in zip(runs, ([5, 1], [5, 2], [5, 6], [5, np.inf]), strict=False):
+        write_metrics(directory, "error/val", values)
+    curves.write(tmp_path / "curves.png", Table(read_table(runs[:4]).rows, "error/val", "maximize"))
+    several, single = (band.get_paths() for band in figures[0].axes[0].collections)
+    x, y = several[0].vertices.T
+    assert (y[x == 2].min(), y[x == 2].max()) == pytest.approx((3 - 7**0.5, 3 + 7**0.5))
+    assert not single  # one run has no deviation
+
+
 def test_a_run_whose_command_is_unknown_cannot_be_repeated(runs):
     (runs[0] / "provenance.json").unlink()
     assert "To repeat" not in read_table(runs[:1]).markdown()

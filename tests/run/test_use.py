@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -14,18 +15,20 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 from torchvision import datasets
 
 import classic_cnns
 from classic_cnns import UserError, compose, train
+from classic_cnns.callbacks.pictures import Pictures
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import Composer
 from classic_cnns.config.trust import is_trusted
 from classic_cnns.data.fetch import cache_directory
 from classic_cnns.data.preprocessing import Preprocessing
-from classic_cnns.run.evaluate import evaluate
+from classic_cnns.run.evaluate import Classes, evaluate
 from classic_cnns.run.predict import predict
 from classic_cnns.run.trained import data_of
 from tests import golden
@@ -448,6 +451,25 @@ def test_precision_and_recall_of_each_class(folder):
             "recall": right / there if there else None,
         }
     assert json.loads(found.json())["metrics"] == found.metrics
+
+
+def test_tests_of_many_classes_need_little_memory(tmp_path):
+    """A confusion matrix of 20,000 classes would take 3 GB."""
+    images, labels = torch.randn(64, 4, 1, 1), torch.randint(20_000, (64,))
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 20_000))
+    module = Classifier(net, torch.nn.CrossEntropyLoss(), torch.optim.SGD, num_classes=20_000)
+    drawn, counted = Pictures(), Classes()
+    logger = TensorBoardLogger(tmp_path)
+    off = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", callbacks=[drawn, counted], logger=logger, **off)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), 32)
+    trainer.test(module, loader, verbose=False)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+    answers = net(images).argmax(1)
+    assert counted.counts[1] == torch.bincount(answers, minlength=20_000).tolist()
+    assert counted.counts[2] == torch.bincount(labels, minlength=20_000).tolist()
+    assert len(drawn.mistakes) == (answers != labels).sum()
 
 
 def test_evaluate_with_other_patches(folder):

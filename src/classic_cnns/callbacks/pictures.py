@@ -26,13 +26,15 @@ class Pictures(Callback):
     """
 
     def __init__(self) -> None:
+        self.classes = 0  # of a `Classifier`
         self.mistakes: list[tuple[torch.Tensor, int, int]] = []  # image (C, H, W), label, answer
         self.matrix: MulticlassConfusionMatrix | None = None
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.mistakes = []
-        if isinstance(pl_module, Classifier) and (classes := pl_module.num_classes):
-            matrix = MulticlassConfusionMatrix(classes, validate_args=False)
+        self.mistakes, self.matrix = [], None
+        self.classes = isinstance(pl_module, Classifier) and pl_module.num_classes or 0
+        if 0 < self.classes <= CLASSES:
+            matrix = MulticlassConfusionMatrix(self.classes, validate_args=False)
             matrix.process_group = getattr(trainer.strategy, "data_group", None)
             self.matrix = matrix.to(pl_module.device)
 
@@ -40,10 +42,11 @@ class Pictures(Callback):
         self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
     ) -> None:
         """`outputs` are predicted classes (B,), images (B, C, H, W) or patches (B, V, C, H, W)."""
-        if self.matrix is None or outputs is None or not len(outputs):
+        if not self.classes or outputs is None or not len(outputs):
             return
         images, labels = batch
-        self.matrix.update(outputs, labels)
+        if self.matrix:
+            self.matrix.update(outputs, labels)
         wrong = (outputs != labels).nonzero().flatten()[: SHOWN - len(self.mistakes)]
         for row in wrong.tolist():
             image = images[row] if images.dim() == 4 else images[row, CENTRAL_PATCH]
@@ -86,14 +89,14 @@ class Pictures(Callback):
                 logger.log_metrics(shares, step)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self.matrix is None:
+        if not self.classes:
             return
-        counts = self.matrix.compute()  # over all ranks; all must take part
+        counts = self.matrix.compute() if self.matrix else None  # all ranks must take part
         names = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
-        names = names or [str(number) for number in range(len(counts))]
+        names = names or [str(number) for number in range(self.classes)]
         for board in tensorboard_writers(trainer):
             step = trainer.global_step
-            if len(counts) <= CLASSES:
+            if counts is not None:
                 board.add_text("confusion/test", pictures.confusion(counts, names), step)
                 board.add_figure("confusion/test", pictures.confusion_figure(counts, names), step)
             if self.mistakes:

@@ -94,6 +94,8 @@ def parse_command(arguments: Sequence[str]) -> argparse.Namespace:
     if given.resolve and not given.cfg:
         raise UserError("--resolve: is for printing the config; add --cfg job, or leave it out")
     if given.estimate:
+        if given.multirun:
+            raise UserError("--estimate: estimates a single run; leave -m out")
         if any(word.startswith("resume=") for word in given.words):
             raise UserError("--estimate: estimates a new run; leave resume= out")
         given.words.append("estimate=true")

@@ -190,8 +190,8 @@ def rules(default: dict, config: dict) -> dict[str, Rule]:
         found["data.val_size"] = null_or(integer(1, given["train_size"] - 1))
     if type(given.get("augmentations")) is dict:
         found["data.augment"] = one_of(*given["augmentations"])
-    if "test_patches" in data:
-        fit = config["model"]["input"]["fit"]
+    if "test_patches" in data and type(wanted := config["model"]["input"]) is dict:
+        fit = wanted["fit"]
         patches = ("centre", "nine", "ten") if fit == "crop" else ("centre",)
         allowed = f"one of {', '.join(patches)} with model.input.fit={fit}"
         found["data.test_patches"] = Rule(allowed, lambda x: x in patches, "centre")

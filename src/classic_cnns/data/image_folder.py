@@ -153,13 +153,11 @@ class ImageFolderData(ImageData):
 
     def facts(self) -> dict[str, object]:
         """For provenance.json: the number of files, and a checksum of their names."""
-        names = folders.lines(self.files)
         return {
             "dataset": self.dataset,
             "root": str(expand("data.root", self.root).absolute()),
             "files": {split: len(paths) for split, (paths, _) in self.files.items()},
-            # It has always left out the last line break.
-            "names_sha256": sha256(names[:-1]).hexdigest(),
+            "names_sha256": folders.hash_names(self.files).hexdigest(),
         }
 
     def batches(self, split: str, batch_size: int, **options: Any) -> Batches:

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from classic_cnns import UserError, printable
-from classic_cnns.data.folders import Index, lines
+from classic_cnns.data.folders import Index, hash_names
 from classic_cnns.data.pictures import decode
 from classic_cnns.data.workers import read_ahead
 from classic_cnns.files import read_json, write_json
@@ -170,11 +169,20 @@ def prepare(
     splits = {split: index[split][0] for split in index}
     if np.array_equal(splits["test"].names, splits["val"].names):
         del splits["test"]  # the same folder as val/
-    names = sha256(lines(index)).hexdigest()
-    today = {"format": FORMAT, "size": size, "quality": quality, "names_sha256": names}
+    names = hash_names(index)
+    names.update(b"\n")  # the stores of earlier versions end with it
+    today = {"format": FORMAT, "size": size, "quality": quality, "names_sha256": names.hexdigest()}
+
+    def read_manifest() -> dict[str, Any] | None:
+        """The content of the manifest; None if there is none, {} if it is damaged."""
+        try:
+            known = read_json(manifest)
+            return known if known is None or type(known["format"]) is int else {}
+        except (KeyError, TypeError, ValueError):
+            return {}
 
     def open_stores() -> dict[str, StoredImages] | None:
-        known = read_json(manifest) or {}
+        known = read_manifest() or {}
         if known.get("format", 0) > FORMAT:
             raise UserError(
                 f"{folder}: was prepared by a newer version (format {known['format']}, known here "
@@ -193,11 +201,13 @@ def prepare(
         with locked(folder):
             if found := open_stores():
                 return found
-            known = read_json(manifest)
+            known = read_manifest()
             if known != today:
                 if known is not None:
                     why = "files were added, removed or changed"
-                    if known.get("format", FORMAT) < FORMAT:
+                    if not known:
+                        why = f"{MANIFEST} is damaged"
+                    elif known["format"] < FORMAT:
                         why = "an earlier version made it"
                     log.info("%s: %s; preparing again", folder, why)
                 for file in folder.glob("*.*"):

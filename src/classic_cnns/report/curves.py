@@ -36,11 +36,11 @@ def write(path: Path, table: Table) -> None:
         curves = [values for values in curves if values]
         if not curves:
             continue
-        values = np.array(list(zip_longest(*curves, fillvalue=np.nan)))  # (epochs, runs)
-        values = np.where(np.isfinite(values), values, np.nan)  # inf is left out too
-        measured = np.isfinite(values).any(1)  # not every epoch has a validation
+        # (epochs, runs); inf is left out too
+        values = np.ma.masked_invalid(list(zip_longest(*curves, fillvalue=np.nan)))
+        measured = values.count(1) > 0  # not every epoch has a validation
         epochs, values = 1 + np.flatnonzero(measured), values[measured]
-        mean, deviation = np.nanmean(values, 1), np.nanstd(values, 1)
+        mean, deviation = values.mean(1), values.std(1, ddof=1)  # none of a single run
         own = (f"{key}={value}" for key, value in group if (key, value) not in common)
         label = " ".join(own) or "all"
         (drawn,) = axes.plot(epochs, mean, marker=".", label=f"{label}, n={len(curves)}")

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
-from torchmetrics.classification import MulticlassStatScores
+from torch import Tensor
+from torchmetrics import Metric
 
 from classic_cnns import UserError
 from classic_cnns.classifier import Classifier, Diverged
@@ -53,17 +55,37 @@ class Evaluation:
         return "\n".join(lines)
 
 
+class ClassCounts(Metric):
+    """For each class its right predictions, all its predictions, and its images: (3, classes).
+
+    Torchmetrics' own counts of many classes take the memory of a confusion matrix.
+    """
+
+    counts: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.add_state("counts", torch.zeros(3, classes, dtype=torch.int64), "sum")
+
+    def update(self, predicted: Tensor, labels: Tensor) -> None:
+        for row, found in enumerate((labels[predicted == labels], predicted, labels)):
+            self.counts[row].index_add_(0, found, torch.ones_like(found))
+
+    def compute(self) -> Tensor:
+        return self.counts
+
+
 class Classes(Callback):
-    """Counts right and wrong predictions of a `Classifier` by class, over all ranks."""
+    """Counts the predictions of a `Classifier` by class, over all ranks."""
 
     def __init__(self) -> None:
-        self.scores: MulticlassStatScores | None = None
-        self.counts: list = []
+        self.scores: ClassCounts | None = None
+        self.counts: list = [[], [], []]
         self.bar: Any = None
 
     def start(self, trainer: Any, pl_module: Any) -> None:
         if isinstance(pl_module, Classifier) and (classes := pl_module.num_classes):
-            scores = MulticlassStatScores(classes, average=None, validate_args=False)
+            scores = ClassCounts(classes)
             scores.process_group = getattr(trainer.strategy, "data_group", None)
             self.scores = scores.to(pl_module.device)
         self.bar = progress_bar(" batches", None, shown=trainer.is_global_zero, delay=2)
@@ -127,14 +149,15 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
     if not trainer.is_global_zero:
         return None
     metrics = {name: x.item() for name, x in trainer.callback_metrics.items()}
-    names = getattr(data, "class_names", None) or [str(n) for n in range(len(classes.counts))]
+    counts = list(zip(*classes.counts, strict=True))
+    names = getattr(data, "class_names", None) or [str(number) for number in range(len(counts))]
     rows = {
         name: {
-            "images": tp + fn,
-            "precision": tp / (tp + fp) if tp + fp else None,
-            "recall": tp / (tp + fn) if tp + fn else None,
+            "images": images,
+            "precision": right / predicted if predicted else None,
+            "recall": right / images if images else None,
         }
-        for name, (tp, fp, _, fn, _) in zip(names, classes.counts, strict=False)
+        for name, (right, predicted, images) in zip(names, counts, strict=False)
     }
     name = config.data.get("dataset", type(data).__name__)
     return Evaluation(str(checkpoint), name, split, metrics, rows)

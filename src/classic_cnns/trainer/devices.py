@@ -124,8 +124,9 @@ def check_devices(config: dict) -> None:
             f"trainer.strategy={strategy}: this program starts the processes itself; "
             "try trainer=ddp"
         )
+    on_gpus = gpus and accelerator != "cpu"
     most, usual, has = max(4, 2 * cores), cores, f"{cores} cores, for two processes each"
-    if gpus and accelerator != "cpu":
+    if on_gpus:
         most, usual, has = gpus, gpus, f"{gpus} GPU{'s' * (gpus > 1)}"
     if devices > most:
         raise UserError(
@@ -141,6 +142,11 @@ def check_devices(config: dict) -> None:
         raise UserError(
             f"trainer.devices={devices}: {nodes} x {devices} processes are needed and {outside} "
             f"were started; try trainer.devices={outside // nodes}"
+        )
+    if trainer.get("sync_batchnorm") and total > 1 and not on_gpus:
+        raise UserError(
+            "+trainer.sync_batchnorm=true: needs GPUs, in torch; leave it out, or try "
+            "trainer.devices=1"
         )
     shares, who = total, "processes"
     if "TwoTowers" in str(strategy):

@@ -33,10 +33,10 @@ REPORT = "CLASSIC_CNNS_REPORT"  # environment variable with the descriptor of th
 
 
 def send_report(**facts: Any) -> None:
-    """Send facts to the supervising process, if any, as one line that is written atomically."""
+    """Send facts to the supervising process, if any, as one line, atomic up to 4 KiB."""
     if REPORT in os.environ:
-        line = json.dumps(facts | {"rank": int(os.environ["RANK"])})
-        os.write(int(os.environ[REPORT]), f"{line}\n".encode())
+        line = json.dumps(facts | {"rank": int(os.environ["RANK"])}, ensure_ascii=False)
+        os.write(int(os.environ[REPORT]), f"{line}\n".encode(errors="replace"))
 
 
 def run_in_ranks(trainer: Any, task: Callable[[], object]) -> None:
