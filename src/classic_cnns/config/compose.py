@@ -45,7 +45,7 @@ SEARCH = "sweep.search."  # null in its file, so its keys are added
 PARAMS = f"{SEARCH}params."
 ENDS = (".low", ".high", ".step", ".log", ".choices")  # of a parameter
 LIST_GROUPS = ("callbacks", "logger")  # groups that take a list of options, or null
-READ: dict[tuple, tuple[dict, set]] = {}  # cache, valid while no config file changes
+READ: dict[tuple, tuple[dict, dict, set]] = {}  # cache, valid while no config file changes
 # One time stamp for all jobs of a sweep.
 STARTED = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 OmegaConf.register_new_resolver("started", lambda: STARTED, replace=True)
@@ -116,12 +116,12 @@ class Composer:
         for group, option in sorted({(path.parent.name, path.stem) for path in inner}):
             self.groups.setdefault(group, []).append(option)
         stamps = [(path, path.stat().st_mtime_ns) for path in [*tops, *inner] if path.is_file()]
-        # The configs by the options of groups, and the keys that files interpolate.
+        # By the options of groups the config, and its resolved values; keys that files interpolate.
         key = config_name, *self.config_dirs, *stamps
         if key not in READ:
             texts = (read_text(path) for path, _ in stamps)
-            READ[key] = {}, set().union(*map(references, texts))
-        self.composed, self.references = READ[key]
+            READ[key] = {}, {}, set().union(*map(references, texts))
+        self.composed, self.examples, self.references = READ[key]
         # `_target_` finds modules next to the user's configs, and in the working directory.
         own = modules_in(self.config_dirs)
         files = [path for folder in own for path in Path(folder).glob("*")]
@@ -137,7 +137,7 @@ class Composer:
         """
         overrides = parse_overrides(words, single=True)
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
-        config, default = self.read_files(choices), self.read_files(choices)
+        config, default = self.read_files(choices), self.composed[choices]
         resumed = {o.key_or_group: o.value() for o in overrides}.get("resume", config.resume)
         if resumed is not None:
             return self.resume(resumed, overrides)
@@ -145,7 +145,9 @@ class Composer:
             if not self.is_choice(override):
                 self.set_value(config, default, override)
         check_used(to_plain(config), CONF, self.chosen_files(overrides), self.references)
-        resolved = check(config if resolve else deepcopy(config), default, words)
+        if choices not in self.examples or "root" in config.data:
+            self.examples[choices] = example_values(self.read_files(choices), config)
+        resolved = check(config if resolve else deepcopy(config), self.examples[choices], words)
         check_folder("run_dir", resolved.run_dir)
         if resolved.run_dir is not None and not is_restarted():  # then it may contain this run
             stored.check_new(expand("run_dir", resolved.run_dir))
@@ -240,7 +242,7 @@ class Composer:
                 if override.key_or_group == "data_dir" and "data_dir" in config.data:
                     config.data.data_dir = config.data_dir
         words = [str(override.input_line) for override in overrides]
-        config = check(config, default, words)
+        config = check(config, example_values(default, config), words)
         for key, what in (("channels", "channels"), ("num_classes", "classes")):
             has, takes = config.data.get(key), earlier.data.get(key)
             if None not in (has, takes) and has != takes:
@@ -315,7 +317,6 @@ class Composer:
         word, key = str(override.input_line), override.get_key_element().lstrip("+~")
         value: Any = override.value()
         known = dict(flatten(to_plain(default), groups=True))
-        now = dict(flatten(to_plain(config), groups=True))  # earlier words may have given a class
         group, _, rest = key.partition(".")
         added = word.startswith("+")
         if key.startswith("hydra"):
@@ -343,7 +344,10 @@ class Composer:
         if key not in known:
             if key.startswith("trainer.") and "." not in rest:
                 check_trainer_argument(word, rest, added)
-            elif not (added or key.startswith(SEARCH)) or not can_add(key, now):
+            # Earlier words may have given a class.
+            elif not (added or key.startswith(SEARCH)) or not can_add(
+                key, dict(flatten(to_plain(config), groups=True))
+            ):
                 name = rest.partition(".")[0]
                 listed = group in LIST_GROUPS and f"{group}.{name}" in known
                 if listed or takes_others(key, config):
@@ -391,14 +395,11 @@ def parse_word(word: str) -> Override | None:
     return None
 
 
-def check(config: DictConfig, default: DictConfig, words: Sequence[str]) -> DictConfig:
+def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> DictConfig:
     """The resolved config; UserError for a value that is not allowed.
 
-    The values of the config files, in `default`, define the types.
+    `known` are the values in the config files, which define the types.
     """
-    if "root" in default.data:  # it has none
-        default.data.root = config.data.root
-    known = example_values(default)
     copies = interpolations(config)
     for key in copies:
         try:
@@ -430,8 +431,13 @@ def unresolved_error(
     return UserError(f"{text}: {one_line(error)}; try {key}=<value>")
 
 
-def example_values(default: DictConfig) -> dict[str, Any]:
-    """The resolved values of the config files; None where an interpolation cannot be resolved."""
+def example_values(default: DictConfig, config: DictConfig) -> dict[str, Any]:
+    """The resolved values of the config files; None where an interpolation cannot be resolved.
+
+    The root of the data, which has no default, is that of `config`.
+    """
+    if "root" in default.data:
+        default.data.root = config.data.root
     values: dict[str, Any] = {}
     for key in interpolations(default):
         values[key] = None
