@@ -313,12 +313,11 @@ class Composer:
         return deepcopy(self.composed[choices])
 
     def set_value(self, config: DictConfig, default: DictConfig, override: Override) -> None:
-        """Set one key; UserError for one that does not exist and cannot be added."""
+        """Set or remove one key; UserError for one that does not exist and cannot be added."""
         word, key = str(override.input_line), override.get_key_element().lstrip("+~")
         value: Any = override.value()
         known = dict(flatten(to_plain(default), groups=True))
         group, _, rest = key.partition(".")
-        added = word.startswith("+")
         if key.startswith("hydra"):
             raise UserError(f"{word}: {HYDRA}")
         if override.is_delete():
@@ -328,12 +327,6 @@ class Composer:
                 )
             config[group].pop(rest, None)  # it may be given twice
             return
-        if isinstance(value, dict) and not (group == "trainer" and "." not in rest):
-            # The keys inside a class are its arguments.
-            free = "_target_" in value and takes_class(key, known, to_plain(default))
-            for inner, _ in () if free else flatten(value, f"{key}.", groups=True):
-                if inner not in known and not can_add(inner, known):
-                    raise UserError(f"{word}: {unknown_key(inner, known)}")
         if key.startswith(PARAMS) and key.endswith(ENDS):  # names of parameters contain dots
             name, _, end = key.removeprefix(PARAMS).rpartition(".")
             search = to_plain(config.sweep.search or {})
@@ -341,22 +334,14 @@ class Composer:
             params[name] = {**(params.get(name) or {}), end: value}
             config.sweep.search = search | {"params": params}
             return
+        if isinstance(value, dict) and not (group == "trainer" and "." not in rest):
+            # The keys inside a class are its arguments.
+            free = "_target_" in value and takes_class(key, known, to_plain(default))
+            for inner, _ in () if free else flatten(value, f"{key}.", groups=True):
+                if inner not in known and not can_add(inner, known):
+                    raise UserError(f"{word}: {unknown_key(inner, known)}")
         if key not in known:
-            if key.startswith("trainer.") and "." not in rest:
-                check_trainer_argument(word, rest, added)
-            # Earlier words may have given a class.
-            elif not (added or key.startswith(SEARCH)) or not can_add(
-                key, dict(flatten(to_plain(config), groups=True))
-            ):
-                name = rest.partition(".")[0]
-                listed = group in LIST_GROUPS and f"{group}.{name}" in known
-                if listed or takes_others(key, config):
-                    raise UserError(f"{word}: is not in its file; try +{word}")
-                if group in LIST_GROUPS and name in self.groups[group]:
-                    usual = {"callbacks": "default", "logger": "tensorboard"}[group]
-                    both = f"{group}=[{usual},{name}]"
-                    raise UserError(f"{word}: is not selected; try {both}")
-                raise UserError(f"{word}: {unknown_key(key, known)}")
+            self.check_new_key(config, word, key, known)
         # A new class replaces the arguments of the old one.
         other = isinstance(value, dict) and value.get("_target_") not in (
             None, OmegaConf.select(config, f"{key}._target_"),
@@ -365,6 +350,24 @@ class Composer:
             OmegaConf.update(config, key, value, merge=not other, force_add=True)
         except (OmegaConfBaseException, ValueError, TypeError) as error:
             raise UserError(f"{word}: {one_line(error)}; --cfg job shows all keys") from error
+
+    def check_new_key(self, config: DictConfig, word: str, key: str, known: dict[str, Any]) -> None:
+        """Raise UserError if a key that is in no file cannot be added by `word`."""
+        added, (group, _, rest) = word.startswith("+"), key.partition(".")
+        if key.startswith("trainer.") and "." not in rest:
+            check_trainer_argument(word, rest, added)
+            return
+        now = dict(flatten(to_plain(config), groups=True))  # earlier words may have given a class
+        if (added or key.startswith(SEARCH)) and can_add(key, now):
+            return
+        name = rest.partition(".")[0]
+        listed = group in LIST_GROUPS and f"{group}.{name}" in known
+        if listed or takes_others(key, config):
+            raise UserError(f"{word}: is not in its file; try +{word}")
+        if group in LIST_GROUPS and name in self.groups[group]:
+            usual = {"callbacks": "default", "logger": "tensorboard"}[group]
+            raise UserError(f"{word}: is not selected; try {group}=[{usual},{name}]")
+        raise UserError(f"{word}: {unknown_key(key, known)}")
 
 
 def parse_overrides(words: Sequence[str], single: bool = False) -> list[Override]:
