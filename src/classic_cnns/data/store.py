@@ -173,16 +173,8 @@ def prepare(
     names.update(b"\n")  # the stores of earlier versions end with it
     today = {"format": FORMAT, "size": size, "quality": quality, "names_sha256": names.hexdigest()}
 
-    def read_manifest() -> dict[str, Any] | None:
-        """The content of the manifest; None if there is none, {} if it is damaged."""
-        try:
-            known = read_json(manifest)
-            return known if known is None or type(known["format"]) is int else {}
-        except (KeyError, TypeError, ValueError):
-            return {}
-
     def open_stores() -> dict[str, StoredImages] | None:
-        known = read_manifest() or {}
+        known = read_manifest(manifest) or {}
         if known.get("format", 0) > FORMAT:
             raise UserError(
                 f"{folder}: was prepared by a newer version (format {known['format']}, known here "
@@ -201,7 +193,7 @@ def prepare(
         with locked(folder):
             if found := open_stores():
                 return found
-            known = read_manifest()
+            known = read_manifest(manifest)
             if known != today:
                 if known is not None:
                     why = "files were added, removed or changed"
@@ -227,6 +219,15 @@ def prepare(
             f"{folder}: {error.strerror}; make room and start again to continue, or try "
             "data.prepare=false"
         ) from error
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The content of a store's manifest; None if there is none, {} if it is damaged."""
+    try:
+        known = read_json(path)
+        return known if known is None or type(known["format"]) is int else {}
+    except (KeyError, TypeError, ValueError):
+        return {}
 
 
 def locked(folder: Path) -> Any:
