@@ -316,7 +316,7 @@ class Composer:
         """Set or remove one key; UserError for one that does not exist and cannot be added."""
         word, key = str(override.input_line), override.get_key_element().lstrip("+~")
         value: Any = override.value()
-        known = dict(flatten(to_plain(default), groups=True))
+        known = values_by_key(default)
         group, _, rest = key.partition(".")
         if key.startswith("hydra"):
             raise UserError(f"{word}: {HYDRA}")
@@ -329,9 +329,15 @@ class Composer:
             return
         if key.startswith(PARAMS) and key.endswith(ENDS):  # names of parameters contain dots
             name, _, end = key.removeprefix(PARAMS).rpartition(".")
-            search = to_plain(config.sweep.search or {})
-            params = search.get("params") or {}
-            params[name] = {**(params.get(name) or {}), end: value}
+            search = to_plain(config.sweep).get("search") or {}
+            try:
+                params = search.get("params") or {}
+                params[name] = {**(params.get(name) or {}), end: value}
+            except (AttributeError, TypeError) as error:
+                raise UserError(
+                    f"{word}: sweep.search and its params must be groups of keys here; leave out "
+                    "the word that sets them"
+                ) from error
             config.sweep.search = search | {"params": params}
             return
         if isinstance(value, dict) and not (group == "trainer" and "." not in rest):
@@ -343,9 +349,8 @@ class Composer:
         if key not in known:
             self.check_new_key(config, word, key, known)
         # A new class replaces the arguments of the old one.
-        other = isinstance(value, dict) and value.get("_target_") not in (
-            None, OmegaConf.select(config, f"{key}._target_"),
-        )  # fmt: skip
+        target = value.get("_target_") if isinstance(value, dict) else None
+        other = target and target != values_by_key(config).get(f"{key}._target_")
         try:
             OmegaConf.update(config, key, value, merge=not other, force_add=True)
         except (OmegaConfBaseException, ValueError, TypeError) as error:
@@ -357,8 +362,8 @@ class Composer:
         if key.startswith("trainer.") and "." not in rest:
             check_trainer_argument(word, rest, added)
             return
-        now = dict(flatten(to_plain(config), groups=True))  # earlier words may have given a class
-        if (added or key.startswith(SEARCH)) and can_add(key, now):
+        # Earlier words may have given a class.
+        if (added or key.startswith(SEARCH)) and can_add(key, values_by_key(config)):
             return
         name = rest.partition(".")[0]
         listed = group in LIST_GROUPS and f"{group}.{name}" in known
@@ -515,6 +520,11 @@ def modules_in(folders: Sequence[str]) -> list[str]:
     """The folders of configs and their groups, where `_target_` finds modules."""
     inner = (path for f in folders for path in (Path(f), *sorted(Path(f).glob("*"))))
     return [str(path) for path in inner if path.is_dir()]
+
+
+def values_by_key(config: DictConfig) -> dict[str, Any]:
+    """The values and groups of a config, not resolved, by their full keys."""
+    return dict(flatten(to_plain(config), groups=True))
 
 
 def to_plain(config: Any) -> Any:

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns import UserError, one_line
+from classic_cnns.config.schema import as_word
 from classic_cnns.sweep.grid import Grid
 
 STUDY = "sweep"  # name in the storage
@@ -37,7 +38,7 @@ class Search:
         self.n_trials: Any = search.get("n_trials")
         if type(self.n_trials) is not int or not 1 <= self.n_trials <= settings.max_jobs:
             raise UserError(
-                f"sweep.search.n_trials={self.n_trials}: must be a whole number from 1 to "
+                f"sweep.search.n_trials={as_word(self.n_trials)}: must be a whole number from 1 to "
                 f"sweep.max_jobs={settings.max_jobs}; try sweep.search.n_trials=10"
             )
         self.sampler, self.pruner = search.get("sampler"), search.get("pruner")
