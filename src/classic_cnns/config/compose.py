@@ -415,7 +415,10 @@ def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> Di
                 OmegaConf.resolve(found)
         except OmegaConfBaseException as error:
             raise unresolved_error(key, config, words, error) from error
-    OmegaConf.resolve(config)
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:  # of a parameter of a search, whose name has dots
+        raise unresolved_error(str(error.full_key), config, words, error) from error
     check_values(to_plain(config), known, copies)
     check_folder("data_dir", config.data_dir)
     return config
@@ -436,7 +439,7 @@ def unresolved_error(
         cause = cause.__cause__ or cause.__context__
     word = next((word for word in words if "${" in word), None)
     text = word or f"{key}={dict(flatten(to_plain(config)))[key]}"
-    return UserError(f"{text}: {one_line(error)}; try {key}=<value>")
+    return UserError(f"{text}: {one_line(error)}; try {text.partition('=')[0]}=<value>")
 
 
 def example_values(default: DictConfig, config: DictConfig) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def rules(default: dict, config: dict) -> dict[str, Rule]:
     if type(given.get("augmentations")) is dict:
         found["data.augment"] = one_of(*given["augmentations"])
     if "test_patches" in data and type(wanted := config["model"]["input"]) is dict:
-        fit = wanted["fit"]
+        fit = wanted.get("fit")
         patches = ("centre", "nine", "ten") if fit == "crop" else ("centre",)
         allowed = f"one of {', '.join(patches)} with model.input.fit={fit}"
         found["data.test_patches"] = Rule(allowed, lambda x: x in patches, "centre")
@@ -206,7 +206,8 @@ def check_values(config: dict, default: dict, copies: Iterable[str] = ()) -> Non
     """
     examples = dict(flatten(default, groups=True))
     ruled = rules(default, config)
-    for key, value in sorted(flatten(config), key=lambda leaf: leaf[0].startswith(tuple(copies))):
+    values = flatten(config, groups=True)
+    for key, value in sorted(values, key=lambda item: item[0].startswith(tuple(copies))):
         rule, example = ruled.get(key) or same_kind(examples.get(key)), examples.get(key)
         if rule.holds(value):
             continue
