@@ -439,7 +439,8 @@ def unresolved_error(
         cause = cause.__cause__ or cause.__context__
     word = next((word for word in words if "${" in word), None)
     text = word or f"{key}={dict(flatten(to_plain(config)))[key]}"
-    return UserError(f"{text}: {one_line(error)}; try {text.partition('=')[0]}=<value>")
+    line = one_line(error).partition(" full_key: ")[0]
+    return UserError(f"{text}: {line}; try {text.partition('=')[0]}=<value>")
 
 
 def example_values(default: DictConfig, config: DictConfig) -> dict[str, Any]:
