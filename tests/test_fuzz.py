@@ -25,11 +25,17 @@ settings = hypothesis.settings(
 
 COMPOSER = Composer()
 DEFAULT = OmegaConf.to_container(COMPOSER.read_files(()), resolve=False)
-KEYS = [key for key, _ in flatten(DEFAULT, groups=True) if not key.startswith("sweep")]
+KEYS = [key for key, _ in flatten(DEFAULT, groups=True)]
+KEYS += ["sweep.search.params.optim.lr.high", "callbacks.mine", "trainer.max_steps", "data.root"]
+WORDS = """null true [] {} ${seed} ${x} a,b [1,2] {a:1} ' ${model.net} {_target_:3} [{a:[{}]}]
+    {_target_:torch.nn.ReLU} ${data.input} 1e400 none crop ten cpu""".split()
 VALUES = st.one_of(
-    st.text(max_size=12), st.integers().map(str), st.floats().map(str),
-    st.sampled_from(["null", "true", "[]", "{}", "${seed}", "${x}", "a,b", "[1,2]", "{a:1}", "'"]),
-)  # fmt: skip
+    st.text(max_size=12), st.integers().map(str), st.floats().map(str), st.sampled_from(WORDS)
+)
+SETS = st.tuples(st.sampled_from(["", "+", "++", "~"]), st.sampled_from(KEYS), VALUES)
+CHOICES = st.sampled_from(
+    [f"{group}={name}" for group in ("model", "data") for name in COMPOSER.groups[group]]
+)
 
 
 def assert_result_or_one_line(task, *given) -> None:
@@ -39,10 +45,11 @@ def assert_result_or_one_line(task, *given) -> None:
         assert "\n" not in str(error) and 10 < len(str(error)) < 3000
 
 
-@settings
-@hypothesis.given(st.sampled_from(["", "+", "++", "~"]), st.sampled_from(KEYS), VALUES)
-def test_any_value_of_any_key(sign, key, value):
-    assert_result_or_one_line(COMPOSER.compose, [f"{sign}{key}={value}"])
+@hypothesis.settings(settings, max_examples=200)
+@hypothesis.given(st.lists(CHOICES, max_size=2), st.lists(SETS, min_size=1, max_size=3))
+def test_any_values_of_any_keys(choices, sets):
+    words = [f"{sign}{key}={value}" for sign, key, value in sets]
+    assert_result_or_one_line(COMPOSER.compose, [*choices, *words])
 
 
 @settings

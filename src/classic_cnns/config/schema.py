@@ -270,6 +270,8 @@ def conflicts(config: dict, default: dict) -> Iterator[str]:
             f"+trainer.sync_batchnorm=true: needs torch's layers and this net has "
             f"model.net.norm={net['norm']}; try model.net.norm=torch"
         )
+    for lacking in sorted(default["model"]["input"].keys() - config["model"]["input"].keys()):
+        yield f"model.input: has no {lacking}; leave model.input out"
     if {"channels", "size", "augmentations"} <= data.keys():  # else checked with the first batch
         yield from misfits(config["model"]["input"], data)
 
