@@ -637,8 +637,8 @@ def recipes() -> str:
             core = found[name]["sides"][kind]["provenance"]["threads"] == 1
             seconds = f"{median(run['seconds'] for run in runs):,.0f}{' on one core' * core}"
             ours = [spread(runs, "error/test"), str(len(runs)), seconds]
-        else:  # of before results were kept
-            ours = [f"{row['before'][0]} *", *map(str, row["before"][1:])]
+        else:
+            ours = ["not run", "", ""]
         cells = [row["model"], row["data"], row["epochs"], row.get("paper", ""), *ours]
         lines.append(f"| {' | '.join(map(str, cells))} | {row['parameters']:,} |")
     return "\n".join(lines) + "\n"
