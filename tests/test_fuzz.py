@@ -45,7 +45,7 @@ def assert_result_or_one_line(task, *given) -> None:
         assert "\n" not in str(error) and 10 < len(str(error)) < 3000
 
 
-@hypothesis.settings(settings, max_examples=200)
+@settings
 @hypothesis.given(st.lists(CHOICES, max_size=2), st.lists(SETS, min_size=1, max_size=3))
 def test_any_values_of_any_keys(choices, sets):
     words = [f"{sign}{key}={value}" for sign, key, value in sets]
