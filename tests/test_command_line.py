@@ -287,6 +287,17 @@ def test_a_file_of_a_user_is_never_hidden_by_ours(train, tmp_path):
     assert compose("optim=simple_cnn", config_dirs=[str(tmp_path)]).optim.lr != 0.015
 
 
+def test_an_interpolation_that_fails_in_a_file_is_named(train, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nsweep:\n  search:\n    params: {optim.lr: {high: '${nope}'}}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    line = train("--config-dir", str(tmp_path), "experiment=mine").line()
+    key = "sweep.search.params.optim.lr.high"
+    assert (
+        line == f"error: {key}=${{nope}}: Interpolation key 'nope' not found; try {key}=<value>\n"
+    )
+
+
 def test_a_config_that_has_changed_is_read_again(tiny_config_dir):
     file = tiny_config_dir / "data" / "tiny.yaml"
     for size in (16, 32):

@@ -32,7 +32,7 @@ class Pictures(Callback):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.mistakes, self.matrix = [], None
-        self.classes = isinstance(pl_module, Classifier) and pl_module.num_classes or 0
+        self.classes = (isinstance(pl_module, Classifier) and pl_module.num_classes) or 0
         if 0 < self.classes <= CLASSES:
             matrix = MulticlassConfusionMatrix(self.classes, validate_args=False)
             matrix.process_group = getattr(trainer.strategy, "data_group", None)
@@ -45,7 +45,7 @@ class Pictures(Callback):
         if not self.classes or outputs is None or not len(outputs):
             return
         images, labels = batch
-        if self.matrix:
+        if self.matrix is not None:
             self.matrix.update(outputs, labels)
         wrong = (outputs != labels).nonzero().flatten()[: SHOWN - len(self.mistakes)]
         for row in wrong.tolist():
@@ -91,7 +91,9 @@ class Pictures(Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not self.classes:
             return
-        counts = self.matrix.compute() if self.matrix else None  # all ranks must take part
+        counts = (
+            self.matrix.compute() if self.matrix is not None else None
+        )  # all ranks must take part
         names = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
         names = names or [str(number) for number in range(self.classes)]
         for board in tensorboard_writers(trainer):

@@ -418,7 +418,8 @@ def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> Di
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:  # of a parameter of a search, whose name has dots
-        raise unresolved_error(str(error.full_key), config, words, error) from error
+        key = next((key for key in copies if key.startswith(PARAMS)), copies[-1])
+        raise unresolved_error(key, config, words, error) from error
     check_values(to_plain(config), known, copies)
     check_folder("data_dir", config.data_dir)
     return config

@@ -114,9 +114,10 @@ class TwoTowers(DDP):
 
     def configure_ddp(self) -> None:
         """Average gradients over the ranks with the same tower."""
+        device = self.root_device
         self.model = DistributedDataParallel(
             self.model,
-            device_ids=self.determine_ddp_device_ids(),
+            device_ids=None if device.type == "cpu" else [device.index],
             process_group=self.data_group,
             **self.options,
         )
