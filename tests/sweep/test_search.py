@@ -121,6 +121,10 @@ def test_a_forbidden_combination_of_values_is_a_failed_trial(sweep, experiment):
     for pair, row in rows.items():
         assert row["state"] == ("failed" if pair == ("2", "1") else "finished")
     assert "data.batch_size=1" in rows["2", "1"]["error"]
+    fast = ["sweep.fail_fast=true", "sweep.parallel=1", "sweep.dir=t"]
+    assert sweep(*experiment(4, sampler), *words[:-1], *fast).code == 1
+    *before, last = read_table(sweep.folder / "t")
+    assert len(before) < 3 and last["state"] == "failed"  # no trial started after it
 
 
 def test_any_metric_can_be_maximized(sweep, experiment):

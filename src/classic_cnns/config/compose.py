@@ -27,6 +27,7 @@ from classic_cnns import UserError, one_line
 from classic_cnns.config import stored
 from classic_cnns.config.schema import (
     HABITS,
+    check_schedule,
     check_trainer_argument,
     check_values,
     rules,
@@ -148,6 +149,7 @@ class Composer:
         if choices not in self.examples or "root" in config.data:
             self.examples[choices] = example_values(self.read_files(choices), config)
         resolved = check(config if resolve else deepcopy(config), self.examples[choices], words)
+        check_schedule(resolved)
         check_folder("run_dir", resolved.run_dir)
         if resolved.run_dir is not None and not is_restarted():  # then it may contain this run
             stored.check_new(expand("run_dir", resolved.run_dir))

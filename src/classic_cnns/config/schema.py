@@ -70,6 +70,10 @@ CHANNELS = Rule(
     "five whole numbers of at least 1, as in [96,256,384,384,256]",
     lambda x: type(x) is list and len(x) == 5 and all(type(n) is int and n > 0 for n in x),
 )
+CUTS = Rule(
+    "a list of epochs, as in [15,25]",
+    lambda x: type(x) is list and all(type(n) in (int, float) and n > 0 for n in x),
+)
 DEVICES = Rule(
     "a whole number of at least 1, auto, or a list of GPUs",
     lambda x: (
@@ -93,6 +97,7 @@ RULES = {
     FOLDER: "data_dir data.data_dir run_dir resume init_from sweep.dir",
     VARIED: "varied",
     CHANNELS: "model.net.channels",
+    CUTS: "optim.cuts optim.scheduler.after",
     DEVICES: "trainer.devices",
     STRATEGY: "trainer.strategy",
     integer(0, 2**63 - 1): "seed",
@@ -307,6 +312,18 @@ def misfits(wanted: dict, data: dict) -> Iterator[str]:
             why = f"images of {channels} channel have no colours"
         if why:
             yield f"data.augment={data['augment']}: {why}; try data.augment=none"
+
+
+def check_schedule(config: Any) -> None:
+    """Raise UserError if a cut is never reached; runs of earlier versions may have such ones."""
+    scheduler = config["optim"].get("scheduler") or {}
+    after, epochs = scheduler.get("after") or [0], scheduler.get("epochs")
+    ours = scheduler.get("_target_") == "classic_cnns.optim.cuts.cuts"
+    if ours and type(epochs) is int and max(after) >= epochs:
+        raise UserError(
+            f"optim.cuts={after}: must be before the end, optim.epochs={epochs}; "
+            f"trainer.max_epochs={epochs} shortens the recipe with its cuts"
+        )
 
 
 def check_trainer_argument(word: str, name: str, added: bool) -> None:

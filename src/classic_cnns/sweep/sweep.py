@@ -157,6 +157,11 @@ class Sweep:
         """The number of jobs that a search has not yet asked for."""
         return self.search.left if self.search else 0
 
+    @property
+    def ends(self) -> bool:
+        """Whether no more jobs are to be started, and those that run to be stopped."""
+        return bool(self.error) or (self.failed and self.settings.fail_fast)
+
     def supervise(self, executor: Any, signals: list[int]) -> None:
         waiting = [job for job in self.jobs if job.state == "waiting"]
         stopping = 0
@@ -166,13 +171,14 @@ class Sweep:
                 self.collect_result(job, bool(stopping))
             for job in self.running:
                 self.read_progress(job, executor)
-            ends = bool(self.error) or (self.failed and self.settings.fail_fast)
-            urgency = min(2, max(len(signals), ends))
+            urgency = min(2, max(len(signals), self.ends))
             if urgency > stopping:
                 stopping = urgency
                 for job in self.running:
                     executor.stop(job, at_once=urgency > 1)
-            while not stopping and len(self.running) < executor.parallel and (waiting or self.left):
+            while not (stopping or self.ends) and len(self.running) < executor.parallel:
+                if not (waiting or self.left):
+                    break
                 self.start(waiting.pop(0) if waiting else self.ask(), executor)
             if not self.running:
                 return
