@@ -55,6 +55,14 @@ def test_a_missing_extra_is_reported_in_one_line(sweep, choice, package):
     assert f"sweep={choice}: needs an extra; try pip install -e '.[{choice}]'" in done.err
 
 
+def test_a_ray_cluster_that_is_not_there_is_reported_in_one_line(sweep):
+    pytest.importorskip("ray")
+    done = sweep("sweep=ray", "sweep.executor.address=auto", "seed=0,1", "sweep.dir=s")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("error: sweep.executor.address=auto: Could not find any running Ray")
+    assert not (sweep.folder / "s").exists()
+
+
 def test_failed_jobs_are_rows_and_others_continue(sweep):
     words = ["optim.lr=0.5,0.6,0.8,0.1", "sweep.dir=s", "sweep.parallel=4"]
     done = sweep(*words)

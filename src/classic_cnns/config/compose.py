@@ -44,6 +44,7 @@ HERE = Path(__file__)
 CONF = next(c for c in (HERE.parents[1] / "conf", HERE.parents[3] / "conf") if c.is_dir())
 SEARCH = "sweep.search."  # null in its file, so its keys are added
 PARAMS = f"{SEARCH}params."
+PARAMETERS = "sweep.executor.parameters"  # of submitit, empty in its file
 ENDS = (".low", ".high", ".step", ".log", ".choices")  # of a parameter
 LIST_GROUPS = ("callbacks", "logger")  # groups that take a list of options, or null
 READ: dict[tuple, tuple[dict, dict, set]] = {}  # cache, valid while no config file changes
@@ -365,7 +366,8 @@ class Composer:
             check_trainer_argument(word, rest, added)
             return
         # Earlier words may have given a class.
-        if (added or key.startswith(SEARCH)) and can_add(key, values_by_key(config)):
+        free = added or key.startswith((SEARCH, PARAMETERS))
+        if free and can_add(key, values_by_key(config)):
             return
         name = rest.partition(".")[0]
         listed = group in LIST_GROUPS and f"{group}.{name}" in known
@@ -484,6 +486,7 @@ def can_add(key: str, known: dict[str, Any]) -> bool:
     """Whether a new key may be added: an argument of a class, a callback or a logger."""
     group, parent = key.partition(".")[0], key.rpartition(".")[0]
     of_class = group in ("model", "data", "optim") and f"{parent}._target_" in known
+    of_class |= parent == PARAMETERS in known
     return of_class or key.startswith((SEARCH, *(f"{name}." for name in LIST_GROUPS)))
 
 

@@ -58,13 +58,14 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
     @cache
     def needs(*job: str) -> tuple[int, bool]:
         """The number of ranks of a job, and whether it uses GPUs."""
-        trainer = composer.compose(job).trainer
-        on_gpu = trainer.accelerator != "cpu" and bool(devices.visible_gpus())
-        return devices.device_count(trainer), on_gpu
+        trainer = composer.compose([*grid.settings, *job]).trainer
+        return devices.device_count(trainer), devices.uses_gpus(trainer)
 
     search = Search(settings, grid) if settings.search else None
     jobs = search.corners() if search else grid.jobs(settings.max_jobs)
     widest, on_gpu = map(max, zip(*(needs(*job) for job in jobs), strict=True))
+    count = search.n_trials if search else len(jobs)
+    executor = instantiate(settings.executor)(count=count, ranks=widest, on_gpu=on_gpu)
 
     directory = expand("sweep.dir", settings.dir)
     record = new_record(words, flags, grid, search, settings)
@@ -81,8 +82,7 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
     sweep = Sweep(directory, settings, record, [sys.executable, sys.argv[0], *flags], needs, search)
     for job in jobs:
         sweep.add(job)
-    count = search.n_trials if search else len(jobs)
-    return sweep.run(instantiate(settings.executor)(count=count, ranks=widest, on_gpu=on_gpu))
+    return sweep.run(executor)
 
 
 def check_extra(executor: str) -> None:
@@ -194,12 +194,12 @@ class Sweep:
     def start(self, job: Job, executor: Any) -> None:
         try:
             job.ranks, job.on_gpu = self.needs(*job.overrides)
-        except UserError as error:  # an invalid combination of a trial's values
+            executor.start(job)
+        except UserError as error:  # an invalid combination of a trial's values, or no place
             job.directory.mkdir(exist_ok=True)
             write_json(job.directory / "result.json", {"status": "failed", "error": str(error)})
             self.collect_result(job, False)
             return
-        executor.start(job)
         self.running.append(job)
         job.state = "running"
         self.display.started(job)

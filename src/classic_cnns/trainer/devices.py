@@ -14,6 +14,7 @@ from classic_cnns import UserError
 
 CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+LOCAL = "classic_cnns.sweep.local.Local"  # the executor of sweeps that uses this machine
 
 
 def visible_gpus() -> list[str]:
@@ -23,6 +24,12 @@ def visible_gpus() -> list[str]:
         return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
     other = sys.platform == "darwin" or os.path.exists("/dev/kfd") or os.path.exists("/dev/dxg")
     return [str(i) for i in range(len(glob("/dev/nvidia[0-9]*")) or int(other))]
+
+
+def uses_gpus(trainer: Any) -> bool:
+    """Whether a run uses GPUs, perhaps of another machine, from the config of the Trainer."""
+    accelerator = trainer["accelerator"]
+    return accelerator in ("gpu", "cuda") or (accelerator != "cpu" and bool(visible_gpus()))
 
 
 def device_count(trainer: Any) -> int:
@@ -112,23 +119,27 @@ def free_port() -> int:
 
 
 def check_devices(config: dict) -> None:
-    """Raise UserError if the machine does not have what `trainer` asks for."""
-    trainer = config["trainer"]
+    """Raise UserError if the machine does not have what `trainer` asks for.
+
+    The devices of a sweep's jobs on a cluster are not known here.
+    """
+    trainer, executor = config["trainer"], (config.get("sweep") or {}).get("executor") or {}
+    here = executor.get("_target_", LOCAL) == LOCAL
     devices, nodes = device_count(trainer), trainer["num_nodes"]
     gpus, cores, outside = len(visible_gpus()), core_count(), launched_processes()
     accelerator, strategy = trainer["accelerator"], trainer["strategy"]
-    if accelerator in ("gpu", "cuda") and not gpus:
+    if here and accelerator in ("gpu", "cuda") and not gpus:
         raise UserError(f"trainer.accelerator={accelerator}: no GPU was found; try trainer=cpu")
     if isinstance(strategy, str) and strategy.endswith(("spawn", "fork", "notebook")):
         raise UserError(
             f"trainer.strategy={strategy}: this program starts the processes itself; "
             "try trainer=ddp"
         )
-    on_gpus = gpus and accelerator != "cpu"
+    on_gpus = uses_gpus(trainer)
     most, usual, has = max(4, 2 * cores), cores, f"{cores} cores, for two processes each"
     if on_gpus:
         most, usual, has = gpus, gpus, f"{gpus} GPU{'s' * (gpus > 1)}"
-    if devices > most:
+    if here and devices > most:
         raise UserError(
             f"trainer.devices={devices}: this machine has {has}; try trainer.devices={usual}"
         )
