@@ -324,7 +324,12 @@ class Composer:
         if key.startswith("hydra"):
             raise UserError(f"{word}: {HYDRA}")
         if override.is_delete():
-            if group not in LIST_GROUPS or key not in known or "." in rest:
+            if group in LIST_GROUPS and "." not in rest and key not in known:
+                chosen = [name for name in known if name.startswith(f"{group}.")]
+                near = get_close_matches(key, [n for n in chosen if n.count(".") == 1], n=1)
+                hint = f"did you mean ~{near[0]}?" if near else "--cfg job shows those that are"
+                raise UserError(f"{word}: is not selected; {hint}")
+            if group not in LIST_GROUPS or "." in rest:
                 raise UserError(
                     f"{word}: a key cannot be removed; set it to null if --cfg job shows null"
                 )
@@ -395,7 +400,10 @@ def parse_overrides(words: Sequence[str], single: bool = False) -> list[Override
                 f"{word}: not of the form key=value; quote values with special characters{hint}"
             )
         if single and override.is_sweep_override():
-            raise UserError(f"{word}: is a sweep; add --multirun, or quote a text with ','")
+            raise UserError(
+                f"{word}: has several values, which only sweeps take (train.py -m); try one value, "
+                "or quote a text with ','"
+            )
         parsed.append(override)
     return parsed
 
