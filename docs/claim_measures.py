@@ -11,6 +11,7 @@ from torch import Tensor
 from classic_cnns.callbacks.activations import activations, inactive_share
 from classic_cnns.config.compose import Composer
 from classic_cnns.data.transforms import pad_to
+from classic_cnns.report.pictures import colour, convolutions
 from classic_cnns.run.pictures import TrainedNet, transformed
 
 REST = 0.005  # errors among those that are not rejected, section III.D of 1998
@@ -30,7 +31,8 @@ def measure(
     "error" is the test error, "rejection" the share that must be rejected for an error of REST on
     the others, "robustness" the error after each of the `changes`, "neighbours" the error of a
     classifier by nearest neighbours, for which only the run's data count, "units" the share of
-    saturated or dead units of each layer. At most `count` test images are used.
+    saturated or dead units of each layer, "colour" by how much the halves of the first kernels
+    differ in their share of colour. At most `count` test images are used.
     """
     checkpoint, config = Composer().load_run(run, words)
     trained = TrainedNet(checkpoint, config)
@@ -47,6 +49,8 @@ def measure(
         shares = {layer: inactive_share(*output) for layer, output in outputs.items()}
         found |= {f"inactive/{layer}": share for layer, share in shares.items()}
         found["inactive"] = mean(shares.values())
+    if what == "colour":
+        found |= specialisation(next(iter(convolutions(trained.net.net.state_dict()).values())))
     if what == "rejection":
         found["rejected"] = rejected(scores, labels)
     if what == "robustness":
@@ -56,6 +60,15 @@ def measure(
                 error = trained.errors(CHANGES[change](field, value), labels)
                 found[f"error/{change} {value:g}"] = error
     return found
+
+
+def specialisation(kernels: Tensor) -> dict[str, float]:
+    """The share of colour in both halves of kernels (N, 3, h, w), and by how much they differ.
+
+    The halves are the towers of a net that has two.
+    """
+    less, more = sorted(map(colour, kernels.chunk(2)))
+    return {"colour/less": less, "colour/more": more, "specialisation": more - less}
 
 
 def rejected(scores: Tensor, labels: Tensor, rest: float = REST) -> float:

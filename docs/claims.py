@@ -13,8 +13,8 @@ the rate with the lowest validation error for seed 100. All runs are ordinary sw
 outputs/claims/<name>/<side>, which are continued if they were interrupted. Results are stored in
 docs/claims/<name>.json. NAME is a claim, or <name>/<side>.
 
-A claim with `measure` trains nothing: the first word of each side is a side of another claim, whose
-nets are measured by docs/claim_measures.py, after training them if necessary.
+The nets of a claim with `measure` are measured by docs/claim_measures.py. If the first word of a
+side is a side of another claim, its nets are taken, after training them if necessary.
 
 A rule compares the means of two sides, or of a side with a number, with a margin `by`. It holds if
 the 95 % interval of the difference, over runs with the same seed, lies on the claimed side, does
@@ -60,6 +60,7 @@ NAMES = {
     "error/first_epoch": "error after one epoch",
     "gap": "test error less training error",
     "rejected": "rejected digits",
+    "specialisation": "difference of colour",
     "inactive": "saturated or dead units, mean of all layers",
 }
 ENDED = {"finished", "diverged"}
@@ -304,7 +305,8 @@ def measured(claim: dict[str, Any], side: str, directory: Path) -> dict[str, Any
     from claim_measures import measure  # here, since importing torch takes seconds
 
     start = time.perf_counter()
-    what, words = measure_of(claim, side), claim["sides"][side][1:]
+    what, (first, *words) = measure_of(claim, side), claim["sides"][side]
+    words = [] if "=" in first else words  # of its own runs, whose data are not changed
     images = claim.get("images", sys.maxsize)
     metrics = measure(what, directory, words, claim.get("changes", {}), images)
     seconds = round(time.perf_counter() - start, 1)

@@ -204,6 +204,16 @@ def test_pixels_are_inverted_with_the_given_probability():
     assert (found == 55).double().mean().item() == pytest.approx(0.1, abs=0.02)
 
 
+def test_the_specialisation_of_the_halves_is_that_of_colour():
+    grey = torch.tensor([[1.0, 1, 1], [2, 2, 2]])[:, :, None, None]  # (2, 3, 1, 1)
+    coloured = torch.tensor([[1.0, -1, 0], [0, 3, -3]])[:, :, None, None]
+    red = torch.tensor([[3.0, 0, 0]] * 2)[:, :, None, None]  # (1, 1, 1) is grey, (2, -1, -1) is not
+    for halves, want in (([coloured, grey], (0, 1)), ([red, red], (2 / 3, 2 / 3))):
+        found = claim_measures.specialisation(torch.cat(halves))
+        assert (found["colour/less"], found["colour/more"]) == pytest.approx(want)
+        assert found["specialisation"] == pytest.approx(want[1] - want[0])
+
+
 @pytest.mark.slow
 def test_measures_without_changes_equal_the_test_error(
     tiny_mnist, tiny_config_dir, tmp_path, monkeypatch

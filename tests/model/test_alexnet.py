@@ -28,6 +28,7 @@ PAPER: dict[str, Any] = {
     "pool": "overlapping",
     "pooling": "max",
     "norm": "none",
+    "conv4": True,
     "dropout": 0.5,
     "weight_std": 0.01,
 }
@@ -144,6 +145,7 @@ def test_totals(net: AlexNet, maps: dict[str, Tensor]) -> None:
     [
         ({"num_classes": 10}, 56_909_194),
         ({"towers": 1}, 62_378_344),
+        ({"conv4": False}, 60_965_224 - 663_936),
         ({"towers": 1, "channels": [48, 128, 192, 192, 256]}, 59_798_312),  # section 3.2, footnote
         ({"image_size": 227, "pool": "non_overlapping"}, 60_965_224),  # "equivalent dimensions"
     ],
@@ -369,6 +371,17 @@ def test_the_config_is_the_net_of_the_paper() -> None:
     net = OmegaConf.to_container(config, resolve=True)["net"] | {"num_classes": 1000}
     assert net.pop("_target_").endswith(".AlexNet")
     assert net == PAPER
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_without_conv4_its_inputs_are_passed_on(norm: str) -> None:
+    without = AlexNet(**SMALL | {"conv4": False, "norm": norm}).eval()
+    whole = AlexNet(**SMALL | {"norm": norm}).eval()
+    whole.load_state_dict(without.state_dict(), strict=False)
+    nn.init.dirac_(whole.conv4.weight, groups=2)  # each map is copied, and the ReLU keeps it
+    nn.init.zeros_(whole.conv4.bias)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(without(images), whole(images), rtol=1e-4, atol=1e-5)
 
 
 def test_images_too_small_for_the_pools_are_refused() -> None:

@@ -31,7 +31,7 @@ class AlexNet(nn.Module):
 
     `conf/model/alexnet.yaml` describes the keys. `channels` are the numbers of kernels of conv1 ...
     conv5 and `hidden` is the number of neurons of fc6 and of fc7, in both towers together. With one
-    tower each kernel has all maps as inputs.
+    tower each kernel has all maps as inputs. Without `conv4`, conv5 follows conv3 (section 7).
     """
 
     # The layers whose inputs are the outputs of both towers.
@@ -56,6 +56,7 @@ class AlexNet(nn.Module):
         weight_std: float,
         pooling: str = "max",  # defaults for configs of earlier versions
         norm: str = "none",
+        conv4: bool = True,
     ) -> None:
         super().__init__()
         self.towers = towers
@@ -75,8 +76,9 @@ class AlexNet(nn.Module):
         self.norm2 = response_norm() if lrn else nn.Identity()
         self.pool2 = POOLS[pooling](window, 2)
         self.conv3 = nn.Conv2d(c2, c3, 3, padding=1)
-        self.conv4 = nn.Conv2d(c3, c4, 3, padding=1, groups=towers)
-        self.conv5 = nn.Conv2d(c4, c5, 3, padding=1, groups=towers)
+        if conv4:
+            self.conv4 = nn.Conv2d(c3, c4, 3, padding=1, groups=towers)
+        self.conv5 = nn.Conv2d(c4 if conv4 else c3, c5, 3, padding=1, groups=towers)
         self.pool5 = POOLS[pooling](window, 2)
         side = (image_size + self._overhang(image_size) - conv1_kernel) // conv1_stride + 1  # 55
         for _ in range(3):  # 27, 13, 6
@@ -93,7 +95,10 @@ class AlexNet(nn.Module):
         self.fc8 = nn.Linear(hidden, num_classes)
         self.activation = ACTIVATIONS[activation]()
         for layer, size in zip(NORMED, (*channels, hidden, hidden), strict=True):
-            setattr(self, f"{layer}_norm", norm_layer(norm, size, maps=layer.startswith("conv")))
+            if hasattr(self, layer):
+                setattr(
+                    self, f"{layer}_norm", norm_layer(norm, size, maps=layer.startswith("conv"))
+                )
         for name, parameter in self.named_parameters():  # section 5
             layer, _, kind = name.partition(".")
             if layer.endswith("_norm"):
@@ -131,7 +136,7 @@ class AlexNet(nn.Module):
         x = self.norm1(act("conv1", x))  # (B, 96, 55, 55)
         x = self.norm2(act("conv2", self.pool1(x)))  # (B, 96, 27, 27) -> (B, 256, 27, 27)
         x = act("conv3", self.pool2(x))  # (B, 256, 13, 13) -> (B, 384, 13, 13)
-        x = act("conv4", x)  # (B, 384, 13, 13)
+        x = act("conv4", x) if hasattr(self, "conv4") else x  # (B, 384, 13, 13)
         x = act("conv5", x)  # (B, 256, 13, 13)
         x = self.pool5(x).flatten(1)  # (B, 256, 6, 6) -> (B, 9216)
         x = self.drop6(act("fc6", x))  # (B, 4096)
