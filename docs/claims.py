@@ -13,6 +13,9 @@ the rate with the lowest validation error for seed 100. All runs are ordinary sw
 outputs/claims/<name>/<side>, which are continued if they were interrupted. Results are stored in
 docs/claims/<name>.json. NAME is a claim, or <name>/<side>.
 
+On a machine with a GPU, a claim whose schedule is shortened for CPUs has the overrides `full` too
+(a list, or one for each side).
+
 The nets of a claim with `measure` are measured by docs/claim_measures.py. If the first word of a
 side is a side of another claim, its nets are taken, after training them if necessary.
 
@@ -72,7 +75,8 @@ articles from which this project started; they are not part of this repository.
 
 Each claim is an experiment in `conf/experiment/`; `python docs/claims.py run <name>` repeats it.
 `make claims` prints which experiments have no results yet and how long they take, and runs them.
-Experiments without results are listed as not run. Tables show mean ± standard deviation over n
+Experiments without results are listed as not run. On a machine with a GPU, those with shortened
+schedules run the full ones. Tables show mean ± standard deviation over n
 seeds, and median seconds. The training error is measured during the epoch, on augmented images and
 with dropout, so it can be above the test error.
 
@@ -135,7 +139,9 @@ def words(name: str, side: str) -> list[str]:
     of, kind = origin(name, side)
     given = claims()[of]["sides"][kind]
     own = any(word.startswith("experiment=") for word in given)
-    return [*([] if own else [f"experiment={file_of(of).stem}"]), *given]
+    full = claims()[of].get("full", []) if visible_gpus() else []
+    full = full.get(kind, []) if isinstance(full, dict) else full
+    return [*([] if own else [f"experiment={file_of(of).stem}"]), *given, *full]
 
 
 # --- What is left --------------------------------------------------------------------------------

@@ -47,6 +47,23 @@ def test_each_side_of_a_claim_can_be_composed(name):
     assert all(one != other for i, one in enumerate(configs) for other in configs[:i])
 
 
+@pytest.mark.slow
+def test_on_a_gpu_shortened_schedules_are_those_of_the_recipes(monkeypatch):
+    shortened = [name for name, claim in CLAIMS.items() if "full" in claim]
+    assert {"response_norm", "regularisation", "middle_layer"} <= set(shortened)
+    pairs = [(name, side) for name in shortened for side in claims.own_sides(name)]
+    before = [claims.words(name, side) for name, side in pairs]
+    monkeypatch.setattr(claims, "visible_gpus", lambda: ["0"])
+    for (name, side), short in zip(pairs, before, strict=True):
+        words = claims.words(name, side)
+        assert words[: len(short)] == short  # so that their results count without a GPU, too
+        config = COMPOSER.compose(words)
+        model = next((w for w in words if w.startswith("model=")), "model=alexnet_small")
+        recipe = COMPOSER.compose([model, "data=cifar10"])
+        assert config.trainer.max_epochs == recipe.optim.epochs == config.optim.epochs
+        assert config.optim.cuts == recipe.optim.cuts
+
+
 def test_each_claim_has_a_quick_direction_with_a_margin():
     for claim in claims.compared().values():
         assert claim["quick"]["rule"] and all("by" in rule for rule in claim["quick"]["rule"])
