@@ -373,6 +373,11 @@ def test_the_config_is_the_net_of_the_paper() -> None:
     assert net == PAPER
 
 
+@pytest.mark.fact(
+    "The authors also removed middle layers; the next layer then has the inputs of the removed one",
+    source="Krizhevsky 2012, section 7",
+    code="model/alexnet.py:AlexNet",
+)
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_without_conv4_its_inputs_are_passed_on(norm: str) -> None:
     without = AlexNet(**SMALL | {"conv4": False, "norm": norm}).eval()
