@@ -44,7 +44,7 @@ def bars(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
     for each in drawn:
         numbers = [f"{bar.get_width():.2f}" if bar.get_width() else "" for bar in each]
         axes.bar_label(each, numbers, padding=4, fontsize="small")
-    axes.set_yticks(list(places), list(runs))
+    axes.set_yticks(list(places), [side.replace("_", " ") for side in runs])
     axes.invert_yaxis()
     axes.set_xlabel(claim.get("axis", "test error in %"))
     axes.margins(x=0.12)
