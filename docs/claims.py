@@ -257,8 +257,10 @@ def run(names: list[str], more: list[str], together: bool) -> None:
     print(plan(sides, more), flush=True)
     for name, claim in claims().items():
         own = [side for of, side in sides if of == name]
-        with ThreadPoolExecutor(len(own) or 1 if together else 1) as pool:
-            for side, found in zip(own, pool.map(partial(run_side, name, more), own), strict=True):
+        with ThreadPoolExecutor(len(own) or 1) as pool:
+            # One after the other without the pool, which would start the next side after Ctrl-C.
+            each = (pool.map if together else map)(partial(run_side, name, more), own)
+            for side, found in zip(own, each, strict=True):
                 keep(name, side, found)
         if own:
             print(f"\n{claim['title']}: {verdict(claim, stored(name))}", flush=True)

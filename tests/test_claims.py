@@ -172,6 +172,21 @@ def test_more_seeds_keep_the_existing_runs(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_side_starts_no_other_one(monkeypatch, error):
+    started = []
+
+    def run_side(name: str, more: list[str], side: str) -> dict:
+        started.append(side)
+        raise error
+
+    monkeypatch.setattr(claims, "run_side", run_side)
+    monkeypatch.setattr(claims, "keep", None)  # not called
+    with pytest.raises(error):
+        claims.run(["c3"], [], together=False)
+    assert started == ["table"]
+
+
 def test_a_new_side_is_stored_in_the_order_of_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "KEPT", tmp_path)
     (tmp_path / "c3.json").write_text(
