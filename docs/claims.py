@@ -76,9 +76,9 @@ articles from which this project started; they are not part of this repository.
 Each claim is an experiment in `conf/experiment/`; `python docs/claims.py run <name>` repeats it.
 `make claims` prints which experiments have no results yet and how long they take, and runs them.
 Experiments without results are listed as not run. On a machine with a GPU, those with shortened
-schedules run the full ones. Tables show mean ± standard deviation over n
-seeds, and median seconds. The training error is measured during the epoch, on augmented images and
-with dropout, so it can be above the test error.
+schedules run the full ones. Tables show mean ± standard deviation over n seeds, and median seconds.
+The training error is measured during the epoch, on augmented images and with dropout, so it can be
+above the test error.
 
 A rule *holds* if the 95 % interval of a difference lies on the claimed side, *does not hold* if it
 lies on the other side, and is *undecided* otherwise. A claim gets the worst verdict of its rules,

@@ -91,9 +91,8 @@ class Pictures(Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not self.classes:
             return
-        counts = (
-            self.matrix.compute() if self.matrix is not None else None
-        )  # all ranks must take part
+        # All ranks must take part.
+        counts = self.matrix.compute() if self.matrix is not None else None
         names = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
         names = names or [str(number) for number in range(self.classes)]
         for board in tensorboard_writers(trainer):

@@ -325,8 +325,7 @@ class Composer:
             raise UserError(f"{word}: {HYDRA}")
         if override.is_delete():
             if group in LIST_GROUPS and "." not in rest and key not in known:
-                chosen = [name for name in known if name.startswith(f"{group}.")]
-                near = get_close_matches(key, [n for n in chosen if n.count(".") == 1], n=1)
+                near = get_close_matches(key, [f"{group}.{name}" for name in default[group]], n=1)
                 hint = f"did you mean ~{near[0]}?" if near else "--cfg job shows those that are"
                 raise UserError(f"{word}: is not selected; {hint}")
             if group not in LIST_GROUPS or "." in rest:

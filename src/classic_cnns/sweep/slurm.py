@@ -50,7 +50,7 @@ class Slurm:
             "timeout_min": minutes,
             "tasks_per_node": 1,
             "cpus_per_task": self.cpus * job.ranks,
-            **({"gpus_per_node": job.ranks} if job.on_gpu else {}),
+            "gpus_per_node": job.ranks if job.on_gpu else None,
         }
         executor.update_parameters(**own | self.parameters)
         environment = {"OMP_NUM_THREADS": str(self.cpus)}

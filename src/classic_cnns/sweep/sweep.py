@@ -176,9 +176,11 @@ class Sweep:
                 stopping = urgency
                 for job in self.running:
                     executor.stop(job, at_once=urgency > 1)
-            while not (stopping or self.ends) and len(self.running) < executor.parallel:
-                if not (waiting or self.left):
-                    break
+            while (
+                (waiting or self.left)
+                and len(self.running) < executor.parallel
+                and not (stopping or self.ends)
+            ):
                 self.start(waiting.pop(0) if waiting else self.ask(), executor)
             if not self.running:
                 return
@@ -195,7 +197,9 @@ class Sweep:
         try:
             job.ranks, job.on_gpu = self.needs(*job.overrides)
             executor.start(job)
-        except UserError as error:  # an invalid combination of a trial's values, or no place
+        except (
+            UserError
+        ) as error:  # an invalid combination of a trial's values, or one that SLURM refuses
             job.directory.mkdir(exist_ok=True)
             write_json(job.directory / "result.json", {"status": "failed", "error": str(error)})
             self.collect_result(job, False)
