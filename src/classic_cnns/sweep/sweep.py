@@ -197,9 +197,7 @@ class Sweep:
         try:
             job.ranks, job.on_gpu = self.needs(*job.overrides)
             executor.start(job)
-        except (
-            UserError
-        ) as error:  # an invalid combination of a trial's values, or one that SLURM refuses
+        except UserError as error:  # invalid values of a trial, or a job that SLURM refuses
             job.directory.mkdir(exist_ok=True)
             write_json(job.directory / "result.json", {"status": "failed", "error": str(error)})
             self.collect_result(job, False)
