@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, Timer
 
 from classic_cnns import UserError
 from classic_cnns.callbacks.stop import StopOnSignal
+from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import compose
 from classic_cnns.run import run as api
 from tests.runs import checkpoint, same, weights
@@ -106,6 +107,14 @@ LIMITS = {  # name: words of both runs, of the short one, and of its continuatio
     "plateau schedule of a user's module": (
         ["model=lit_classifier", "data=per_sample", "trainer.max_epochs=4"],
         ["trainer.max_epochs=2"], ["trainer.max_epochs=4"],
+    ),
+    "a user's DataLoader, created for each epoch": (
+        ["model=lit_classifier", "data=per_sample", "+trainer.reload_dataloaders_every_n_epochs=1"],
+        ["trainer.max_epochs=1"], ["trainer.max_epochs=3"],
+    ),
+    "a user's DataLoader, created for every second epoch": (
+        ["model=lit_classifier", "data=per_sample", "+trainer.reload_dataloaders_every_n_epochs=2"],
+        ["trainer.max_epochs=1"], ["trainer.max_epochs=3"],
     ),
 }  # fmt: skip
 
@@ -210,6 +219,16 @@ def test_a_mistake_after_training_keeps_the_run(train, monkeypatch):
     with pytest.raises(UserError, match="a mistake"):
         train("run_dir=a", "~callbacks.checkpoint", FAILS, "trainer.max_epochs=1")
     assert len(lines("a")) == 1
+
+
+def test_a_run_that_failed_in_its_test_is_resumed_to_be_tested(train, monkeypatch):
+    whole = train("run_dir=a", "+trainer.max_steps=32")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Classifier, "test_step", lambda *_: 1 / 0)
+        train("run_dir=b", "+trainer.max_steps=32")
+    again = train("resume=b")
+    assert whole["epochs"] == again["epochs"] == 2 and whole["steps"] == again["steps"] == 32
+    assert whole["metrics"]["error/test"] == again["metrics"]["error/test"]
 
 
 def test_early_stopping_within_an_epoch_logs_its_training_metrics(train):

@@ -445,11 +445,15 @@ def train(root, tmp_path, monkeypatch):
 def test_a_run_reports_a_damaged_file_and_is_resumed_with_equal_weights(train, root, monkeypatch):
     bad = sorted((root / "train").rglob("*.*"))[0]
     truncate(bad)
+    (root / "train" / "notes.txt").write_text("no class")
+    (root / "train" / bad.parent.name / "notes.txt").write_text("no image")
     whole = train("whole")
     result = json.loads((whole / "result.json").read_text())
     assert result["status"] == "finished" and 0 <= result["metrics"]["error/test"] <= 1
     text = (whole / "train.log").read_text()
     assert "10 for validation, which are also the test set, since there is no test/" in text
+    # Found before the run has a directory.
+    assert text.count("1 of 22 files do not have the extension of an image") == 1
     # Once, although the mean image and two epochs read it.
     assert text.count(f"1 of 21 files cannot be decoded and were left out: {bad}") == 1
     (start,) = json.loads((whole / "provenance.json").read_text())

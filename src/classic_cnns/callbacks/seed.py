@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from classic_cnns.callbacks.checkpoint import finished_epochs
+from classic_cnns.trainer.lightning_internals import reloads_data
 
 
 class SeedEpochs(Callback):
@@ -26,6 +27,10 @@ class SeedEpochs(Callback):
         # Lightning starts a pass over the data before it calls any hook of the resumed epoch.
         if trainer.state.fn == "fit":
             self.resumed = finished_epochs(checkpoint)
+            self.seed_epoch(trainer, self.resumed)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.resumed and reloads_data(trainer):  # so that pass was not the epoch's
             self.seed_epoch(trainer, self.resumed)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,24 @@ def show_log(quiet: bool = False) -> None:
 
 
 @contextmanager
-def train_log(path: Path) -> Iterator[None]:
-    """Also log all messages and warnings to the file `path`."""
+def early_messages() -> Iterator[MemoryHandler]:
+    """Keep our messages until a run has a directory, for its `train_log`."""
+    kept = MemoryHandler(1000, flushLevel=logging.CRITICAL + 1)
+    logging.getLogger("classic_cnns").addHandler(kept)
+    try:
+        yield kept
+    finally:
+        logging.getLogger("classic_cnns").removeHandler(kept)
+
+
+@contextmanager
+def train_log(path: Path, early: MemoryHandler) -> Iterator[None]:
+    """Also log all messages and warnings to the file `path`, after the `early` ones."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("classic_cnns").removeHandler(early)
+    early.setTarget(handler)
+    early.close()
     logging.captureWarnings(True)
     raises, logging.raiseExceptions = logging.raiseExceptions, False  # report a full disk once
     loggers = [logging.getLogger(name) for name in ("classic_cnns", "lightning", "py.warnings")]

@@ -17,6 +17,7 @@ from classic_cnns.files import expand, make_folder, write_json, write_text
 from classic_cnns.report.results import read_starts
 from classic_cnns.trainer.devices import is_restarted, job_id
 
+OF_CODE = ":/", ":(top,exclude)docs"  # results may be written to docs/ beside running jobs
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 
 
@@ -124,7 +125,7 @@ def git_state() -> dict[str, str] | None:
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)  # not another project around it
-        commit, diff = git("rev-parse", "HEAD").decode().strip(), git("diff", "HEAD")
+        commit, diff = git("rev-parse", "HEAD").decode().strip(), git("diff", "HEAD", *OF_CODE)
     except (OSError, subprocess.CalledProcessError):
         return None
     return {"commit": commit, "diff_sha256": sha256(diff).hexdigest() if diff else "clean"}

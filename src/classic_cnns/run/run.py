@@ -44,7 +44,7 @@ from classic_cnns.config.stored import (
 )
 from classic_cnns.files import AVERAGED, BEST, LAST, is_disk_error, write_json
 from classic_cnns.report import summary
-from classic_cnns.report.log import show_log, train_log
+from classic_cnns.report.log import early_messages, show_log, train_log
 from classic_cnns.report.results import read_metrics, read_result, read_starts
 from classic_cnns.run import directory as directories
 from classic_cnns.run.build import (
@@ -125,7 +125,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         log.info(final_table(done))
         return done
     stop = StopOnSignal()
-    with stop_signals(stop.receive), ExitStack() as stack:
+    with early_messages() as early, stop_signals(stop.receive), ExitStack() as stack:
         found = earlier and first_intact(earlier / "checkpoints" / name for name in (LAST, BEST))
         # A run that is started again from the beginning replaces its curves.
         step = resume_step(found, config) if found else 0 if earlier else None
@@ -163,7 +163,8 @@ def run(config: DictConfig) -> dict[str, Any]:
                 return result | {"status": "finished"}
             except Diverged:  # rank 0 reports it
                 return {"status": "diverged"}
-        with train_log(directory / "train.log"), recorded_result(directory, resume) as result:
+        stack.enter_context(train_log(directory / "train.log", early))
+        with recorded_result(directory, resume) as result:
             result |= train_and_test(config, directory, trainer, module, data, last)
             log.info(final_table(result, kept))
         return result
@@ -327,7 +328,8 @@ def train_and_test(
         log.info("trained with batches of %s images; data.batch_size=%s repeats it", size, size)
     averaged = save_average(trainer, checkpoints)
     # A BatchSizeFinder also searches before the test, and changes the Trainer's counts.
-    metrics, epochs, steps = dict(history.metrics), trainer.current_epoch, trainer.global_step
+    metrics, steps = dict(history.metrics), trainer.global_step
+    epochs = trainer.fit_loop.epoch_progress.current.processed  # current_epoch may be one behind
     tested = dict(metrics)
     if is_overridden("test_step", module) and is_overridden("test_dataloader", data):
         best = averaged or best_checkpoint(trainer, checkpoints)

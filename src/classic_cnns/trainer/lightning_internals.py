@@ -38,6 +38,12 @@ def disable_sigterm_exchange(trainer: pl.Trainer) -> None:
     loop._broadcast_sigterm_tensor = lambda: None
 
 
+def reloads_data(trainer: pl.Trainer) -> bool:
+    """Whether Lightning creates the DataLoader of the epoch that starts next, or keeps the last."""
+    loop: Any = trainer.fit_loop
+    return loop._should_reload_train_dl
+
+
 class ResumeExactly(Callback):
     """Corrects what Lightning leaves out when a run is resumed. Every run has this callback.
 
