@@ -153,6 +153,21 @@ class FakeTrainer:
             callback.on_train_batch_end(self.trainer, None, None, None, number)
 
 
+@pytest.mark.slow  # whole runs
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu moves checkpoints here")
+def test_a_run_of_a_gpu_is_evaluated_and_resumed_without_one(words, tiny_config_dir, monkeypatch):
+    with monkeypatch.context() as patch:  # as if every tensor were on a GPU
+        patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+        result = run(compose(*words, "run_dir=a", config_dirs=[tiny_config_dir]))
+    with pytest.raises(RuntimeError, match="CUDA device"):
+        torch.load("a/checkpoints/best.ckpt", weights_only=True)
+    found = evaluate(*Composer([tiny_config_dir]).load_run("a"), "test").metrics
+    assert found["error/test"] == result["metrics"]["error/test"]
+    longer = run(compose("resume=a", "trainer.max_epochs=4", config_dirs=[tiny_config_dir]))
+    assert longer["epochs"] == 4
+    run(compose(*words, "run_dir=b", "init_from=a", config_dirs=[tiny_config_dir]))
+
+
 def test_in_long_epochs_a_checkpoint_is_written_every_five_minutes(monkeypatch):
     fake, callback = FakeTrainer(monkeypatch, 0.1, 1), BestAndLast(minutes=5)
     fake.epoch(callback, 2900)

@@ -56,7 +56,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.write(buffer.getbuffer())
 
     def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
-        return read_checkpoint(path, map_location)
+        # Lightning names no place, and torch then takes that of the run, which may be a GPU.
+        return read_checkpoint(path, map_location or "cpu")
 
 
 def is_plain(value: Any) -> bool:
