@@ -80,6 +80,7 @@ class Classes(Callback):
 
     def __init__(self) -> None:
         self.scores: ClassCounts | None = None
+        self.steps: list[tuple[Tensor, Tensor]] = []  # predictions and labels, counted at the end
         self.counts: list = [[], [], []]
         self.bar: Any = None
 
@@ -93,11 +94,13 @@ class Classes(Callback):
     def add(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         self.bar.update()
         if self.scores is not None and outputs is not None and len(outputs):
-            self.scores.update(outputs, batch[1])
+            self.steps.append((outputs, batch[1]))
 
     def end(self, trainer: Any, pl_module: Any) -> None:
         self.bar.close()
         if self.scores is not None:
+            if self.steps:
+                self.scores.update(*map(torch.cat, zip(*self.steps, strict=True)))
             self.counts = self.scores.compute().tolist()
 
     on_test_start = on_validation_start = start
