@@ -30,7 +30,7 @@ class SeedEpochs(Callback):
             self.seed_epoch(trainer, self.resumed)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.resumed and reloads_data(trainer):  # so that pass was not the epoch's
+        if self.resumed and reloads_data(trainer):  # then it starts another pass
             self.seed_epoch(trainer, self.resumed)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
