@@ -77,7 +77,9 @@ def mnist_from_package_index(_: Path, folder: Path) -> Arrays:
 def fashion_mnist_from_debian(_: Path, folder: Path) -> Arrays:
     """The files that Debian's package dataset-fashion-mnist has installed."""
     if not DEBIAN_FASHION_MNIST.exists():
-        raise FileNotFoundError("dataset-fashion-mnist is not installed")
+        raise FileNotFoundError(
+            "dataset-fashion-mnist is not installed, try apt install dataset-fashion-mnist"
+        )
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for packed in DEBIAN_FASHION_MNIST.glob("*-ubyte.gz"):
