@@ -15,12 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import ReadonlyConfigError
 
 from classic_cnns import UserError
+from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import Composer, compose
 from classic_cnns.config.schema import RESERVED, trainer_arguments
 from classic_cnns.report import curves, summary
@@ -391,6 +393,32 @@ def test_a_mistake_in_a_users_parts_is_reported_in_one_line_without_a_result(tra
         train(*words.split())
     assert "\n" not in str(refusal.value)
     assert not Path("run/result.json").exists()
+
+
+def too_large(*_):
+    torch.empty(2**48)
+
+
+def too_large_for_cuda(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a ...")
+
+
+def too_large_for_numpy(*_):
+    np.empty(2**58)
+
+
+@pytest.mark.parametrize("step", [too_large, too_large_for_cuda, too_large_for_numpy])
+def test_too_little_memory_is_reported_in_one_line(train, monkeypatch, step):
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", step)
+        line = "^data.batch_size=.*, data.eval_batch_size=500: memory is not sufficient; try .*$"
+        with pytest.raises(UserError, match=line):
+            train()
+    assert not Path("run").exists()
+    train("trainer.max_epochs=1")
+    monkeypatch.setattr(Classifier, "test_step", step)
+    with pytest.raises(UserError, match=line):
+        evaluate(*Composer().load_run("run"), "test")
 
 
 def test_a_run_is_not_written_into_a_folder_with_other_files(train):

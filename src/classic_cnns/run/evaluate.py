@@ -141,7 +141,7 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
     # Errors in the user's own classes keep their traceback.
     own = untrusted_packages(stored_values(config))
     errors = nullcontext() if own else config_errors(checkpoint)
-    with errors, lightning_errors(), warnings.catch_warnings():
+    with errors, lightning_errors(config), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # no callbacks
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 with torch 2.15
         data.prepare_data()

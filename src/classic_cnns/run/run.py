@@ -137,7 +137,7 @@ def run(config: DictConfig) -> dict[str, Any]:
                 )
             log.info("%s has no checkpoint yet: training starts from the beginning", earlier)
         module, data = build(config, resumed=found is not None)
-        with lightning_errors():
+        with lightning_errors(config):
             data.prepare_data()  # before a directory exists, so that errors leave nothing behind
         # Only a Trainer can broadcast the directory, and the run's own Trainer is built with it.
         temporary = build_trainer(config, logger=False)
@@ -320,7 +320,7 @@ def train_and_test(
     apply_precision(trainer, module, config.trainer.get("channels_last"))
     history = next(c for c in trainer.callbacks if isinstance(c, History))
 
-    with lightning_errors():
+    with lightning_errors(config):
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
     found: dict[str, Any] = {}
     if any(isinstance(callback, BatchSizeFinder) for callback in trainer.callbacks):
@@ -335,7 +335,7 @@ def train_and_test(
         best = averaged or best_checkpoint(trainer, checkpoints)
         if best:
             tested = read_checkpoint(best).get("metrics", {})
-        with lightning_errors():
+        with lightning_errors(config):
             if averaged and is_overridden("validation_step", module):
                 trainer.validate(module, data, averaged, weights_only=True, verbose=False)
                 tested |= {name: x.item() for name, x in trainer.callback_metrics.items()}
