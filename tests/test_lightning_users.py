@@ -421,6 +421,15 @@ def test_too_little_memory_is_reported_in_one_line(train, monkeypatch, step):
         evaluate(*Composer().load_run("run"), "test")
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="here torch can use the GPU")
+def test_a_gpu_that_torch_cannot_use_is_reported_in_one_line(train, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # a GPU, to all but torch
+    line = "^trainer.accelerator=gpu: torch .* cannot use the GPU .*; try trainer=cpu$"
+    with pytest.raises(UserError, match=line):
+        train("trainer=gpu", "trainer.accelerator=gpu")
+    assert not Path("run").exists()
+
+
 def test_a_run_is_not_written_into_a_folder_with_other_files(train):
     Path("run/papers").mkdir(parents=True)
     Path("run/papers/thesis.txt").write_text("ten years of work")

@@ -210,6 +210,11 @@ def build_trainer(
     """
     several = devices.device_count(config.trainer) * config.trainer.num_nodes > 1
     node: dict[str, Any] = dict(config.trainer)  # type: ignore[arg-type]
+    if (kind := node["accelerator"]) in ("gpu", "cuda") and not torch.accelerator.is_available():
+        raise UserError(
+            f"trainer.accelerator={kind}: torch {torch.__version__} cannot use the GPU of this "
+            "machine: the driver is too old, or this torch was built without it; try trainer=cpu"
+        )
     if node["strategy"] == "auto" and several:
         node["strategy"] = {"_target_": "classic_cnns.trainer.ddp.DDP"}
     for name in ("compile", "channels_last"):  # not arguments of Trainer
