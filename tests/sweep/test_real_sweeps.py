@@ -32,16 +32,22 @@ def end(process: Process) -> str:
 
 def test_a_sweep_stopped_at_random_times_is_resumed_with_an_equal_table(start, tmp_path):
     words = ["optim.lr=0.01,0.02", "trainer.max_epochs=8", "sweep.parallel=2"]
-    process = start(*words, "sweep.dir=whole")
-    process.stdout.readline()  # the jobs start now
-    start_time = time.monotonic()
-    whole = end(process)
-    seconds = time.monotonic() - start_time
+    whole = end(start(*words, "sweep.dir=whole"))
+
+    def epochs() -> int:
+        """The number of finished epochs of both jobs."""
+        lines = (path.read_text() for path in tmp_path.glob("stopped/*/metrics.jsonl"))
+        return sum(text.count("\n") for text in lines)
+
     random.seed(5)
-    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+    signals = (signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, 143)
+    moments = sorted(random.sample(range(1, 12), len(signals)))
+    for (number, code), moment in zip(signals, moments, strict=True):
         process = start(*words, "sweep.dir=stopped")
-        process.stdout.readline()
-        time.sleep(random.uniform(0.3, 0.7) * seconds)
+        deadline = time.monotonic() + 100
+        while epochs() < moment:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         process.send_signal(number)
         finished = "Best: job" in process.communicate(timeout=100)[0]
         # It may have finished before the signal.
