@@ -25,7 +25,7 @@ IMPORTS = {
     "files": set(),
     "report": {"files"},
     "trainer": {"files"},
-    "callbacks": {"classifier", "data", "files", "report", "trainer"},
+    "callbacks": {"classifier", "data", "files", "report"},
     "logger": set(),
     "data": {"files", "report", "trainer"},
     "classifier": {"config", "data", "optim", "trainer"},

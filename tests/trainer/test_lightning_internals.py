@@ -42,11 +42,11 @@ def test_lightning_still_goes_through_a_finished_epoch_again_with_max_steps():
     assert "restarted_mid_epoch" in stages and "restarted_on_epoch_end" in stages, changed
 
 
-def test_lightning_still_creates_a_resumed_dataloader_twice():
-    changed = "Lightning creates DataLoaders elsewhere: look at reloads_data and SeedEpochs."
-    assert "_should_reload_train_dl" in inspect.getsource(_FitLoop.setup_data), changed
-    assert "self.setup_data()" in inspect.getsource(_FitLoop.run), changed
-    assert "self.setup_data()" in inspect.getsource(_FitLoop.on_advance_start), changed
+def test_lightning_still_restores_its_loops_after_the_callbacks():
+    changed = "Lightning restores runs in another order: ResumeExactly changes the epoch too late."
+    source = inspect.getsource(pl.Trainer._run)
+    first, then = "_restore_modules_and_callbacks(", "restore_training_state("
+    assert 0 < source.index(first) < source.index(then), changed
 
 
 def test_hooks_are_only_wrapped_for_a_profiler():

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from classic_cnns.callbacks.checkpoint import finished_epochs
-from classic_cnns.trainer.lightning_internals import reloads_data
 
 
 class SeedEpochs(Callback):
@@ -27,10 +26,6 @@ class SeedEpochs(Callback):
         # Lightning starts a pass over the data before it calls any hook of the resumed epoch.
         if trainer.state.fn == "fit":
             self.resumed = finished_epochs(checkpoint)
-            self.seed_epoch(trainer, self.resumed)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.resumed and reloads_data(trainer):  # then it starts another pass
             self.seed_epoch(trainer, self.resumed)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

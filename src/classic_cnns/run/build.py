@@ -307,7 +307,7 @@ ERRORS_OF_SETTINGS = {
 }
 
 
-# Parts of torch's errors of all devices, and of C++, if memory is not sufficient.
+# What errors of torch, on any device, and of C++ contain if memory is not sufficient.
 OUT_OF_MEMORY = "out of memory", "allocate memory", "bad_alloc"
 
 
@@ -321,8 +321,8 @@ def lightning_errors(config: DictConfig) -> Iterator[None]:
     ) as error:  # fmt: skip
         line, place = one_line(error), line_of_user(error)
         if isinstance(error, MemoryError) or any(part in line for part in OUT_OF_MEMORY):
-            sizes = [key for key in ("batch_size", "eval_batch_size") if key in config.data]
-            given = ", ".join(f"data.{key}={config.data[key]}" for key in sizes) or "data"
+            keys = [key for key in ("batch_size", "eval_batch_size") if key in config.data]
+            given = ", ".join(f"data.{key}={config.data[key]}" for key in keys) or "data"
             raise UserError(f"{given}: memory is not sufficient; try smaller batches") from error
         name = line.partition(" ")[0].strip("`")
         known = next((text for part, text in ERRORS_OF_SETTINGS.items() if part in line), None)

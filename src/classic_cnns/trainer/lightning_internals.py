@@ -38,19 +38,15 @@ def disable_sigterm_exchange(trainer: pl.Trainer) -> None:
     loop._broadcast_sigterm_tensor = lambda: None
 
 
-def reloads_data(trainer: pl.Trainer) -> bool:
-    """Whether Lightning creates the DataLoader of the epoch that starts next, or keeps the last."""
-    loop: Any = trainer.fit_loop
-    return loop._should_reload_train_dl
-
-
 class ResumeExactly(Callback):
     """Corrects what Lightning leaves out when a run is resumed. Every run has this callback.
 
     With `max_steps`, Lightning repeats an epoch that has ended, without any batch. A checkpoint at
-    the end of an epoch is written before a plateau schedule is stepped, and that step is lost. In a
-    checkpoint within an epoch, weight averaging and the accumulation of gradients lack what they
-    set when the epoch started.
+    the end of an epoch is written before a plateau schedule is stepped, and that step is lost. It
+    is also written before the epoch counts as completed, so with
+    `reload_dataloaders_every_n_epochs` the DataLoader is created twice, and draws other numbers.
+    In a checkpoint within an epoch, weight averaging and the accumulation of gradients lack what
+    they set when the epoch started.
     """
 
     def __init__(self) -> None:
@@ -61,6 +57,7 @@ class ResumeExactly(Callback):
             epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
             at_end = epochs["processed"] == epochs["ready"]
             self.metrics = checkpoint.get("metrics", {}) if at_end else {}
+            epochs["completed"] = epochs["processed"]  # read by the loop after this hook
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         loop = trainer.fit_loop
