@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from classic_cnns.trainer import launch
 from tests.forks import SRC, alive, gone
 
 # Starts two ranks that run the code in argv[1].
@@ -153,3 +154,13 @@ def test_ranks_end_if_the_main_process_is_killed(start):
     assert all(map(alive, pids))
     process.kill()
     assert gone(pids)
+
+
+def test_a_rank_killed_by_the_end_of_another_one_is_not_the_reason(capsys):
+    reports = [{"rank": 1, "code": 1, "error": "RuntimeError: no luck"}]
+    with pytest.raises(SystemExit, match="1"):
+        launch.exit_with_reason({0: -signal.SIGPIPE}, reports, [])
+    assert capsys.readouterr().err == "error: rank 1: RuntimeError: no luck\n"
+    with pytest.raises(SystemExit, match="1"):
+        launch.exit_with_reason({0: -signal.SIGPIPE}, [], [])
+    assert capsys.readouterr().err == "error: rank 0 was killed by SIGPIPE\n"

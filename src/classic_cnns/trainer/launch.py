@@ -150,6 +150,8 @@ def exit_with_reason(
     """Print one line about why the run ended, record it in `result.json`, and exit."""
     ends = {facts["rank"]: facts for facts in reports if "code" in facts}  # in order of arrival
     silent = [rank for rank in first if rank not in ends]
+    if ends:  # a rank that sends to one that has ended is killed by it
+        silent = [rank for rank in silent if first[rank] != -signal.SIGPIPE]
     status, code, trace = "failed", 1, ""
     if stop_requests:
         number = stop_requests[0]
