@@ -166,6 +166,21 @@ def test_order_and_noise_do_not_depend_on_the_size_of_batches(batch_size):
     assert labels(loader) == labels(batches()) and torch.equal(pixels(loader), pixels(batches()))
 
 
+def test_random_numbers_drawn_in_parts_are_those_of_the_whole_epoch(monkeypatch):
+    every = list(batches(batch_size=3))
+    monkeypatch.setattr(Batches, "at_once", 6)
+    monkeypatch.setattr(Batches, "noise_at_once", 20)
+    loader = batches(batch_size=3, seed=5)
+    parts = list(loader.noise(2, 4))
+    assert [len(part) for part in parts] == [6] * 17 + [1]
+    assert torch.equal(torch.cat(parts), torch.rand(103, 4, generator=generator(5, 2, 1)))
+    for passed in range(len(every)):  # also in the middle of a block
+        rest = batches(batch_size=3)
+        rest.load_state_dict({"passed": passed})
+        pairs = zip(rest, every[passed:], strict=True)
+        assert all(torch.equal(a, b) for one, two in pairs for a, b in zip(one, two, strict=True))
+
+
 def test_each_transform_gets_its_own_random_numbers():
     class RecordNoise:
         def __init__(self, draws):

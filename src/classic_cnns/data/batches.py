@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,6 +32,7 @@ class Batches:
 
     batch_context: ClassVar[Any] = nullcontext  # a context for the work on each batch
     at_once: ClassVar = 1024  # images, in one process: fewer and larger calls are faster
+    noise_at_once: ClassVar = 2**16  # images
 
     images: Any
     labels: Tensor
@@ -80,29 +82,36 @@ class Batches:
         for share in shares:
             yield self.images.index_select(0, share), slice(None)
 
+    def noise(self, epoch: int, columns: int) -> Iterator[Tensor]:
+        """Uniform numbers (n, columns) in [0, 1) for the images of each block of an epoch."""
+        seeded, count = generator(self.seed, epoch, 1), len(self.indices)
+        # Those of a million images at once would take 30 MB.
+        size = max(1, self.noise_at_once // self.block) * self.block
+        for start in range(0, count, size):
+            numbers = torch.rand(min(size, count - start), columns, generator=seeded)
+            yield from numbers.to(self.indices.device).split(self.block)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch = self.epoch()
-        order = self.order(epoch)
         draws = [transform.draws for transform in self.augment]
-        noise = torch.rand(len(order), sum(draws), generator=generator(self.seed, epoch, 1))
-        noise = noise.to(order.device)
         first = self.resumed.pop("passed", 0)  # also from the data module, which shares it
-        skipped = first * self.step // self.block * self.block
-        starts = range(skipped, len(order), self.block)
-        mine = [slice(s + self.rank, s + self.block, self.world_size) for s in starts]
+        skipped = first * self.step // self.block  # blocks
+        rows = slice(self.rank, None, self.world_size)
         if self.whole:
             share = self.block // self.world_size
-            mine = [slice(s + self.rank * share, s + (self.rank + 1) * share) for s in starts]
-        gathered = self.read([order[rows] for rows in mine])
-        for start, rows, (images, decoded) in zip(starts, mine, gathered, strict=True):
+            rows = slice(self.rank * share, (self.rank + 1) * share)
+        shares = [block[rows] for block in self.order(epoch).split(self.block)[skipped:]]
+        noise = islice(self.noise(epoch, sum(draws)), skipped, None)
+        blocks = zip(shares, self.read(shares), noise, strict=True)
+        for block, (share, (images, decoded), numbers) in enumerate(blocks, skipped):
             with self.batch_context():
-                numbers = noise[rows][decoded].split(draws, 1)
-                for transform, own in zip(self.augment, numbers, strict=True):
+                each = numbers[rows][decoded].split(draws, 1)
+                for transform, own in zip(self.augment, each, strict=True):
                     images = transform(images, own)
-                labels = self.labels.index_select(0, order[rows][decoded])
+                labels = self.labels.index_select(0, share[decoded])
                 pairs = self.to_input(images), labels
             batches = zip(*(part.split(self.batch_size) for part in pairs), strict=True)
-            for number, batch in enumerate(batches, start // self.step):
+            for number, batch in enumerate(batches, block * self.block // self.step):
                 if number >= first:
                     self.passed = number + 1
                     yield batch

@@ -140,10 +140,10 @@ class ImageFolderData(ImageData):
             # Deviation: mean image and colour axes of 1,000 training images, not of all
             count = len(self.files["train"][0])
             some = np.sort(np.random.RandomState(1998).permutation(count)[:1000])
-            shares = torch.from_numpy(some).split(10)
-            self.compute_statistics(
-                part for part, _ in self.loader("train", 1).read(shares) if len(part)
-            )
+            shares = torch.from_numpy(some).split(1)  # larger parts leave 100 MB in the heap
+            parts = (part for part, _ in self.loader("train", 1).read(shares) if len(part))
+            with one_thread():
+                self.compute_statistics(parts)
             log.info(
                 "%s: %s images to train on, %s for validation%s",
                 self.dataset, f"{count:,}", f"{len(self.files['val'][0]):,}",
