@@ -16,8 +16,8 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from classic_cnns import UserError, compose
-from classic_cnns.config.compose import Composer
+from classic_cnns import UserError, compose, quoted
+from classic_cnns.config.compose import Composer, parse_word
 from classic_cnns.config.trust import check_stored, is_trusted
 from tests import bad_files
 from tests.forks import SRC, TRAIN
@@ -366,6 +366,19 @@ def test_a_stored_config_with_too_many_classes_is_refused():
         UserError, match="x: data.num_classes=1000000000: must be at most 100000 in a"
     ):
         check_stored({"model": {}, "data": {"num_classes": 10**9}}, "x")
+
+
+def test_a_path_that_hydra_takes_for_a_number_is_a_text():
+    config = compose("run_dir=2026_11_22", "name=1.50", "data_dir=007")
+    assert (config.run_dir, config.name, config.data_dir) == ("2026_11_22", "1.50", "007")
+
+
+def test_any_text_can_be_the_value_of_an_override():
+    texts = ["it's", r"it\'s", r"C:\folder\\", r"\\'", "a,b", "'", "", r"['x\'', 'y']"]
+    texts += [quoted(text) for text in texts]  # as in varied=['name=\'it\\\'s\'']
+    for text in texts:
+        assert parse_word(f"name={quoted(text)}").value() == text
+        assert parse_word(f"varied=[{quoted(text)},{quoted(text)}]").value() == [text, text]
 
 
 @pytest.mark.parametrize("key", ["run_dir", "data_dir", "resume", "init_from"])

@@ -59,7 +59,8 @@ def program() -> str:
 
 def quoted(text: str) -> str:
     """A text as a quoted value of Hydra's override syntax."""
-    return "'" + text.replace("'", "\\'") + "'"
+    # Before a quote, and at the end, backslashes are doubled.
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text) + "'"
 
 
 def assignment(key: str, value: object) -> str:

@@ -118,3 +118,9 @@ def used_checkpoint(run: Path) -> Path | None:
     """The checkpoint of a run directory whose net is tested and used; None if it has none."""
     paths = (run / "checkpoints" / name for name in (AVERAGED, BEST, LAST))
     return next((path for path in paths if path.is_file()), None)
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run, also of Lightning's own callback; None if it has none."""
+    paths = (run / "checkpoints").glob("*.ckpt")
+    return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)

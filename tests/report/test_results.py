@@ -17,7 +17,7 @@ from PIL import Image
 
 from classic_cnns import UserError
 from classic_cnns.report import curves
-from classic_cnns.report.results import Table, format_value, read_table
+from classic_cnns.report.results import Table, format_parameter, format_value, read_table
 
 SRC = Path(__file__).parents[2] / "src"
 ERRORS = {("0.1", 0): 0.031, ("0.1", 1): 0.035, ("0.1", 2): 0.027, ("0.2", 0): 0.02}
@@ -58,6 +58,8 @@ def test_a_damaged_file_costs_only_its_own_row(runs, tmp_path):
     assert table.rows[0].error == f"{runs[0] / 'result.json'}: cannot be read"
     assert "Best: job 0.2-0" in table.markdown()
     assert curves.curve(runs[3], "a") == [1]
+    (runs[3] / "metrics.jsonl").write_text('{"epoch": 3, "metrics": {"a": 1}}\n')
+    assert np.array_equal(curves.curve(runs[3], "a"), [np.nan, np.nan, 1], equal_nan=True)
 
 
 def test_the_table_has_the_exact_values_of_each_run(runs, tmp_path):
@@ -91,9 +93,24 @@ def test_the_best_run_is_of_the_best_mean_over_seeds(tmp_path):
 
 def test_the_best_run_is_named_with_the_command_to_repeat_it(runs):
     text = read_table(runs).markdown()
-    assert f"Best: job 0.2-0, error/val 2.00%, {runs[3]}/checkpoints/best.ckpt\n" in text
+    assert f"Best: job 0.2-0, error/val 2.00%, {runs[3]}\n" in text  # it has no checkpoint
     assert "\n    python src/train.py optim.lr=0.2 seed=0\n" in text
     assert "Job bad failed: a the | last" in text
+    start = json.loads((runs[3] / "provenance.json").read_text())[0]
+    (runs[3] / "provenance.json").write_text(json.dumps([start | {"threads": 3, "device": "cpu"}]))
+    for name in ("epoch=1.ckpt", "best.ckpt"):
+        path = runs[3] / "checkpoints" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+        text = read_table(runs).markdown()
+        assert f"Best: job 0.2-0, error/val 2.00%, {path}\n" in text
+    assert "\n    OMP_NUM_THREADS=3 python src/train.py optim.lr=0.2 seed=0\n" in text
+
+
+def test_parameters_with_many_decimals_are_rounded():
+    words = ["0.012345678901", "1234567890", "2026_11_22", "1.25", "range(10,200)"]
+    shown = ["0.01235", "1234567890", "2026_11_22", "1.25", "range(10,200)"]
+    assert list(map(format_parameter, words)) == shown
 
 
 def test_the_table_is_sorted_and_failed_runs_are_last(runs):

@@ -61,6 +61,34 @@ def test_a_sweep_stopped_at_random_times_is_resumed_with_an_equal_table(start, t
     assert "Best: job" in whole
 
 
+def test_a_sweep_with_a_class_of_the_user_is_continued(start, tmp_path):
+    """A class in the working directory, which a stored config may only name if it is trusted."""
+    (tmp_path / "mine.py").write_text(
+        """
+from pathlib import Path
+
+from lightning.pytorch.callbacks import Callback
+
+
+class FailsOnce(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        note = Path(trainer.default_root_dir) / "failed"
+        if trainer.current_epoch == 1 and not note.exists():
+            note.touch()
+            raise RuntimeError("no luck")
+"""
+    )
+    words = ["+callbacks.mine._target_=mine.FailsOnce", "seed=0,1", "trainer.max_epochs=2"]
+    words += ["sweep.dir=s"]
+    process = start(*words)
+    assert process.wait() == 1, process.stderr.read()
+    assert [row["state"] for row in read_table(tmp_path / "s")] == ["failed"] * 2
+    end(start(*words))
+    assert [row["state"] for row in read_table(tmp_path / "s")] == ["finished"] * 2
+    lines = (tmp_path / "s" / "0" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 2  # the second start has continued the first
+
+
 def test_the_number_of_devices_can_be_swept(start, tmp_path):
     end(start("trainer.devices=1,2", "trainer.max_epochs=2", "sweep.dir=s"))
     rows = read_table(tmp_path / "s")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from classic_cnns.sweep.sweep import is_missing
+from classic_cnns.sweep.sweep import is_missing, without_latest
 from tests.sweep.conftest import read_starts, read_table, wait_for
 
 WORDS = ["model=lenet5,simple_cnn", "seed=range(2)", "sweep.parallel=2"]
@@ -88,9 +88,19 @@ def test_a_metric_that_is_not_logged_is_reported_with_those_that_are(sweep):
     assert done.out.count(line) == 1
 
 
+def test_later_jobs_start_from_the_net_of_the_first_ones(tmp_path):
+    (tmp_path / "latest.txt").write_text("2026-11-22_10-15-03\n")
+    word = f"init_from={tmp_path}/latest"
+    assert without_latest(word) == f"init_from={tmp_path}/2026-11-22_10-15-03"
+    for word in (f"name={tmp_path}/latest", "init_from=a,b", "seed=range(3)"):
+        assert without_latest(word) == word
+
+
 def test_a_metric_of_validation_may_come_in_a_later_epoch():
     assert not is_missing("error/val", {"error/train", "error/val"})
     assert not is_missing("error/val", {"error/train"})
+    for name in ("error/test", "top5_error/test_centre", "seconds"):  # known at the end
+        assert not is_missing(name, {"error/train", "error/val"})
     assert is_missing("error/vall", {"error/train"})
     assert is_missing("f1/val", {"error/train", "error/val"})
 

@@ -26,7 +26,10 @@ from yaml import YAMLError
 from classic_cnns import UserError, one_line
 from classic_cnns.config import stored
 from classic_cnns.config.schema import (
+    FOLDER,
     HABITS,
+    NAME,
+    RULES,
     check_schedule,
     check_trainer_argument,
     check_values,
@@ -140,7 +143,7 @@ class Composer:
         overrides = parse_overrides(words, single=True)
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
         config, default = self.read_files(choices), self.composed[choices]
-        resumed = {o.key_or_group: o.value() for o in overrides}.get("resume", config.resume)
+        resumed = {o.key_or_group: value_of(o) for o in overrides}.get("resume", config.resume)
         if resumed is not None:
             return self.resume(resumed, overrides)
         for override in overrides:
@@ -152,10 +155,14 @@ class Composer:
         resolved = check(config if resolve else deepcopy(config), self.examples[choices], words)
         check_schedule(resolved)
         check_folder("run_dir", resolved.run_dir)
-        if resolved.run_dir is not None and not is_restarted():  # then it may contain this run
+        again = is_restarted()  # then run_dir may contain this run, and `latest` be this run
+        if resolved.run_dir is not None and not again:
             stored.check_new(expand("run_dir", resolved.run_dir))
         if resolved.init_from is not None:
-            stored.find_checkpoint(resolved.init_from)
+            if not again:
+                stored.find_checkpoint(resolved.init_from)
+            # The path: `latest` will soon mean the new run.
+            resolved.init_from = str(stored.resolve_latest(resolved.init_from))
         return resolved if resolve else config
 
     def resume(self, run: Any, overrides: Sequence[Override]) -> DictConfig:
@@ -318,7 +325,7 @@ class Composer:
     def set_value(self, config: DictConfig, default: DictConfig, override: Override) -> None:
         """Set or remove one key; UserError for one that does not exist and cannot be added."""
         word, key = str(override.input_line), override.get_key_element().lstrip("+~")
-        value: Any = override.value()
+        value = value_of(override)
         known = values_by_key(default)
         group, _, rest = key.partition(".")
         if key.startswith("hydra"):
@@ -412,6 +419,13 @@ def parse_word(word: str) -> Override | None:
         override = OverridesParser.create().parse_override(word)
         return override if override.key_or_group else None
     return None
+
+
+def value_of(override: Override) -> Any:
+    """The value of an override; that of a path or a name is a text, also in run_dir=2026_11_22."""
+    value, paths = override.value(), f"{RULES[FOLDER]} {RULES[NAME]} data.root".split()
+    is_number = type(value) in (int, float) and override.key_or_group in paths
+    return str(override.input_line).partition("=")[2] if is_number else value
 
 
 def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> DictConfig:

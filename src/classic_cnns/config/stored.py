@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from classic_cnns import UserError, assignment, one_line, program
 from classic_cnns.config.trust import check_stored, untrusted_packages
-from classic_cnns.files import BEST, LAST, read_yaml, used_checkpoint
+from classic_cnns.files import BEST, LAST, expand, newest_checkpoint, read_yaml, used_checkpoint
 
 OUTPUTS = Path("outputs")
 OF_SWEEP = {".lock", "output.log", "submitit"}  # its files in a job's directory
@@ -29,8 +29,8 @@ def keeps_nothing(config: DictConfig) -> bool:
 
 
 def resolve_latest(path: Any) -> Path:
-    """The path with `latest` replaced by the run named in the `latest.txt` next to it."""
-    path = Path(str(path))
+    """The path with `latest` replaced by the run named in the `latest.txt` next to it, and ~."""
+    path = expand("path", path)
     for part in (path, *path.parents):
         if part.name != "latest" or part.is_dir():
             continue
@@ -69,8 +69,7 @@ def find_checkpoint(path: Any, key: str = "init_from=") -> Path:
     run = find_run(path, key)
     if found := used_checkpoint(run):
         return found
-    others = (run / "checkpoints").glob("*.ckpt")  # of Lightning's own callback
-    if newest := max(others, key=lambda file: file.stat().st_mtime_ns, default=None):
+    if newest := newest_checkpoint(run):
         word = assignment(key[:-1], newest) if key else str(newest)
         raise UserError(f"{key}{path}: has no {BEST} and no {LAST}; try {shlex.quote(word)}")
     raise UserError(f"{key}{path}: that run has written no checkpoint yet; try another one")

@@ -11,10 +11,10 @@ from classic_cnns.report.results import Table, read_metrics
 
 
 def curve(directory: Path, metric: str) -> list[float]:
-    """The metric after each epoch; for a repeated epoch, the later value."""
+    """The metric after each epoch, nan without one; for a repeated epoch, the later value."""
     lines, _ = read_metrics(directory)
     values = {line["epoch"]: line["metrics"].get(metric, np.nan) for line in lines}
-    return [values[epoch] for epoch in sorted(values)]
+    return [values.get(epoch, np.nan) for epoch in range(1, max(values, default=0) + 1)]
 
 
 def write(path: Path, table: Table) -> None:

@@ -13,7 +13,14 @@ from statistics import mean, stdev
 from typing import Any
 
 from classic_cnns import UserError, one_line
-from classic_cnns.files import BEST, flatten, read_json, read_yaml, used_checkpoint, write_text
+from classic_cnns.files import (
+    flatten,
+    newest_checkpoint,
+    read_json,
+    read_yaml,
+    used_checkpoint,
+    write_text,
+)
 from classic_cnns.report.markdown import markdown_table
 
 OF_DIRECTORY = ("run_dir=", "varied=")  # words that do not belong to the command of a user
@@ -98,10 +105,13 @@ class Table:
         if best and self.metric in best[0].values:
             name, value = best[0].name, format_value(self.metric, best[0].values[self.metric])
             run = best[0].directory
-            checkpoint = used_checkpoint(run) or run / "checkpoints" / BEST
+            checkpoint = used_checkpoint(run) or newest_checkpoint(run) or run
             parts += [f"Best: job {name}, {self.metric} {value}, {checkpoint}"]
             if best[0].command:
-                parts += [f"To repeat it:\n\n    {best[0].command}"]
+                start = read_starts(run)[0]
+                threads = start.get("threads") if start.get("device") == "cpu" else None
+                exactly = f"OMP_NUM_THREADS={threads} " if threads else ""  # to the last digits
+                parts += [f"To repeat it:\n\n    {exactly}{best[0].command}"]
         elif finished:
             parts += [f"No run has the metric {self.metric}; set sweep.metric to another one."]
         failures = [r for r in self.rows if r.error]
@@ -127,9 +137,9 @@ def format_value(metric: str, value: float) -> str:
 
 
 def format_parameter(text: str) -> str:
-    """A parameter's value; long numbers, as a search draws them, are rounded."""
+    """A parameter's value; numbers with many decimals, as a search draws them, are rounded."""
     try:
-        return f"{float(text):.4g}" if len(text) > 8 else text
+        return f"{float(text):.4g}" if len(text) > 8 and "." in text else text
     except ValueError:
         return text
 

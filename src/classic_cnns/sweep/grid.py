@@ -34,7 +34,7 @@ class Grid:
                 raise UserError(f"{word}: applies to the whole sweep; try one value")
             if isinstance(value, RangeSweep) and value.step == 0:
                 raise UserError(f"{word}: has steps of 0; try steps of 1")
-            if override.get_key_element() in ("run_dir", "resume"):
+            if key in ("run_dir", "resume"):
                 raise UserError(
                     f"{word}: is for a single run; sweep.dir=<directory> is for a new sweep, or "
                     "one to continue"

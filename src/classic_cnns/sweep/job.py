@@ -35,6 +35,7 @@ class Job:
     program: list[str]  # the command before the overrides
     ranks: int = 1
     on_gpu: bool = False
+    packages: list[str] = field(default_factory=list)  # of the user's own classes
     time_limit: float | None = None  # seconds
     state: str = "waiting"
     result: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +49,8 @@ class Job:
     def command(self) -> list[str]:
         """The command line, which resumes the run if it was started before."""
         if (self.directory / "config.yaml").exists():
-            return [*self.program, f"resume={quoted(str(self.directory))}"]
+            trust = [word for package in self.packages for word in ("--trust", package)]
+            return [*self.program, *trust, f"resume={quoted(str(self.directory))}"]
         varied = ",".join(quoted(f"{key}={value}") for key, value in self.parameters.items())
         own = [f"run_dir={quoted(str(self.directory))}", f"varied=[{varied}]"]
         return [*self.program, *self.overrides, *own]

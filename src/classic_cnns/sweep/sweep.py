@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from classic_cnns import UserError
+from classic_cnns import UserError, assignment
 from classic_cnns.config.compose import Composer, check_folder
-from classic_cnns.config.stored import keeps_nothing
+from classic_cnns.config.stored import keeps_nothing, resolve_latest, stored_values
+from classic_cnns.config.trust import untrusted_packages
 from classic_cnns.files import expand, write_json, write_text
 from classic_cnns.report import results
 from classic_cnns.sweep.display import ProgressDisplay
@@ -32,6 +33,14 @@ DONE = ("finished", "diverged", "pruned")  # not started again
 EXTRAS = {"RayCluster": ("ray", "ray"), "Slurm": ("slurm", "submitit")}  # extra and package
 
 
+class Needs(NamedTuple):
+    """What a job needs: ranks, GPUs, and packages to be trusted when its run is resumed."""
+
+    ranks: int
+    on_gpu: bool
+    packages: list[str]
+
+
 def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) -> int:
     """Run the jobs that the overrides `words` describe and print the table; returns the exit code.
 
@@ -42,6 +51,7 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
         raise UserError("-m: a sweep starts the processes of its jobs; try it without torchrun")
     for name in os.environ.keys() - clean_environment().keys():  # also for the checks below
         del os.environ[name]
+    words = [without_latest(word) for word in words]
     grid = Grid(words, composer.groups)
     try:
         config = composer.compose([*grid.settings, *grid.first()])
@@ -49,21 +59,22 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
         raise UserError(grid.interval_hint(str(error)) or str(error)) from error
     settings = config.sweep
     check_folder("sweep.dir", settings.dir)
-    if keeps_nothing(config):
-        named = (word for word in words if word.lstrip("+").startswith(KEEPS_NOTHING))
-        word = next(named, "keep=false")
-        raise UserError(f"{word}: keeps no results, which a sweep needs; leave it out")
     check_extra(settings.executor._target_)
 
     @cache
-    def needs(*job: str) -> tuple[int, bool]:
-        """The number of ranks of a job, and whether it uses GPUs."""
-        trainer = composer.compose([*grid.settings, *job]).trainer
-        return devices.device_count(trainer), devices.uses_gpus(trainer)
+    def needs(*job: str) -> Needs:
+        own = composer.compose([*grid.settings, *job])
+        if keeps_nothing(own):
+            named = (word for word in words if word.lstrip("+").startswith(KEEPS_NOTHING))
+            word = next(named, "keep=false")
+            raise UserError(f"{word}: keeps no results, which a sweep needs; leave it out")
+        trainer, packages = own.trainer, untrusted_packages(stored_values(own))
+        return Needs(devices.device_count(trainer), devices.uses_gpus(trainer), packages)
 
     search = Search(settings, grid) if settings.search else None
     jobs = search.corners() if search else grid.jobs(settings.max_jobs)
-    widest, on_gpu = map(max, zip(*(needs(*job) for job in jobs), strict=True))
+    needed = [needs(*job) for job in jobs]
+    widest, on_gpu = max(n.ranks for n in needed), any(n.on_gpu for n in needed)
     count = search.n_trials if search else len(jobs)
     executor = instantiate(settings.executor)(count=count, ranks=widest, on_gpu=on_gpu)
 
@@ -85,6 +96,13 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
     return sweep.run(executor)
 
 
+def without_latest(word: str) -> str:
+    """The override with `latest` in `init_from` replaced: later jobs start from the same net."""
+    key, _, value = word.partition("=")
+    run = str(resolve_latest(value)) if key == "init_from" else value
+    return word if run == value else assignment(key, run)
+
+
 def check_extra(executor: str) -> None:
     """Raise UserError if the executor's package is not installed."""
     extra, package = EXTRAS.get(executor.rpartition(".")[2], ("", "os"))
@@ -93,7 +111,9 @@ def check_extra(executor: str) -> None:
 
 
 def is_missing(metric: str, logged: Collection[str]) -> bool:
-    """Whether the metrics of an epoch lack `metric`; validation may come in later epochs."""
+    """Whether the metrics of an epoch lack `metric`; validation and test may come later."""
+    if metric == "seconds" or metric.endswith(("/test", "/test_centre")):
+        return False
     validated = any(name.endswith("/val") for name in logged)
     return metric not in logged and (validated or not metric.endswith("/val"))
 
@@ -106,7 +126,7 @@ class Sweep:
     settings: DictConfig
     record: dict[str, Any]  # the content of sweep.yaml
     command: list[str]  # of a job, before its overrides
-    needs: Callable[..., tuple[int, bool]]  # of a job's overrides: ranks, and whether on a GPU
+    needs: Callable[..., Needs]  # of a job's overrides
     search: Search | None
 
     def __post_init__(self) -> None:
@@ -195,7 +215,7 @@ class Sweep:
 
     def start(self, job: Job, executor: Any) -> None:
         try:
-            job.ranks, job.on_gpu = self.needs(*job.overrides)
+            job.ranks, job.on_gpu, job.packages = self.needs(*job.overrides)
             executor.start(job)
         except UserError as error:  # invalid values of a trial, or a job that SLURM refuses
             job.directory.mkdir(exist_ok=True)
