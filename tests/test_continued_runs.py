@@ -129,6 +129,66 @@ def test_a_run_that_reached_its_limit_is_continued(train, name):
     check_equal()
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "trainer.accumulate_grad_batches=16",
+        "+trainer.limit_train_batches=1",
+        "+trainer.val_check_interval=1",
+    ],
+)
+def test_a_run_that_cannot_stop_within_an_epoch_stops_after_it(train, monkeypatch, word):
+    on_train_batch_end = StopOnSignal.on_train_batch_end
+
+    def end(self, trainer, *rest) -> None:
+        if trainer.current_epoch == 1 and not self.number:
+            os.kill(os.getpid(), signal.SIGINT)
+        on_train_batch_end(self, trainer, *rest)
+
+    train("run_dir=a", word)
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnSignal, "on_train_batch_end", end)
+        with pytest.raises(KeyboardInterrupt):
+            train("run_dir=b", word)
+    assert [line["epoch"] for line in lines("b")] == [1, 2]
+    train("resume=b")
+    check_equal()
+
+
+def test_a_run_that_stopped_early_and_failed_in_its_test_trains_no_more(train, monkeypatch):
+    words = ["callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=1"]
+    words += ["optim.lr=0.5", "optim.scheduler=null", "trainer.max_epochs=30"]
+
+    def fail(*_) -> None:
+        raise RuntimeError("crash")
+
+    done = train("run_dir=a", *words)
+    assert done["epochs"] < 30
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnSignal, "on_test_start", fail)
+        with pytest.raises(RuntimeError):
+            train("run_dir=b", *words)
+    again = train("resume=b")
+    check_equal()
+    assert again["epochs"] == done["epochs"] and again["steps"] == done["steps"]
+    assert train("resume=b", "trainer.max_epochs=31")["epochs"] > done["epochs"]
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_the_line_of_an_epoch_is_written_if_the_run_was_killed_before(train, epochs):
+    train("run_dir=a")
+    train("run_dir=b", f"trainer.max_epochs={epochs}")
+    path = Path("b/metrics.jsonl")
+    whole = path.read_text()
+    path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    (Path("b") / "result.json").unlink()
+    train("resume=b")
+    assert path.read_text() == whole
+    path.unlink()
+    train("resume=b", "trainer.max_epochs=3")
+    assert lines("b") == lines("a")[epochs - 1 :]
+
+
 def test_a_run_that_was_out_of_time_is_continued_within_the_epoch(train, monkeypatch):
     train("run_dir=a")
     with monkeypatch.context() as patch:

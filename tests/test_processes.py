@@ -86,6 +86,9 @@ def test_a_job_that_slurm_starts_again_continues_its_run(
     words = ["--config-dir", tiny_config_dir, "data=tiny", f"data_dir={tiny_mnist.folder}"]
     words += ["trainer=cpu", "trainer.max_epochs=12", "name=mine"]
 
+    assert fork(TRAIN, *words, "seed=7", "trainer.max_epochs=1", cwd=tmp_path).wait() == 0
+    words += ["init_from=outputs/mine/latest"]  # later this means the run itself
+
     assert fork(TRAIN, *words, "run_dir=whole", cwd=tmp_path).wait() == 0
     process = fork(TRAIN, *words, cwd=tmp_path, env=env)
     for line in process.stdout:
@@ -101,13 +104,13 @@ def test_a_job_that_slurm_starts_again_continues_its_run(
         process = fork(TRAIN, *words, cwd=tmp_path, env=env)
         assert process.wait() == 0
         assert "this job was started again: continuing outputs/mine/" in process.stdout.read()
-    (run,) = tmp_path.glob("outputs/mine/2*")
+    _, run = sorted(tmp_path.glob("outputs/mine/2*"))
     assert same(weights(run), weights(tmp_path / "whole"))
     assert (
         fork(TRAIN, *words, "seed=1", cwd=tmp_path, env=env).wait() == 0
     )  # another run of the job
     assert fork(TRAIN, *words, cwd=tmp_path, env=env | {"SLURM_JOB_ID": "43"}).wait() == 0
-    assert len(list(tmp_path.glob("outputs/mine/2*"))) == 3
+    assert len(list(tmp_path.glob("outputs/mine/2*"))) == 4
 
 
 def test_data_are_downloaded_before_a_run_that_has_no_network(

@@ -31,7 +31,7 @@ from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import Composer, compose
 from classic_cnns.config.stored import find_run
 from classic_cnns.data.batches import Batches
-from classic_cnns.logger.tensorboard import CHARTS, TensorBoard
+from classic_cnns.logger.tensorboard import CHARTS, TensorBoard, hparams, hyperparameters
 from classic_cnns.model.lenet5 import LeNet5, MAPLoss, MLELoss
 from classic_cnns.report.results import read_metrics
 from classic_cnns.run.evaluate import evaluate
@@ -474,9 +474,61 @@ def test_a_run_that_reached_its_steps_is_continued_for_more(train, caplog):
     train("a", "+trainer.max_steps=70")
     assert result(Path("a"))["steps"] == 70
     train("a", "resume=a", "trainer.max_epochs=9")  # max_steps ends it
-    assert "trainer.max_epochs or +trainer.max_steps=<more> continues it" in caplog.text
+    assert "a has finished; +trainer.max_steps=<more> continues it" in caplog.text
     train("a", "resume=a", "+trainer.max_steps=90")
     assert result(Path("a"))["steps"] == 90
+
+
+def test_a_finished_run_names_the_limit_that_ended_it(train, caplog):
+    train("a", "trainer.max_epochs=1", "+trainer.max_time=00:01:00:00")
+    train("a", "resume=a")
+    assert "a has finished; trainer.max_epochs=<more> continues it" in caplog.text
+    path = Path("a/result.json")
+    path.write_text(json.dumps(result(Path("a")) | {"epochs": 0}))  # as if it were out of time
+    train("a", "resume=a")
+    assert "a has finished; +trainer.max_time=<more> continues it" in caplog.text
+
+
+def test_a_run_that_cannot_be_resumed_does_not_propose_it(train, caplog, monkeypatch):
+    def interrupt(*_) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Classifier, "on_test_epoch_start", interrupt)
+    for words in ((), ("~callbacks.checkpoint",)):
+        with pytest.raises(SystemExit):
+            train("a" * (1 + len(words)), "trainer.max_epochs=1", *words)
+    interrupted = [text for text in caplog.messages if text.startswith("interrupted")]
+    assert interrupted == [
+        "interrupted; continue with: python src/train.py resume=a",
+        "interrupted",
+    ]
+
+
+def test_another_number_of_threads_is_reported_when_a_run_is_resumed(train, caplog):
+    train("a", "trainer.max_epochs=1")
+    path = Path("a/provenance.json")
+    start = json.loads(path.read_text())[0]
+    train("a", "resume=a", "trainer.max_epochs=2")
+    assert "threads" not in caplog.text
+    path.write_text(json.dumps([start | {"threads": 7}]))
+    train("a", "resume=a", "trainer.max_epochs=3")
+    line = f"this run was started with 7 threads and now has {torch.get_num_threads()}, which "
+    assert f"{line}changes the last digits of results; OMP_NUM_THREADS=7 avoids this" in caplog.text
+
+
+def test_the_weights_of_latest_are_those_of_a_run_that_stays_the_same(train):
+    train("null", "trainer.max_epochs=1", "name=mine")
+    train("null", "trainer.max_epochs=1", "name=mine", "init_from=outputs/mine/latest")
+    first, second = sorted(Path("outputs/mine").glob("2*"))
+    assert OmegaConf.load(second / "config.yaml").init_from == str(first)
+
+
+def test_a_path_may_begin_with_the_home_directory(train, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train("'~/runs/a'", "trainer.max_epochs=1")
+    train("a", "resume='~/runs/a'", "trainer.max_epochs=2")
+    assert result(tmp_path / "runs" / "a")["epochs"] == 2
+    assert load("~/runs/a").classes
 
 
 def test_the_averaged_weights_are_saved_and_tested(train):
@@ -646,11 +698,19 @@ def test_an_estimate_is_logged_for_long_runs_only(train, caplog):
     assert duration == pytest.approx(1000 * epoch, abs=1000 * rounding + 1)
     size = sum(path.stat().st_size for path in Path("a/checkpoints").iterdir())
     assert float(space) * 1e6 == pytest.approx(size, rel=0.2)
+    limits = {
+        "+trainer.max_steps=150": "for 100 more steps",  # after the 50 that were measured
+        "+trainer.max_time=00:09:00:00": "for the rest of max_time",
+    }
+    for word, part in limits.items():
+        with pytest.raises(SystemExit):
+            train("null", "estimate=true", "trainer.max_epochs=10000000", word)
+        assert part in estimates()[-1] and "10000000" not in estimates()[-1]
     # An epoch of fewer than 50 steps, without a validation at its end.
     words = ["+trainer.limit_train_batches=20", "+trainer.limit_val_batches=0"]
     with pytest.raises(SystemExit) as end:
         train("null", "estimate=true", *words)
-    assert end.value.code == 0 and len(estimates()) == 2
+    assert end.value.code == 0 and len(estimates()) == 2 + len(limits)
     assert not Path("outputs").exists()
 
 
@@ -744,6 +804,13 @@ def test_the_hparams_tab_has_metrics_with_values_and_the_same_keys_in_every_run(
     assert metrics == others and first.keys() == second.keys()
     assert (first["optim.lr"].number_value, second["optim.lr"].number_value) == (0.02, 0.001)
     assert second["data.augment"].string_value == "none"
+
+
+def test_hyperparameters_that_are_lists_are_shown_as_text():
+    config = {"varied": [], "name": "a", "data": {"augment": ["flip", "crop"]}, "seed": 1}
+    values = hyperparameters(OmegaConf.create(config))
+    assert values["data.augment"] == "['flip', 'crop']" and values["seed"] == 1.0
+    hparams(values, {})  # accepts them
 
 
 class Advice(Callback):

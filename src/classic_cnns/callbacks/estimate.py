@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +47,11 @@ class Estimate(Callback):
         each = (now(trainer) - self.began) / steps
         batches: Any = trainer.num_training_batches  # inf if the loader has no length
         epoch = each * batches
-        epochs: Any = trainer.max_epochs - trainer.current_epoch  # type: ignore[operator]
-        left = epoch * epochs
-        if self.only or left > 60 or left < 0:
+        left, name = rest(trainer, each)
+        if self.only or left > 60:
             images = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
             speed = f"{images / each:,.0f} images/s" if images else f"{1 / each:,.1f} steps/s"
-            times = {"an epoch of training": epoch, f"{epochs} epochs": left if epochs > 1 else inf}
+            times = {"an epoch of training": epoch, name: left}
             known = [f"{format_duration(x)} for {name}" for name, x in times.items() if x < inf]
             states = [trainer.lightning_module.state_dict()]
             states += [s for o in trainer.optimizers for s in o.state.values()]
@@ -63,6 +62,22 @@ class Estimate(Callback):
             log.info("estimate: %s", ", ".join(parts))
         if self.only:
             raise SystemExit(0)
+
+
+def rest(trainer: pl.Trainer, each: float) -> tuple[float, str]:
+    """Seconds until the limit that comes first, with `each` for a batch, and what this limit is."""
+    epochs: Any = trainer.max_epochs - trainer.current_epoch  # type: ignore[operator]
+    left = each * trainer.num_training_batches * epochs if trainer.max_epochs != -1 else inf
+    name = f"{epochs} epochs" if epochs != 1 else "an epoch of training"
+    steps = trainer.max_steps - trainer.global_step
+    in_steps = each * trainer.accumulate_grad_batches * steps
+    if trainer.max_steps != -1 and in_steps < left:
+        left, name = in_steps, f"{steps} more step{'s' * (steps != 1)}"
+    for timer in (c for c in trainer.callbacks if isinstance(c, Timer)):  # type: ignore
+        in_time = timer.time_remaining()
+        if in_time is not None and in_time < left:
+            left, name = in_time, "the rest of max_time"
+    return left, name
 
 
 def now(trainer: pl.Trainer) -> float:

@@ -70,9 +70,12 @@ class History(Callback):
     def write(self, trainer: pl.Trainer) -> None:
         self.read(trainer)
         if self.line and trainer.is_global_zero:
-            with open(self.path(trainer), "a") as file:
-                file.write(json.dumps(self.line | {"metrics": self.of_epoch}) + "\n")
+            self.append(trainer, self.line | {"metrics": self.of_epoch})
         self.line = {}
+
+    def append(self, trainer: pl.Trainer, line: dict[str, Any]) -> None:
+        with open(self.path(trainer), "a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def read(self, trainer: pl.Trainer) -> None:
         if not trainer.sanity_checking:
@@ -84,6 +87,7 @@ class History(Callback):
         within = trainer.training and not trainer.is_last_batch
         checkpoint["metrics"] = dict(self.metrics)
         checkpoint["epoch_metrics"] = dict(self.of_epoch) if within else {}
+        checkpoint["line"] = self.line and self.line | {"metrics": dict(self.of_epoch)}
         checkpoint["seconds"] = self.seconds
         checkpoint["epoch_seconds"] = time.perf_counter() - self.started if within else 0.0
 
@@ -93,6 +97,11 @@ class History(Callback):
             self.of_epoch = dict(checkpoint.get("epoch_metrics", {}))  # absent in earlier versions
             self.seconds = checkpoint["seconds"]
             self.epoch_seconds = checkpoint["epoch_seconds"]
+            line = checkpoint.get("line")  # of an epoch that has ended
+            if line and trainer.is_global_zero:
+                known = read_metrics(self.path(trainer).parent)[0]
+                if not any(old["epoch"] == line["epoch"] for old in known):
+                    self.append(trainer, line)  # the run was killed before it was written
 
 
 def logged_since(earlier: dict[str, Tensor], trainer: pl.Trainer) -> dict[str, float]:

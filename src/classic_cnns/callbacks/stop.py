@@ -25,8 +25,9 @@ class Stopped(SystemExit):
 class StopOnSignal(Callback):
     """Ends the run after a signal; `receive` is the signal handler. Every run has this callback.
 
-    During training the run ends after the current step, with a checkpoint if the run writes any.
-    Outside of training, and at the second signal, it ends at once. Lightning's own SIGTERM handler
+    During training the run ends after the current step, with a checkpoint if the run writes any;
+    if it cannot be resumed there, after the epoch, which has a checkpoint of its own. Outside of
+    training, and at the second signal, it ends at once. Lightning's own SIGTERM handler
     would wait inside the handler for the other ranks, which may never get there, so it is replaced
     after Lightning has set it.
     """
@@ -35,7 +36,7 @@ class StopOnSignal(Callback):
 
     def __init__(self) -> None:
         self.number = 0  # of the received signal
-        self.training = self.saved = False
+        self.training = self.stops = False  # stops: before the next step
         self.group: Any = None  # process group for the exchange, with several ranks
         self.flag = torch.tensor(0)
         self.steps_left = self.steps = 0  # until the next exchange, and since the last one
@@ -62,15 +63,16 @@ class StopOnSignal(Callback):
             signal.signal(signal.SIGTERM, self.receive)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if not is_resumable(trainer, batch_idx):
+        resumable = is_resumable(trainer, batch_idx)
+        if not resumable and not trainer.is_last_batch:
             return
         if self.number if self.group is None else self.stop_agreed():
-            if writes_last(trainer):
+            if resumable and writes_last(trainer):
                 save_last(trainer)
-            self.saved = True
+            self.stops = True
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if self.saved:  # the previous step has been logged by now
+        if self.stops:  # the previous step has been logged by now
             raise Stopped(self.number)
 
     def on_train_end(self, trainer, pl_module) -> None:

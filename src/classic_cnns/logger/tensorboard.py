@@ -84,6 +84,8 @@ def hyperparameters(config: Any) -> dict[str, str | float]:
     if not values:
         values = {"run": config.name} | {key: OmegaConf.select(config, key) for key in KEYS}
     for key, value in values.items():
+        if OmegaConf.is_config(value):  # of a data module of the user's own
+            values[key] = str(value)
         with suppress(ValueError):  # a text
             values[key] = float(str(value))
     return values

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from classic_cnns.config.stored import OUTPUTS, check_new, keeps_nothing, stored_values
-from classic_cnns.files import expand, make_folder, write_json, write_text
+from classic_cnns.files import expand, make_folder, read_yaml, write_json, write_text
 from classic_cnns.report.results import read_starts
 from classic_cnns.trainer.devices import is_restarted, job_id
 
@@ -51,7 +51,8 @@ def write_config(directory: Path, config: DictConfig) -> None:
 def restarted_run(config: DictConfig) -> Path | None:
     """The run of this config in the same job, if SLURM or torchrun has started the job again.
 
-    The command of the job is unchanged, so it cannot contain `resume`.
+    The command of the job is unchanged, so it cannot contain `resume`. The config gets the
+    `init_from` of that run.
     """
     if not is_restarted() or keeps_nothing(config):
         return None
@@ -62,8 +63,13 @@ def restarted_run(config: DictConfig) -> Path | None:
     for directory in sorted(places, reverse=True):
         jobs = [start.get("job") for start in read_starts(directory)]
         path = directory / "config.yaml"
-        if job_id() in jobs and path.is_file() and path.read_text() == config_yaml(config):
-            return directory
+        if job_id() in jobs and path.is_file():
+            # The same but for init_from: by now its `latest` may mean this run.
+            earlier = OmegaConf.create(read_yaml(path))
+            now = OmegaConf.create(stored_values(config) | {"init_from": earlier.init_from})
+            if earlier == now:
+                config.init_from = earlier.init_from
+                return directory
     return None
 
 

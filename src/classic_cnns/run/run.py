@@ -119,9 +119,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     earlier = find_run(config.resume) if config.resume else None
     done = read_result(earlier) if earlier else {}
     if done and is_finished(done, config):
-        limits = [f"+trainer.{name}" for name in LIMITS if config.trainer.get(name)]
-        more = " or ".join(["trainer.max_epochs", *limits])
-        log.info("%s has finished; %s=<more> continues it", earlier, more)
+        log.info("%s has finished; %s=<more> continues it", earlier, limit_of(done, config))
         log.info(final_table(done))
         return done
     stop = StopOnSignal()
@@ -144,14 +142,15 @@ def run(config: DictConfig) -> dict[str, Any]:
         temporary.strategy.setup_environment()
         rank_0, kept = temporary.is_global_zero, bool(earlier) or not keeps_nothing(config)
         place: Any = None  # the directory, and the checkpoint to resume from
-        resume = ""
         if rank_0:
             place = open_directory(config, earlier, stack), found
-            if kept:
-                resume = f"; continue with: {resume_command(place[0], config)}"
-                send_report(directory=str(place[0]), resume=resume)
         directory, last = temporary.strategy.broadcast(place)
         trainer = assemble(config, directory, module, stop, step)
+        resume = ""
+        if rank_0 and kept:
+            if writes_last(trainer):
+                resume = f"; continue with: {resume_command(directory, config)}"
+            send_report(directory=str(directory), resume=resume)
         on_cpu = trainer.strategy.root_device.type == "cpu"
         Watch.bfloat16 = rank_0 and on_cpu and trainer.precision.startswith("bf16")
         stack.callback(setattr, Watch, "bfloat16", False)
@@ -164,7 +163,7 @@ def run(config: DictConfig) -> dict[str, Any]:
             except Diverged:  # rank 0 reports it
                 return {"status": "diverged"}
         stack.enter_context(train_log(directory / "train.log", early))
-        with recorded_result(directory, resume) as result:
+        with recorded_result(directory, kept, resume) as result:
             result |= train_and_test(config, directory, trainer, module, data, last)
             log.info(final_table(result, kept))
         return result
@@ -177,6 +176,14 @@ def is_finished(result: dict, config: DictConfig) -> bool:
     same = all(result.get(name) == config.trainer.get(name) for name in LIMITS)
     epochs, steps = result.get("max_epochs", result.get("epochs")), result.get("max_steps") or inf
     return same and (epochs == config.trainer.max_epochs or result["steps"] >= steps > 0)
+
+
+def limit_of(result: dict, config: DictConfig) -> str:
+    """The key of the limit at which a finished run has ended."""
+    if result["steps"] >= (config.trainer.get("max_steps") or inf) > 0:
+        return "+trainer.max_steps"
+    early = config.trainer.max_epochs == -1 or result["epochs"] < config.trainer.max_epochs
+    return "+trainer.max_time" if early and config.trainer.get("max_time") else "trainer.max_epochs"
 
 
 def hold(directory: Path, stack: ExitStack) -> None:
@@ -400,7 +407,14 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
     directories.write_provenance(
         directory, {"device": name, "precision": trainer.precision, "data": facts}
     )
-    first, today = read_starts(directory)[0].get("data") or {}, json.loads(json.dumps(facts))
+    start = read_starts(directory)[0]
+    threads = torch.get_num_threads()
+    if start.get("device") == name and device.type == "cpu" and start["threads"] != threads:
+        log.warning(
+            "this run was started with %s threads and now has %s, which changes the last digits of "
+            "results; OMP_NUM_THREADS=%s avoids this", start["threads"], threads, start["threads"],
+        )  # fmt: skip
+    first, today = start.get("data") or {}, json.loads(json.dumps(facts))
     for known in (first, today):
         known.pop("root", None)  # a folder may be moved
     if first != today and first.keys() == today.keys():  # else of an earlier version
@@ -427,10 +441,10 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
 
 
 @contextmanager
-def recorded_result(directory: Path, resume: str) -> Iterator[dict]:
+def recorded_result(directory: Path, kept: bool, resume: str) -> Iterator[dict]:
     """Yields the dictionary that is written to `result.json`, however the run ends.
 
-    `resume` says how to continue the run; it is empty if the directory does not remain.
+    `resume` says how to continue the run; it is empty if that is not possible.
     """
     result: dict = {"status": "failed", "directory": str(directory)}
     try:
@@ -439,7 +453,7 @@ def recorded_result(directory: Path, resume: str) -> Iterator[dict]:
             result["status"] = "finished"
         except Diverged as error:
             result |= {"status": "diverged", "error": str(error)}
-            so_far = f". The run so far: {directory}" if resume else ""
+            so_far = f". The run so far: {directory}" if kept else ""
             log.error("error: %s; try a smaller optim.lr%s", error, so_far)
         except Stopped as stop:
             result |= {"status": "interrupted", "error": signal.Signals(stop.number).name}
