@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from classic_cnns.classifier import COLLECTED, SplitMetrics
+from classic_cnns.classifier import COLLECTED, Classifier, SplitMetrics
 
 
 @pytest.mark.parametrize("classes", [3, 12])
@@ -47,6 +48,21 @@ def test_a_nan_loss_makes_the_mean_nan():
     metrics.add(torch.tensor(float("nan")), torch.eye(2), torch.tensor([0, 1]))
     metrics.count()
     assert not metrics.means["loss"].compute().isfinite()
+
+
+def test_patches_whose_scores_share_a_tensor_are_all_averaged():
+    """A net recorded as a CUDA graph writes the scores of each patch to the same memory."""
+
+    class Net(nn.Module):
+        memory = torch.empty(2, 3)
+
+        def forward(self, images):
+            return self.memory.copy_(images.flatten(1)[:, :3])
+
+    patches = torch.randn(2, 4, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    classifier = Classifier(Net(), nn.CrossEntropyLoss(), torch.optim.SGD)
+    expected = patches.flatten(2)[:, :, :3].softmax(2).mean(1)
+    torch.testing.assert_close(classifier(patches).exp(), expected)
 
 
 def test_batches_whose_scores_share_a_tensor_are_all_counted():

@@ -126,6 +126,10 @@ def test_an_image_folder_is_checked_before_torch_is_imported(train):
     assert train(*words).started and train(*words, "data.num_classes=2").started
     assert "try data.num_classes=2" in train(*words, "data.num_classes=3").line()
     assert "data.workers=-1" in train(*words, "data.workers=-1").line()
+    small = ["model=alexnet_cifar10", *words[1:]]
+    line = train(*small).line()
+    assert "would train on crops of 96 of 256 pixels and test on whole images" in line
+    assert train(*small, line.strip().rpartition("try ")[2]).started
     (train.folder / "images" / "val" / "cow").mkdir()
     assert "val/ has the class cow that train/ lacks" in train(*words).line()
     one = [word.replace("images", "images/train") for word in words]
@@ -157,6 +161,11 @@ def test_the_proposal_works_with_the_other_values_of_the_command(train):
             ["devices=3", "2 GPUs", "devices=2"],
         ),
         ({"CUDA_VISIBLE_DEVICES": "0"}, "trainer=ddp", ["devices=2", "1 GPU;", "devices=1"]),
+        (
+            {"CUDA_VISIBLE_DEVICES": "0"},
+            "trainer.precision=16-mixed",
+            ["fused optimizer", "bf16-mixed", "optim.optimizer.fused=false"],
+        ),
         # variables of torchrun and srun
         ({"LOCAL_RANK": "1", "WORLD_SIZE": "4"}, "trainer=ddp", ["4 were started", "devices=4"]),
         ({"SLURM_NTASKS": "8"}, "trainer=ddp trainer.num_nodes=2", ["8 were", "devices=4"]),

@@ -835,6 +835,16 @@ def test_a_run_uses_the_given_precision(train, precision):
     assert result(directory)["metrics"]["error/val"] < 0.5
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_second_derivatives_are_estimated_in_the_precision_of_the_net(train, precision):
+    words = ["optim=lenet5_1998", "trainer.max_epochs=1", "+trainer.limit_train_batches=3"]
+    directory = train("a", *words, f"trainer.precision={precision}")
+    (state,) = torch.load("a/checkpoints/last.ckpt", weights_only=True)["optimizer_states"]
+    kinds = {values["curvature"].dtype for values in state["state"].values()}
+    assert kinds == {torch.float64 if precision == "64-true" else torch.bfloat16}
+    assert result(directory)["status"] == "finished"
+
+
 def test_channels_last_stores_and_computes_the_net_in_that_memory_format(train):
     words = ["model=lenet5_relu", "optim.lr=0.01", "trainer.max_epochs=1"]  # without dropout
     runs = [train(f"net_{x}", f"trainer.channels_last={x}", *words) for x in ("true", "false")]

@@ -227,7 +227,8 @@ class Classifier(pl.LightningModule):
 
     def patch_scores(self, patches: Tensor) -> list[Tensor]:
         """The scores (B, classes) of each patch of (B, V, C, H, W)."""
-        return [self.net(part) for part in patches.unbind(1)]
+        # Copies, since a CUDA graph writes the scores of all patches to the same memory.
+        return [self.net(part).clone() for part in patches.unbind(1)]
 
     # --- Use -------------------------------------------------------------------------------------
 
@@ -383,7 +384,10 @@ class Classifier(pl.LightningModule):
         optimizer = self.trainer.optimizers[0]
         if isinstance(optimizer, StochasticDiagonalLM):
             batches: Any = self.trainer.train_dataloader
-            optimizer.estimate(self.net, batches, self.ranks, self.trainer.strategy.reduce)
+            convert = self.trainer.precision_plugin.convert_input
+            optimizer.estimate(
+                self.net, map(convert, batches), self.ranks, self.trainer.strategy.reduce
+            )
             self.requested = time.perf_counter()
 
     def start_clock(self) -> None:

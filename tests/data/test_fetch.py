@@ -210,7 +210,7 @@ def test_a_complete_cache_needs_no_source_no_lock_and_no_write_access(
     def refuse(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    for place, name in ((fetch, "FileLock"), (fetch, "atomic_write"), (Path, "mkdir")):
+    for place, name in ((fetch, "wait_for_lock"), (fetch, "atomic_write"), (Path, "mkdir")):
         monkeypatch.setattr(place, name, refuse)
     before = snapshot(cache)
     assert same(fetch.load("mnist", tiny_mnist.sums, cache), tiny_mnist.arrays)

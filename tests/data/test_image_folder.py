@@ -126,6 +126,13 @@ def test_a_large_photograph_is_decoded_and_a_picture_of_other_kinds_is_not(tmp_p
         decode(str(tmp_path / "a.png"), SIDE)
 
 
+def test_a_thin_line_is_not_scaled_to_billions_of_pixels(tmp_path):
+    picture(1, (2, 3000)).save(tmp_path / "a.png")  # 256 x 384,000 after resizing
+    with pytest.raises(Image.DecompressionBombError):
+        decode(str(tmp_path / "a.png"), 256)
+    assert decode(str(tmp_path / "a.png"), 64).shape == (64, 64, 3)
+
+
 def test_16_bit_grey_palette_and_animated_images_are_converted(tmp_path):
     grey = np.linspace(0, 65535, SIDE * SIDE).reshape(SIDE, SIDE)
     Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "16.png")

@@ -1,6 +1,7 @@
 """Stores of prepared images: their contents, when they are made, interruptions and errors."""
 
 import errno
+import fcntl
 import os
 import random
 import shutil
@@ -83,6 +84,30 @@ def test_a_damaged_image_in_the_store_is_read_from_its_file(make, root, tmp_path
     (line,) = caplog.messages
     assert "1 images are damaged" in line and again.paths[3] in line
     assert make(make=False) is None  # it must be made again
+
+
+def test_a_run_goes_on_while_and_after_another_one_makes_its_store_again(make, root, tmp_path):  # noqa: F811
+    here = make()["train"]
+    whole = all_images(here)
+    manifest = tmp_path / "store" / "store.json"
+    (tmp_path / "store" / "train.bin").rename(tmp_path / "moved")
+    manifest.write_text(manifest.read_text())  # the other run has begun
+    assert torch.equal(all_images(here), whole)
+    (tmp_path / "moved").rename(tmp_path / "store" / "train.bin")
+    added = root / "train" / "cat" / "0.jpg"  # the first one
+    shutil.copy(sorted((root / "train" / "cat").glob("*.jpg"))[3], added)
+    assert make()
+    before = contents(tmp_path / "store")
+    assert torch.equal(all_images(here), whole)  # all of its images are elsewhere now
+    assert contents(tmp_path / "store") == before and make(make=False)
+
+
+def test_a_file_system_without_locks_has_a_store_too(make, monkeypatch):
+    def flock(*_) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert make()
 
 
 # --- When it is made ------------------------------------------------------------------------------

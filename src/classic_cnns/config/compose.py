@@ -30,7 +30,7 @@ from classic_cnns.config.schema import (
     HABITS,
     NAME,
     RULES,
-    check_schedule,
+    check_new_run,
     check_trainer_argument,
     check_values,
     rules,
@@ -153,7 +153,7 @@ class Composer:
         if choices not in self.examples or "root" in config.data:
             self.examples[choices] = example_values(self.read_files(choices), config)
         resolved = check(config if resolve else deepcopy(config), self.examples[choices], words)
-        check_schedule(resolved)
+        check_new_run(resolved)
         check_folder("run_dir", resolved.run_dir)
         again = is_restarted()  # then run_dir may contain this run, and `latest` be this run
         if resolved.run_dir is not None and not again:

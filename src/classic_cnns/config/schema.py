@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from classic_cnns import UserError
 from classic_cnns.files import flatten
-from classic_cnns.trainer.devices import check_devices
+from classic_cnns.trainer.devices import check_devices, uses_gpus
 
 
 class Rule(NamedTuple):
@@ -260,6 +260,23 @@ def conflicts(config: dict, default: dict) -> Iterator[str]:
                 f"trainer.{key}={as_word(trainer[key])}: is for the nets of model.net; {do} in "
                 "your own LightningModule"
             )
+    if trainer["precision"] == "16-mixed":  # its scaling of gradients
+        if towers:
+            yield (
+                "trainer.precision=16-mixed: would scale the gradients of two towers differently; "
+                "try trainer.precision=bf16-mixed"
+            )
+        fused = (config["optim"].get("optimizer") or {}).get("fused")
+        if fused and trainer.get("gradient_clip_val") and uses_gpus(trainer):
+            yield (
+                "trainer.precision=16-mixed: does not go with a fused optimizer and clipped "
+                "gradients; try trainer.precision=bf16-mixed, or optim.optimizer.fused=false"
+            )
+    if trainer.get("compile") == "cudagraphs" and trainer.get("accumulate_grad_batches", 1) != 1:
+        yield (
+            "trainer.compile=cudagraphs: overwrites gradients that are accumulated; try "
+            "trainer.compile=inductor"
+        )
     if trainer.get("compile") and towers:
         yield (
             f"trainer.compile={trainer['compile']}: a net with towers on two devices cannot be "
@@ -314,8 +331,12 @@ def misfits(wanted: dict, data: dict) -> Iterator[str]:
             yield f"data.augment={data['augment']}: {why}; try data.augment=none"
 
 
-def check_schedule(config: Any) -> None:
-    """Raise UserError if a cut is never reached; runs of earlier versions may have such ones."""
+def check_new_run(config: Any) -> None:
+    """Raise UserError for what runs of earlier versions may have, but a new one must not.
+
+    That are cuts of the rate which are never reached, and training on small parts of images that
+    validation sees as a whole.
+    """
     scheduler = config["optim"].get("scheduler") or {}
     after, epochs = scheduler.get("after") or [0], scheduler.get("epochs")
     ours = scheduler.get("_target_") == "classic_cnns.optim.cuts.cuts"
@@ -324,6 +345,18 @@ def check_schedule(config: Any) -> None:
             f"optim.cuts={after}: must be before the end, optim.epochs={epochs}; "
             f"trainer.max_epochs={epochs} shortens the recipe with its cuts"
         )
+    data = config["data"]
+    if (config["model"].get("input") or {}).get("fit") != "resize" or "augmentations" not in data:
+        return
+    for part in data["augmentations"][data["augment"]]:
+        is_crop = part["_target_"] == "classic_cnns.data.transforms.RandomCrop"
+        if is_crop and 2 * part["size"] <= data["size"]:
+            other = "flip" if "flip" in data["augmentations"] else "none"
+            raise UserError(
+                f"data.augment={data['augment']}: would train on crops of {part['size']} of "
+                f"{data['size']} pixels and test on whole images, which model.input.fit=resize "
+                f"shrinks; try data.augment={other}"
+            )
 
 
 def check_trainer_argument(word: str, name: str, added: bool) -> None:

@@ -14,11 +14,11 @@ from textwrap import shorten
 from types import SimpleNamespace
 
 import numpy as np
-from filelock import FileLock
 
 from classic_cnns import UserError, one_line
 from classic_cnns.data.sources import BY_HAND, SOURCES, Arrays
 from classic_cnns.files import atomic_write, expand, is_disk_error, read_json, write_json
+from classic_cnns.trainer.processes import wait_for_lock
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def load(dataset: str, sums: dict[str, str], data_dir: str | None) -> Arrays:
         return read_cache(folder, sums)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{dataset}.lock"):  # others wait here, then use the cache
+        with wait_for_lock(root / f"{dataset}.lock"):  # others wait here, then use the cache
             try:
                 return read_cache(folder, sums)
             except Damaged as damage:

@@ -127,5 +127,8 @@ def decode(source: Any, size: int) -> np.ndarray:
     As in section 2 of K12, in training, evaluation and prediction alike. `source` is as for
     `read_picture`; pictures in other modes are converted to RGB.
     """
-    picture = resize(to_mode(open_oriented(source, size), "RGB"), [size])
+    picture = open_oriented(source, size)
+    if size**2 * max(picture.size) > MAX_PIXELS * min(picture.size):
+        raise Image.DecompressionBombError  # a thin line, after resizing
+    picture = resize(to_mode(picture, "RGB"), [size])
     return np.asarray(center_crop(picture, [size]))

@@ -25,7 +25,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -37,6 +37,7 @@ from classic_cnns.data.workers import read_ahead
 from classic_cnns.files import read_json, write_json
 from classic_cnns.report.log import progress_bar
 from classic_cnns.trainer.devices import core_count
+from classic_cnns.trainer.processes import wait_for_lock
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ class StoredImages(Files):
     """One split of a store.
 
     An image that is damaged in the store, or whose source file has changed, is decoded from the
-    source file and logged after the pass; the next start then rebuilds the store.
+    source file and logged after the pass; the next start then rebuilds the store. So are all images
+    while another run rebuilds it.
     """
 
     def __init__(self, folder: Path, split: str, paths: Sequence[str], size: int) -> None:
@@ -110,6 +112,7 @@ class StoredImages(Files):
         self.records = np.fromfile(folder / f"{split}.records", RECORD)
         self.ends = np.cumsum(self.records["length"], dtype=np.int64)
         self.content = folder / f"{split}.bin"
+        self.made = (folder / MANIFEST).stat().st_mtime_ns
         self.wrong: set[str] = set()
 
     def read(self, number: int, pixels: np.ndarray) -> bool:
@@ -117,8 +120,11 @@ class StoredImages(Files):
         path = self.paths[number]
         start, raw = int(self.ends[number]) - length, length == pixels.nbytes
         content: Any = pixels.reshape(-1) if raw else bytearray(length)
-        with open(self.content, "rb", buffering=0) as stream:
-            found = os.preadv(stream.fileno(), [content], start)
+        try:
+            with open(self.content, "rb", buffering=0) as stream:
+                found = os.preadv(stream.fileno(), [content], start)
+        except OSError:
+            found = -1
         if (found, crc32(content), *file_stamp(path)) == (length, crc, *file):
             if length and not raw:
                 pixels[:] = np.asarray(Image.open(BytesIO(content))).transpose(2, 0, 1)
@@ -143,8 +149,10 @@ class StoredImages(Files):
                 self.folder, len(self.wrong), printable(min(self.wrong)),
             )  # fmt: skip
             self.wrong.clear()
+            manifest = self.folder / MANIFEST
             with suppress(OSError):
-                write_json(self.folder / MANIFEST, {})
+                if manifest.stat().st_mtime_ns == self.made:  # else it is another store by now
+                    write_json(manifest, {})
 
 
 def file_stamp(path: str) -> tuple[int, int]:
@@ -232,12 +240,12 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 def locked(folder: Path) -> Any:
     """The folder's lock, held; logs a message when waiting for another process."""
-    lock = FileLock(folder.with_suffix(".lock"))
+    path = folder.with_suffix(".lock")
     try:
-        return lock.acquire(timeout=0.1)
+        return wait_for_lock(path, timeout=0.1)
     except Timeout:
         log.info("%s: is being prepared by another process; waiting for it", folder)
-        return lock.acquire()
+        return wait_for_lock(path)
 
 
 def has_room(splits: dict, folder: Path, size: int, quality: int, required: bool) -> bool:

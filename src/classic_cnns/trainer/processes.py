@@ -145,6 +145,21 @@ def try_lock(path: Path) -> int | None:
     return descriptor
 
 
+def wait_for_lock(path: Path, timeout: float = -1) -> Any:
+    """A held lock for a `with` block; raises filelock.Timeout if it is not free in time.
+
+    On a file system without locks, the existence of a file is the lock.
+    """
+    from filelock import FileLock, SoftFileLock  # here, since every command imports this module
+
+    try:
+        return FileLock(path).acquire(timeout)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return SoftFileLock(path.with_suffix(".soft_lock")).acquire(timeout)
+
+
 @cache  # once in a process
 def report_no_locks() -> None:
     log.warning("the file system has no locks: do not let two processes use the same directory")
