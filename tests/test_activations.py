@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from classic_cnns.callbacks.activations import Activations, activations, inactive_share
+from classic_cnns.callbacks.activations import Activations, activations, inactive_share, record
 from classic_cnns.callbacks.pictures import Pictures
 from classic_cnns.model.lenet5 import LeNet5
 from tests.recipes import MODELS, recipe
@@ -57,6 +57,7 @@ def test_the_layers_of_lenet5_have_the_names_of_figure_2(subsampling):
     assert list(found) == ["C1", "S2", "C3", "S4", "C5", "F6"]
     (_, sigmoid), expected = found["S2"], net.squash(net.S2(net.squash(net.C1(images))))
     torch.testing.assert_close(1.7159 * (2 * sigmoid - 1), expected)
+    torch.testing.assert_close(record(net, images).scaled["S2"], expected)
     assert list(activations(net, images, pooling=True)) == list(found)
 
 

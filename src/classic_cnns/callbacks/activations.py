@@ -23,26 +23,37 @@ SATURATED = sqrt(0.95)  # |tanh| beyond which its slope is below 5 % of the grea
 class Recorder(TorchFunctionMode):
     """Records the outputs (B, C, ...) of ReLU, tanh and sigmoid by the layer that precedes them.
 
-    Nets call activations both as modules and as functions, so the calls are intercepted in torch.
+    `scaled` are these outputs after additions and multiplications of numbers, with which LeNet-5
+    makes its scaled tanh from a sigmoid. Nets call activations both as modules and as functions, so
+    the calls are intercepted in torch.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = ""
         self.found: dict[str, tuple[str, Tensor]] = {}  # kind and output, by layer
+        self.scaled: dict[str, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         kind = getattr(func, "__name__", "").rstrip("_")
         if kind in ("relu", "tanh", "sigmoid") and self.layer:
-            self.found[self.layer] = kind, output
+            self.found[self.layer], self.scaled[self.layer] = (kind, output), output
+        elif kind in ("add", "mul", "sub") and args[0] is self.scaled.get(self.layer):
+            if not any(isinstance(other, Tensor) for other in args[1:]):
+                self.scaled[self.layer] = output
         return output
 
 
 def activations(
     net: nn.Module, images: Tensor, pooling: bool = False
 ) -> dict[str, tuple[str, Tensor]]:
-    """By layer, the kind of activation and its outputs for `images`; leaves the net unchanged.
+    """By layer, the kind of activation and its outputs for `images`, as `record`."""
+    return record(net, images, pooling).found
+
+
+def record(net: nn.Module, images: Tensor, pooling: bool = False) -> Recorder:
+    """The activations of all layers for `images`; leaves the net unchanged.
 
     With `pooling`, also the outputs of pooling layers that follow an activation.
     """
@@ -62,7 +73,7 @@ def activations(
                 hooks.enter_context(layer.register_forward_hook(partial(remember, name)))
         with torch.no_grad(), recorder:
             net.forward(images)  # bypasses a compiled forward, which the recorder could not see
-    return recorder.found
+    return recorder
 
 
 def inactive_share(kind: str, output: Tensor) -> float:
@@ -102,13 +113,14 @@ class Activations(Callback):
         if batch_idx or trainer.sanity_checking or not isinstance(pl_module, Classifier):
             return
         with trainer.precision_plugin.forward_context():
-            found = activations(pl_module.net, batch[0][:IMAGES])
-        for layer, (kind, output) in found.items():
+            recorder = record(pl_module.net, batch[0][:IMAGES])
+        found, shown = dict(recorder.found), dict(recorder.scaled)
+        for layer, (kind, output) in recorder.found.items():
             weight = getattr(pl_module.net.get_submodule(layer), "weight", None)
-            found[layer] = (
-                kind,
-                both_towers(trainer, output.transpose(0, 1), weight).transpose(0, 1),
-            )
+            whole = both_towers(trainer, output.transpose(0, 1), weight).transpose(0, 1)
+            found[layer] = kind, whole
+            if shown[layer] is output:
+                shown[layer] = whole
         if not trainer.is_global_zero:
             return
         # The last step done, as Lightning counts: later ones are logged again after resuming.
@@ -122,9 +134,9 @@ class Activations(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step)
             if isinstance(logger, TensorBoardLogger):
-                for layer, (_, output) in found.items():
-                    shown = output.flatten()[:: max(1, output.numel() // SHOWN)]
-                    logger.experiment.add_histogram(f"activations/{layer}", shown.float(), step)
+                for layer, output in shown.items():
+                    some = output.flatten()[:: max(1, output.numel() // SHOWN)]
+                    logger.experiment.add_histogram(f"activations/{layer}", some.float(), step)
 
 
 def both_towers(trainer: pl.Trainer, rows: Tensor, weight: Any) -> Tensor:
