@@ -32,6 +32,14 @@ def middle(runs: list[dict[str, Any]], metric: str) -> tuple[range, list[float]]
     return range(1, shortest + 1), [100 * mean(c[i] for c in curves) for i in range(shortest)]
 
 
+def plot(axes: Any, runs: list[dict[str, Any]], metric: str, line: str, **options: Any) -> None:
+    """The mean of a metric over epochs; if runs have ended at different epochs, each run."""
+    lengths = {len(run["epochs"][metric]) for run in runs} - {0}
+    for number, part in enumerate([[run] for run in runs] if len(lengths) > 1 else [runs]):
+        label = options.get("label") if number == 0 else None
+        axes.plot(*middle(part, metric), line, **options | {"label": label})
+
+
 def bars(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
     """Figures 9 and 10 of 1998: a bar for each network, next to the paper's."""
     metric, paper = claim.get("shown", "error/test"), claim.get("paper", {})
@@ -56,7 +64,7 @@ def figure_1(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
     """Figure 1 of 2012: training error against epochs, solid and dashed, with a line at 25 %."""
     axes = figure.subplots()
     for (side, found), line in zip(runs.items(), ("-", "--", ":"), strict=False):
-        axes.plot(*middle(found, "error/train"), f"k{line}", label=side)
+        plot(axes, found, "error/train", f"k{line}", label=side)
     axes.axhline(25, color="k", linestyle=(0, (1, 4)), linewidth=1)
     axes.set_ylim(0, 75)
     axes.set_yticks([0, 25, 50, 75])
@@ -112,7 +120,7 @@ def robustness(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> Non
             metrics = [f"error/{change} {x:g}" for x in values]
             errors = [100 * mean(value(run, metric) for run in found) for metric in metrics]
             axes.plot(values, errors, marker=".", label=side.replace("_", " "))
-        axes.set_xlabel(change)
+        axes.set_xlabel(UNITS.get(change, change))
         axes.set_ylabel("test error in %")
         axes.set_ylim(0)
         axes.grid(alpha=0.3)
@@ -137,8 +145,8 @@ def curves(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
     axes = figure.subplots()
     for color, (side, found) in enumerate(runs.items()):
         label = side.replace("_", " ")
-        axes.plot(*middle(found, "error/val"), "-", color=f"C{color}", label=label)
-        axes.plot(*middle(found, "error/train"), ":", color=f"C{color}")
+        plot(axes, found, "error/val", "-", color=f"C{color}", label=label)
+        plot(axes, found, "error/train", ":", color=f"C{color}")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
@@ -149,6 +157,11 @@ def curves(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
     axes.legend()
 
 
+UNITS = {
+    "vertical shift": "vertical shift in pixels",
+    "rotation": "rotation in degrees",
+    "inverted pixels": "share of inverted pixels",
+}
 PICTURES = {
     "bars": bars,
     "curves": curves,

@@ -76,20 +76,23 @@ articles from which this project started; they are not part of this repository.
 Each claim is an experiment in `conf/experiment/`; `python docs/claims.py run <name>` repeats it.
 `make claims` prints which experiments have no results yet and how long they take, and runs them.
 Experiments without results are listed as not run. On a machine with a GPU, those with shortened
-schedules run the full ones. Tables show mean ± standard deviation over n seeds, and median seconds.
-The training error is measured during the epoch, on augmented images and with dropout, so it can be
-above the test error.
+schedules run the full ones. Tables show mean ± standard deviation over n seeds, and median seconds,
+which also depend on other jobs: those of equal runs differ by up to a factor of two. The training
+error is measured during the epoch, on augmented images and with dropout, so it can be above the
+test error.
 
 A rule *holds* if the 95 % interval of a difference lies on the claimed side, *does not hold* if it
 lies on the other side, and is *undecided* otherwise. A claim gets the worst verdict of its rules,
 which are part of the experiment's file. They were written before the runs, but for two nets that
-were added to figure 9 after its first results. Experiments whose runs take less than five minutes
-were extended from three to five seeds after their first results: C3 and the size of the training
-set then became *holds*, eq. 8 and batch normalisation *undecided*.
+were added to figure 9, and the rates and the clipping of gradient descent in the experiment of
+second derivatives, which were changed after first results. Experiments whose runs take less than
+about five minutes were extended from three to five seeds after their first results, except those
+of second derivatives, rejection and robustness: C3 and the size of the training set then became
+*holds*, eq. 8 and batch normalisation *undecided*.
 
-Learning rates are the best of three for one other seed: by validation error or, where epochs are
-counted, by these and then by training error; never by test images. A chosen rate at the end of the
-three may not be the best one.
+A learning rate in the column *chosen* is the best of three for one other seed: by validation error
+or, where epochs are counted, by these and then by training error; never by test images. One at the
+end of the three may not be the best. The other experiments use the recipe's rate for all sides.
 """
 TUTORIALS = """\
 ## Errors in the tutorials
@@ -325,7 +328,8 @@ def sweep(job: list[str], folder: Path, more: list[str]) -> list[Path]:
     """The directories of a sweep's jobs, after running it if necessary."""
     given = ["-m", *job, f"sweep.dir={folder}", *more]
     print(f"\npython src/train.py {shlex.join(given)}", flush=True)
-    subprocess.run([sys.executable, TRAIN, *given])
+    if subprocess.run([sys.executable, TRAIN, *given]).returncode == 2:  # another grid, say
+        sys.exit(f"error: {folder}: has not been run; remove it if it is of an earlier experiment")
     runs = sorted(folder.glob("[0-9]*"), key=lambda path: int(path.name))
     states = [json.loads((path / "result.json").read_text())["status"] for path in runs]
     if not states or set(states) - ENDED:
@@ -379,7 +383,7 @@ def value(run: dict[str, Any], metric: str) -> float:
     if metric == "gap":  # between test and training
         return metrics["error/test"] - metrics["error/train"]
     if metric == "error/first_epoch":
-        return epochs["error/val"][0]
+        return next(iter(epochs["error/val"]), 1.0)  # 100 % if it diverged
     if metric.startswith("epochs/"):  # until a metric is below a value, or one more than there are
         name, _, limit = metric.removeprefix("epochs/").rpartition("/")
         below = [number for number, x in enumerate(epochs[name], 1) if x < float(limit)]
@@ -519,7 +523,7 @@ def section(name: str, claim: dict[str, Any], result: dict[str, Any]) -> list[st
     lines += [
         f"**The claim {verdict(claim, result)}.**".replace("claim undecided", "claim is undecided"),
         "",
-        f"| | {' | '.join(map(in_words, columns))} | n | seconds | chosen |",
+        f"| | {' | '.join(described(metric)[0] for metric in columns)} | n | seconds | chosen |",
         f"|---|{'--:|' * len(columns)}--:|--:|---|",
     ]
     for side, found in result["sides"].items():
@@ -573,7 +577,7 @@ def header(name: str, claim: dict[str, Any]) -> str:
     if found != NOT_RUN:
         metric = claim.get("shown", "error/test")
         count = min(len(x["runs"]) for x in result["sides"].values())
-        lines = [f"{found}; {in_words(metric)}, mean and deviation of {count} runs:"]
+        lines = [f"{found}; {described(metric)[0]}, mean and deviation of {count} runs:"]
         for side, x in result["sides"].items():
             seconds = median(run["seconds"] for run in x["runs"])
             lines.append(f"  {side} {spread(x['runs'], metric)} in {seconds:.0f} s")
@@ -596,8 +600,23 @@ def headed(name: str, claim: dict[str, Any]) -> str:
 def spread(runs: list[dict[str, Any]], metric: str) -> str:
     if metric == "error/train" and not any(metric in run["metrics"] for run in runs):
         return ""  # of nearest neighbours
-    found = [100 * value(run, metric) for run in runs]
-    return f"{mean(found):.2f} ± {stdev(found):.2f} %" if len(found) > 1 else f"{found[0]:.2f} %"
+    _, scale, unit = described(metric)
+    if metric.startswith("epochs/"):
+        ends = [len(run["epochs"]["error/train"]) for run in runs]
+        late = sum(value(run, metric) > end for run, end in zip(runs, ends, strict=True))
+        if late:
+            return f"more than {max(ends)} ({late} of {len(runs)})"
+    found = [scale * value(run, metric) for run in runs]
+    sign = " %" if unit == "points" else ""
+    return f"{mean(found):.2f}{f' ± {stdev(found):.2f}' if len(found) > 1 else ''}{sign}"
+
+
+def described(metric: str) -> tuple[str, float, str]:
+    """A metric in words, the factor by which its values are shown, and the unit of a difference."""
+    if metric.startswith("epochs/"):
+        name, _, limit = metric.removeprefix("epochs/").rpartition("/")
+        return f"epochs until {in_words(name)} is below {float(limit):g}", 1, "epochs"
+    return (in_words(metric), 1, "") if "loss" in metric else (in_words(metric), 100, "points")
 
 
 def short(number: float) -> str:
@@ -608,14 +627,7 @@ def short(number: float) -> str:
 def rule_in_words(rule: dict[str, Any], result: dict[str, Any]) -> str:
     """A rule, its verdict and its interval as text."""
     low, high = interval(rule, result)
-    metric = rule["metric"]
-    if metric.startswith("epochs/"):
-        name, _, limit = metric.removeprefix("epochs/").rpartition("/")
-        what, scale, unit = f"epochs until {in_words(name)} is below {float(limit):g}", 1, "epochs"
-    elif metric.startswith("loss"):
-        what, scale, unit = in_words(metric), 1, ""
-    else:
-        what, scale, unit = in_words(metric), 100, "points"
+    what, scale, unit = described(rule["metric"])
     names = [str(x).replace("_", " ") for x in (rule["smaller"], rule["than"])]
     first, second = (f"`{name}`" for name in names)
     if isinstance(rule["than"], float | int):

@@ -121,7 +121,8 @@ def test_the_estimate_does_not_change_the_net():
 
 
 @pytest.mark.fact(
-    "In the first pass rates are about 7e-5 to 0.016, and at most 0.0005 / 0.02",
+    "With mu = 0.02, rates in the first pass are 7e-5 to 0.016 within a factor of ten, and at most "
+    "0.0005 / 0.02",
     source="LeCun 1998, section III.B",
     code="optim/levenberg_marquardt.py:StochasticDiagonalLM",
 )
