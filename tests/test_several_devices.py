@@ -270,7 +270,7 @@ def test_torchrun_on_two_nodes_killed_and_resumed_gives_the_results_of_one_proce
     golden.make_data(tmp_path)
     one, run = tmp_path / "one", tmp_path / "run"
     words = ["data=image_folder", f"data.root={tmp_path / 'photos'}", f"data_dir={tmp_path}"]
-    words += ["model=lenet5_relu", "model.input.fit=resize", "data.batch_size=4"]
+    words += ["model=lenet5_relu", "model.input.fit=crop", "data.batch_size=4"]
     words += ["optim.schedule_epochs=12", "callbacks.checkpoint.steps=3"]
     resume = [f"resume={run}", "trainer.max_epochs=14"]
 
