@@ -174,6 +174,20 @@ def test_a_run_that_stopped_early_and_failed_in_its_test_trains_no_more(train, m
     assert train("resume=b", "trainer.max_epochs=31")["epochs"] > done["epochs"]
 
 
+def test_a_run_that_a_callback_ended_is_not_trained_on_after_a_failure(train, monkeypatch):
+    words = ["callbacks=[default,early_stopping]", "callbacks.early_stopping.stopping_threshold=9"]
+    words[1] = f"+{words[1]}"
+
+    def fail(*_) -> None:
+        raise RuntimeError("crash")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnSignal, "on_test_start", fail)
+        with pytest.raises(RuntimeError):
+            train("run_dir=b", *words)
+    assert train("resume=b")["epochs"] == 1
+
+
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_the_line_of_an_epoch_is_written_if_the_run_was_killed_before(train, epochs):
     train("run_dir=a")
@@ -187,6 +201,34 @@ def test_the_line_of_an_epoch_is_written_if_the_run_was_killed_before(train, epo
     path.unlink()
     train("resume=b", "trainer.max_epochs=3")
     assert lines("b") == lines("a")[epochs - 1 :]
+
+
+def test_averaged_weights_are_tested_after_a_failure_in_the_test(train, monkeypatch):
+    words = ["callbacks=[default,swa]", "optim.scheduler=null", "trainer.max_epochs=4"]
+
+    def fail(*_) -> None:
+        raise RuntimeError("crash")
+
+    done = train("run_dir=a", *words)
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnSignal, "on_test_start", fail)
+        with pytest.raises(RuntimeError):
+            train("run_dir=b", *words)
+    again = train("resume=b")
+    assert same(weights("a", "swa"), weights("b", "swa"))
+    assert not same(weights("a", "swa"), weights("a"))
+    assert again["metrics"]["error/test"] == done["metrics"]["error/test"]
+    # For the statistics of batch normalisation Lightning adds an epoch, with the averaged weights.
+    assert train("run_dir=c", *words, "model.net.norm=torch")["epochs"] == 5
+    assert same(weights("c", "swa"), weights("c"))
+
+
+def test_a_run_that_stopped_within_an_epoch_is_continued_from_there(train):
+    words = ["callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=1"]
+    words += ["optim.lr=1e-9", "optim.scheduler=null", "+trainer.val_check_interval=6"]
+    done = train("run_dir=a", *words)
+    assert checkpoint(Path("a"))["global_step"] == done["steps"] < STEPS
+    assert train("resume=a", "trainer.max_epochs=4")["steps"] > done["steps"]
 
 
 def test_a_run_that_was_out_of_time_is_continued_within_the_epoch(train, monkeypatch):

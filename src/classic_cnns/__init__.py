@@ -53,7 +53,7 @@ def one_line(error: object) -> str:
 
 def program() -> str:
     """The command that the user typed, for messages that suggest a command."""
-    name = Path(sys.argv[0]).name
+    name = Path((sys.argv or [""])[0]).name
     return name if name.startswith("classic-cnns") else "python src/train.py"
 
 

@@ -3,8 +3,8 @@
 import inspect
 import itertools
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from math import ceil, inf, isfinite, log
 from pathlib import Path
@@ -68,6 +68,18 @@ def check_fits(config: Any, state: dict[str, Tensor], strict: bool = True) -> No
     parts = nn.ModuleDict(made)
     # A copy, since with `assign` torch writes into the metadata of the state.
     parts.load_state_dict(dict(state), strict, assign=True)
+
+
+@contextmanager
+def eval_mode(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a time; then each layer has its own mode again, as frozen ones have."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def takes_total_steps(scheduler: Callable) -> bool:
@@ -255,7 +267,11 @@ class Classifier(pl.LightningModule):
                 check_fits(config, checkpoint["state_dict"], strict is not False)
             given = {name: instantiate(config.model[name]) for name in ("net", "loss")}
             given |= {name: instantiate(config.optim[name]) for name in ("optimizer", "scheduler")}
-            module = cls(**given | {"seed": config.seed} | parts)
+            classes = config.get("data", {}).get("num_classes")
+            top5 = config.get("top5_error")
+            given |= {"seed": config.seed, "num_classes": classes}
+            given["top5"] = (classes or 0) > 10 if top5 is None else top5
+            module = cls(**given | parts)
             module.load_state_dict(checkpoint["state_dict"], strict is not False)
             if stored := checkpoint.get("preprocessing"):
                 mean = stored["mean"] if stored["mean"] is None else stored["mean"].clone()
@@ -304,9 +320,9 @@ class Classifier(pl.LightningModule):
     @torch.no_grad()
     def probabilities(self, pictures: Any) -> Tensor:
         """The probability of each class for each picture: (N, classes); in eval mode."""
-        inputs, training = self.preprocess(pictures), self.training
-        scores = self.eval()(inputs)
-        self.train(training)
+        weight = next(self.net.parameters())  # of a net in half or double precision
+        with eval_mode(self):
+            scores = self(self.preprocess(pictures).to(weight.dtype))
         return scores.float().softmax(1)
 
     def predict(self, pictures: Any) -> list[str]:
@@ -333,6 +349,11 @@ class Classifier(pl.LightningModule):
         """The number of optimizer steps in the epochs of the schedule."""
         trainer = self.trainer
         expected = trainer.estimated_stepping_batches
+        if trainer.num_training_batches == inf and trainer.max_steps == -1:
+            raise UserError(
+                "optim.scheduler: needs a number of steps, and the DataLoader has no length; try "
+                "+trainer.max_steps=1000, +trainer.limit_train_batches=100, or optim.scheduler=null"
+            )
         if self.schedule_epochs not in (None, trainer.max_epochs):
             each = ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
             expected = each * self.schedule_epochs  # type: ignore[operator]
@@ -346,7 +367,8 @@ class Classifier(pl.LightningModule):
             return  # stepped in on_train_epoch_end, before the checkpoint
         # The schedule of a run that is continued for more steps has its own number of steps.
         steps = min(self.schedule_steps, getattr(scheduler, "total_steps", inf))
-        if scheduler.last_epoch < steps - 1:  # then the rate is constant
+        # Then the rate is constant. ChainedScheduler has no count.
+        if getattr(scheduler, "last_epoch", -1) < steps - 1:
             scheduler.step()
 
     def configure_gradient_clipping(
@@ -514,16 +536,16 @@ class Classifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["train_sums"] = self.train_metrics.sums()
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if hasattr(data, "preprocessing"):
-            checkpoint["preprocessing"] = data.preprocessing.stored()
+        own = getattr(getattr(self.trainer, "datamodule", None), "preprocessing", None)
+        if isinstance(own, Preprocessing):
+            checkpoint["preprocessing"] = own.stored()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.resumed_sums = checkpoint.get("train_sums", {})
         self.val_error = checkpoint.get("epoch_metrics", {}).get("error/val")
         data: Any = getattr(self.trainer, "datamodule", None)
         stored = checkpoint.get("preprocessing")
-        if not stored or not hasattr(data, "preprocessing"):
+        if not stored or not isinstance(getattr(data, "preprocessing", None), Preprocessing):
             return
         of_run = False  # evaluation may use another data set
         with suppress(KeyError, TypeError):  # a file from elsewhere can contain anything

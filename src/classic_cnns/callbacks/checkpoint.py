@@ -117,8 +117,11 @@ class BestAndLast(Checkpoint):
         if trainer.sanity_checking:
             return
         self.validated = True
-        if not trainer.is_last_batch:  # else saved at the end of the epoch
+        # Else saved at the end of the epoch, as are metrics that are only logged there.
+        if not trainer.is_last_batch and self.monitor in trainer.callback_metrics:
             self.save_best(trainer)
+        if not trainer.is_last_batch and trainer.should_stop:  # ended by EarlyStopping, say
+            save_last(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]

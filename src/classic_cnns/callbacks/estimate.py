@@ -70,7 +70,8 @@ def rest(trainer: pl.Trainer, each: float) -> tuple[float, str]:
     left = each * trainer.num_training_batches * epochs if trainer.max_epochs != -1 else inf
     name = f"{epochs} epochs" if epochs != 1 else "an epoch of training"
     steps = trainer.max_steps - trainer.global_step
-    in_steps = each * trainer.accumulate_grad_batches * steps
+    done = trainer.fit_loop.total_batch_idx + 1  # batches, each with any number of steps
+    in_steps = each * steps * done / max(1, trainer.global_step)
     if trainer.max_steps != -1 and in_steps < left:
         left, name = in_steps, f"{steps} more step{'s' * (steps != 1)}"
     for timer in (c for c in trainer.callbacks if isinstance(c, Timer)):  # type: ignore

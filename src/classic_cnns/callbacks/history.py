@@ -25,6 +25,7 @@ class History(Callback):
     """
 
     def __init__(self) -> None:
+        self.trained = False  # in this start of the run
         self.metrics: dict[str, float] = {}  # latest values
         self.of_epoch: dict[str, float] = {}  # values logged in this epoch
         self.earlier: dict[str, Tensor] = {}  # Lightning's values at the start of this epoch
@@ -34,7 +35,7 @@ class History(Callback):
         self.line: dict[str, Any] = {}  # of the last finished epoch
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = time.perf_counter() - self.epoch_seconds
+        self.trained, self.started = True, time.perf_counter() - self.epoch_seconds
         path = self.path(trainer)
         if trainer.is_global_zero and path.exists():
             done = trainer.current_epoch

@@ -75,7 +75,7 @@ class Pictures(Callback):
         state = trainer.strategy.lightning_module_state_dict()
         state = {n.removeprefix("net."): x for n, x in state.items() if n.startswith("net.")}
         weights = pictures.convolutions(state)
-        towers = getattr(net, "towers", 1)
+        towers = pictures.towers_of(net)
         for board in tensorboard_writers(trainer):
             for name, weight in weights.items():
                 board.add_image(f"kernels/{name}", pictures.kernels(weight, towers), step)

@@ -14,8 +14,8 @@ from classic_cnns.callbacks.checkpoint import finished_epochs
 class SeedEpochs(Callback):
     """Seeds torch, NumPy and Python at the start of each epoch, so that resuming changes nothing.
 
-    The first epoch continues from the seed of the initial weights. Every run has this callback; the
-    nets and data of this project have their own seeds.
+    The first epoch continues from the seed of the start of training. Every run has this callback;
+    the nets and data of this project have their own seeds.
     """
 
     def __init__(self, seed: int) -> None:
@@ -33,8 +33,12 @@ class SeedEpochs(Callback):
             self.seed_epoch(trainer, trainer.current_epoch)
 
     def seed_epoch(self, trainer: pl.Trainer, epoch: int) -> None:
-        keys = np.random.SeedSequence((self.seed, epoch, trainer.global_rank))
-        seed, short = keys.generate_state(2, np.uint64).tolist()
-        torch.manual_seed(seed)
-        np.random.seed(short % 2**32)
-        random.seed(seed)
+        seed_generators(self.seed, epoch, trainer.global_rank)
+
+
+def seed_generators(*key: int) -> None:
+    """Seed torch, NumPy and Python by a pure function of `key`."""
+    seed, short = np.random.SeedSequence(key).generate_state(2, np.uint64).tolist()
+    torch.manual_seed(seed)
+    np.random.seed(short % 2**32)
+    random.seed(seed)

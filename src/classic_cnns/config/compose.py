@@ -7,17 +7,20 @@ and then set.
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.singleton import Singleton
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -50,6 +53,7 @@ PARAMS = f"{SEARCH}params."
 PARAMETERS = "sweep.executor.parameters"  # of submitit, empty in its file
 ENDS = (".low", ".high", ".step", ".log", ".choices")  # of a parameter
 LIST_GROUPS = ("callbacks", "logger")  # groups that take a list of options, or null
+LOCK = Lock()  # Hydra's state is global
 READ: dict[tuple, tuple[dict, dict, set]] = {}  # cache, valid while no config file changes
 # One time stamp for all jobs of a sweep.
 STARTED = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
@@ -300,7 +304,7 @@ class Composer:
             main, *others = self.places
             paths = ",".join(f"'file://{folder}'" for folder in others)
             try:
-                with hydra.initialize_config_dir(str(main), version_base="1.3"):
+                with own_hydra(), hydra.initialize_config_dir(str(main), version_base="1.3"):
                     config = hydra.compose(
                         self.config_name,
                         [f"hydra.searchpath=[{paths}]", *choices],
@@ -388,6 +392,19 @@ class Composer:
             usual = {"callbacks": "default", "logger": "tensorboard"}[group]
             raise UserError(f"{word}: is not selected; try {group}=[{usual},{name}]")
         raise UserError(f"{word}: {unknown_key(key, known)}")
+
+
+@contextmanager
+def own_hydra() -> Iterator[None]:
+    """Hydra's global state, for one thread, and for a time instead of that of a program around."""
+    with LOCK:
+        outer = Singleton.get_state() if GlobalHydra.instance().is_initialized() else None
+        GlobalHydra.instance().clear()
+        try:
+            yield
+        finally:
+            if outer is not None:
+                Singleton.set_state(outer)
 
 
 def parse_overrides(words: Sequence[str], single: bool = False) -> list[Override]:

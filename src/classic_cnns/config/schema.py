@@ -200,7 +200,20 @@ def rules(default: dict, config: dict) -> dict[str, Rule]:
         patches = ("centre", "nine", "ten") if fit == "crop" else ("centre",)
         allowed = f"one of {', '.join(patches)} with model.input.fit={fit}"
         found["data.test_patches"] = Rule(allowed, lambda x: x in patches, "centre")
-    return found
+    # The arguments of classes of the user's own may have these names too.
+    others = [] if is_ours(data) else ["data."]
+    others += ["model."] if "_target_" in default["model"] else []
+    return {key: rule for key, rule in found.items() if not key.startswith(tuple(others))}
+
+
+def is_ours(data: dict) -> bool:
+    """Whether the data module of a config is one of this project."""
+    return str(data.get("_target_")).startswith("classic_cnns.")
+
+
+def group(value: Any) -> dict:
+    """A group of keys; empty if the value is something else, as classes of the user's may have."""
+    return value if type(value) is dict else {}
 
 
 def check_values(config: dict, default: dict, copies: Iterable[str] = ()) -> None:
@@ -230,7 +243,7 @@ def check_values(config: dict, default: dict, copies: Iterable[str] = ()) -> Non
 
 def conflicts(config: dict, default: dict) -> Iterator[str]:
     """An error for each value that does not go with another one, or has no effect beside it."""
-    data, trainer, net = config["data"], config["trainer"], config["model"].get("net") or {}
+    data, trainer, net = config["data"], config["trainer"], group(config["model"].get("net"))
     quality = data.get("jpeg_quality")
     if data.get("store") == "raw" and quality != default["data"].get("jpeg_quality"):
         yield f"data.jpeg_quality={quality}: has no effect on raw pixels; add data.store=jpeg"
@@ -245,7 +258,7 @@ def conflicts(config: dict, default: dict) -> Iterator[str]:
             f"model.net.norm={net['norm']}: does not work with towers on two devices; "
             "try model.net.norm=none"
         )
-    optimizer = (config["optim"].get("optimizer") or {}).get("_target_", "")
+    optimizer = str(group(config["optim"].get("optimizer")).get("_target_"))
     of_paper = {"_target_": "classic_cnns.model.lenet5.LeNet5", "norm": "none"}
     of_paper["subsampling"] = "trainable"
     if optimizer.endswith(".StochasticDiagonalLM") and not of_paper.items() <= net.items():
@@ -266,7 +279,7 @@ def conflicts(config: dict, default: dict) -> Iterator[str]:
                 "trainer.precision=16-mixed: would scale the gradients of two towers differently; "
                 "try trainer.precision=bf16-mixed"
             )
-        fused = (config["optim"].get("optimizer") or {}).get("fused")
+        fused = group(config["optim"].get("optimizer")).get("fused")
         if fused and trainer.get("gradient_clip_val") and uses_gpus(trainer):
             yield (
                 "trainer.precision=16-mixed: does not go with a fused optimizer and clipped "
@@ -292,10 +305,11 @@ def conflicts(config: dict, default: dict) -> Iterator[str]:
             f"+trainer.sync_batchnorm=true: needs torch's layers and this net has "
             f"model.net.norm={net['norm']}; try model.net.norm=torch"
         )
-    for lacking in sorted(default["model"]["input"].keys() - config["model"]["input"].keys()):
+    wanted = group(config["model"].get("input"))
+    for lacking in sorted(group(default["model"].get("input")).keys() - wanted.keys()):
         yield f"model.input: has no {lacking}; leave model.input out"
-    if {"channels", "size", "augmentations"} <= data.keys():  # else checked with the first batch
-        yield from misfits(config["model"]["input"], data)
+    if is_ours(data):  # else checked with the first batch
+        yield from misfits(wanted, data)
 
 
 def misfits(wanted: dict, data: dict) -> Iterator[str]:
@@ -345,8 +359,8 @@ def check_new_run(config: Any) -> None:
             f"optim.cuts={after}: must be before the end, optim.epochs={epochs}; "
             f"trainer.max_epochs={epochs} shortens the recipe with its cuts"
         )
-    data = config["data"]
-    if (config["model"].get("input") or {}).get("fit") != "resize" or "augmentations" not in data:
+    data, wanted = config["data"], config["model"].get("input")
+    if not is_ours(data) or "_target_" in config["model"] or wanted["fit"] != "resize":
         return
     for part in data["augmentations"][data["augment"]]:
         is_crop = part["_target_"] == "classic_cnns.data.transforms.RandomCrop"

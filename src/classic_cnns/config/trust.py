@@ -7,7 +7,9 @@ import ast
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,11 @@ KNOWN_CLASSES = re.compile(
     r"|torch\.optim\.(lr_scheduler\.)?[A-Z]\w*"
     r"|lightning\.pytorch\.Trainer"
     r"|lightning\.pytorch\.(callbacks|loggers|strategies|plugins|profilers)\.[A-Z]\w*"
+)
+# The same classes by the modules that define them, as in torch.nn.modules.loss.CrossEntropyLoss.
+LONG_NAME = re.compile(
+    r"((torch\.nn|torch\.optim|lightning\.pytorch\.(callbacks|loggers|strategies|plugins|profilers))"
+    r"(\.[a-z]\w*)+)\.([A-Z]\w*)"
 )
 # Packages that must not be trusted as a whole.
 NEVER_TRUSTED = {*sys.stdlib_module_names, "classic_cnns", "hydra", "lightning", "numpy", "torch"}
@@ -79,7 +86,19 @@ def is_trusted(target: str, trusted: Sequence[str] = ()) -> bool:
         return package in trusted
     if ours := OUR_NAMES.fullmatch(target):
         return ours[3] in defined(ours[1], ours[2])
-    return bool(KNOWN_CLASSES.fullmatch(target))
+    return bool(KNOWN_CLASSES.fullmatch(short_name(target)))
+
+
+def short_name(target: str) -> str:
+    """The name of a class of torch or Lightning in its package, if it is given by its module."""
+    long = LONG_NAME.fullmatch(target)
+    if not long or KNOWN_CLASSES.fullmatch(target):
+        return target
+    module, package, name = long[1], long[2], long[5]
+    with suppress(ImportError, AttributeError):  # importing these packages is safe
+        if getattr(import_module(package), name) is getattr(import_module(module), name):
+            return f"{package}.{name}"
+    return target
 
 
 def untrusted_packages(config: Any) -> list[str]:

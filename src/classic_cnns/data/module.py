@@ -92,8 +92,8 @@ class ImageData(pl.LightningDataModule):
         self.train_batches = self.loader(
             "train",
             self.batch_size,
-            augment=self.augment,
-            shuffle=not overfit,  # overfitting repeats the same batches
+            augment=[] if overfit else self.augment,  # overfitting repeats the same batches
+            shuffle=not overfit,
             seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
             ended=lambda: trainer is not None and trainer.is_last_batch,  # of limit_train_batches

@@ -51,9 +51,9 @@ class TensorBoard(TensorBoardLogger):
 
         Lightning's own method adds a false first point to the curve of each metric.
         """
-        config: Any = OmegaConf.create(params)
-        if "model" not in config:
+        if not {"model", "data", "optim", "trainer", "varied"} <= dict(params).keys():
             return  # a user's module logs its own hyperparameters; the config contains them
+        config: Any = OmegaConf.create(params)
         yaml = OmegaConf.to_yaml(config)
         self.experiment.add_custom_scalars(CHARTS)
         self.experiment.add_text("config", "\n".join(f"    {line}" for line in yaml.splitlines()))

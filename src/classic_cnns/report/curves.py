@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from classic_cnns.report.results import Table, read_metrics
+from classic_cnns.report.results import Table, is_share, read_metrics
 
 
 def curve(directory: Path, metric: str) -> list[float]:
@@ -24,11 +24,12 @@ def write(path: Path, table: Table) -> None:
     figure = Figure(figsize=(9, 5 + 0.2 * len(groups)), layout="constrained")
     axes = figure.add_subplot(xlabel="epoch", ylabel=table.metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if table.direction == "minimize":
+    every = [curve(row.directory, table.metric) for row in table.rows]
+    if table.direction == "minimize" and all(x > 0 or x != x for values in every for x in values):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    percent = table.metric.startswith(("error", "accuracy", "top5_error"))
+    percent = is_share(table.metric)
     form = (lambda y, _: f"{100 * y:g}%") if percent else (lambda y, _: f"{y:g}")
     axes.yaxis.set_major_formatter(FuncFormatter(form))
     for group in groups:

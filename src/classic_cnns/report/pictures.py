@@ -27,6 +27,12 @@ def convolutions(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def towers_of(net: Any) -> int:
+    """The number of towers of a net; one if its `towers` are something else, such as layers."""
+    found = getattr(net, "towers", 1)
+    return found if isinstance(found, int) else 1
+
+
 def kernels(weights: Tensor, towers: int) -> Tensor:
     """Kernels (N, C, h, w) as an image (3, H, W) in 0 to 1, the towers side by side.
 

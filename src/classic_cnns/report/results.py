@@ -132,8 +132,12 @@ class Table:
 def format_value(metric: str, value: float) -> str:
     if metric == "seconds":
         return f"{value:.1f}"
-    fraction = metric.removeprefix("last ").startswith(("error", "accuracy", "top5_error"))
-    return f"{value:.2%}" if fraction else f"{value:.4g}"
+    return f"{value:.2%}" if is_share(metric) else f"{value:.4g}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is shown in percent."""
+    return metric.removeprefix("last ").startswith(("error/", "accuracy/", "top5_error/"))
 
 
 def format_parameter(text: str) -> str:
@@ -151,6 +155,8 @@ def read_table(directories: Sequence[str | Path]) -> Table:
     """
     found: list[Path] = []
     for directory in map(Path, directories):
+        if directory.name == "latest.txt":  # in outputs/<name>/*
+            continue
         below = list(runs_below(directory))
         if not below:
             raise UserError(
@@ -158,7 +164,10 @@ def read_table(directories: Sequence[str | Path]) -> Table:
                 "sweep.yaml); try a directory under outputs/"
             )
         found += below
-    found = list(dict.fromkeys(found))
+    unique: dict[Path, Path] = {}
+    for path in found:
+        unique.setdefault(path.resolve(), path)
+    found = list(unique.values())
     records = {d: read_record(d) for d in found if (d / "sweep.yaml").is_file()}
     if found == list(records) and len(found) == 1:
         (record,) = records.values()

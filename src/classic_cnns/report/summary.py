@@ -22,6 +22,7 @@ class Layer:
 def layers(net: nn.Module, images: Tensor) -> list[Layer]:
     """The layers with weights, in the order in which `images` (B, C, H, W) pass through them.
 
+    The net should be in evaluation mode, in which it remains unchanged.
     A connection is one use of a weight or bias by one unit (L98, II.B). At each position of its
     output a layer has as many connections as parameters, unless it defines
     `connections_per_position`.
@@ -44,10 +45,8 @@ def layers(net: nn.Module, images: Tensor) -> list[Layer]:
         for module in names
         if not list(module.children()) and [*module.parameters(), *module.buffers()]
     ]
-    net.eval()
     with torch.no_grad():
         net(images)
-    net.train()
     for hook in hooks:
         hook.remove()
     return rows

@@ -18,11 +18,12 @@ from hydra.utils import get_class, instantiate
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 
 from classic_cnns import UserError, one_line
-from classic_cnns.classifier import Classifier, takes_total_steps
+from classic_cnns.classifier import Classifier, eval_mode, takes_total_steps
 from classic_cnns.config.schema import trainer_arguments
 from classic_cnns.config.stored import find_checkpoint, stored_values
 from classic_cnns.trainer import devices, precision
@@ -55,13 +56,18 @@ def build(
 def build_part(key: str, node: Any, kind: type, **optional: Any) -> Any:
     """The object that `node`, at `key` of the config, describes.
 
-    `optional` arguments are those that its class may lack. Raises UserError if it cannot be built
-    or is not of class `kind`.
+    `optional` arguments are those that its class may lack, or have a default for. Raises UserError
+    if it cannot be built or is not of class `kind`.
     """
     target = node.get("_target_")
     with build_errors(key):
         wanted = inspect.signature(get_class(target)).parameters if optional else {}
-        own = {k: v for k, v in optional.items() if k in wanted and k not in node}
+        none = inspect.Parameter.empty, None
+        own = {
+            k: v
+            for k, v in optional.items()
+            if k in wanted and k not in node and (wanted[k].default in none or kind is Logger)
+        }
         part = instantiate(node, **own, _convert_="all")
     if not isinstance(part, kind):
         other = "; a net that is an nn.Module goes to model.net._target_" * (key == "model")
@@ -98,6 +104,8 @@ def build_classifier(config: DictConfig, data: pl.LightningDataModule) -> Classi
         scores = check_scores(config, net, images)
     with build_errors("model.loss"):
         loss = instantiate(config.model.loss)
+        if not isinstance(loss, torch.nn.Module):
+            raise TypeError("has to be an nn.Module, such as a class that calls your function")
         labels = torch.zeros(len(scores), dtype=torch.long)
         if deepcopy(loss)(scores, labels).dim():  # a copy, since a loss may count its calls
             raise ValueError("gives a value for each image, and not one number for a batch")
@@ -150,10 +158,8 @@ def example_input(config: DictConfig, data: pl.LightningDataModule) -> torch.Ten
 def check_scores(config: DictConfig, net: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The net's scores (B, classes); UserError if there is not one for each class of the data."""
     try:
-        net.eval()
-        with torch.no_grad():
+        with eval_mode(net), torch.no_grad():
             scores = net(images)
-        net.train()
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         if "channels" in config.data:
             raise
@@ -256,10 +262,10 @@ def build_parts(config: DictConfig, group: str, kind: type, **places: Any) -> li
 
 def check_monitors(config: DictConfig, module: pl.LightningModule) -> None:
     """Raise UserError for a callback that monitors a metric `Classifier` does not log."""
-    known = getattr(module, "metric_names", None)
+    known = module.metric_names if isinstance(module, Classifier) else []
     for name, node in (config.callbacks or {}).items():
         monitor = (node or {}).get("monitor")
-        if known and monitor and monitor not in known:
+        if known and monitor and monitor not in (*known, "epoch", "step"):
             raise UserError(
                 f"callbacks.{name}.monitor={monitor}: is not among the metrics; "
                 f"try one of {', '.join(known)}"
@@ -301,6 +307,8 @@ ERRORS_OF_SETTINGS = {
     "has no attribute 'backbone'": "callbacks: BackboneFinetuning: {line}, which it needs",
     "does not support dense gradients": "optim.optimizer: {line}; try another optim",
     "Early stopping conditioned on metric": "callbacks: {line}",
+    "no `dataloader_idx` argument": "data: the nets of this project take one DataLoader for each "
+    "split; your own LightningModule may take several",
     "more than 1 value per channel": "data.batch_size: the last batch of an epoch has one image "
     "(for a process), and batch normalisation needs two; try another data.batch_size",
     "does not have a deterministic implementation": "trainer.deterministic=true: {start}",

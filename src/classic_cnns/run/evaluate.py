@@ -10,15 +10,18 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 from torch import Tensor
 from torchmetrics import Metric
 
 from classic_cnns import UserError
+from classic_cnns.callbacks.seed import seed_generators
 from classic_cnns.classifier import Classifier, Diverged
 from classic_cnns.config.stored import config_errors, stored_values
 from classic_cnns.config.trust import untrusted_packages
+from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.report.log import progress_bar, show_log
 from classic_cnns.report.markdown import markdown_table
 from classic_cnns.report.results import format_value
@@ -129,13 +132,15 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
         other = "val" if split == "test" else "test"
         raise UserError(f"split={split}: the data module has no such set; try split={other}")
     stored = found.get("preprocessing")
-    if stored and hasattr(data, "preprocessing"):  # use the mean image of its own training set
+    if stored and isinstance(getattr(data, "preprocessing", None), Preprocessing):
+        # Use the mean image of its own training set.
         with config_errors(checkpoint):
             data.preprocessing.mean, data.has_statistics = stored["mean"], True
         if hasattr(data, "sets"):  # validation images are a part of the training set
             data.sets = ("test",) if split == "test" else ("train",)
     classes = Classes()
     trainer: pl.Trainer = build_trainer(config, callbacks=[classes], logger=False)
+    trainer.logger = DummyLogger()  # a module of the user's own may write to it
     apply_precision(trainer, module, config.trainer.get("channels_last"))
     measure = trainer.test if split == "test" else trainer.validate
     # Errors in the user's own classes keep their traceback.
@@ -145,6 +150,7 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # no callbacks
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 with torch 2.15
         data.prepare_data()
+        seed_generators(config.seed, 0)  # as before training
         try:
             measure(module, data, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
         except Diverged as error:

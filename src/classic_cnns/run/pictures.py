@@ -1,6 +1,7 @@
 """Figures of trained nets as PNG files, from checkpoints and test images."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -103,7 +104,7 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
         patches = patches_of(images[:3], prepared.size, "ten")
         yield pictures.save(pictures.inputs(patches, 10), folder / "patches.png")
     for name, weights in pictures.convolutions(net.state_dict()).items():
-        image = pictures.kernels(weights, getattr(net, "towers", 1))
+        image = pictures.kernels(weights, pictures.towers_of(net))
         yield pictures.save(image, folder / f"kernels_{name}.png")
     best = top_classes(first.net, scores[:8].softmax(1))
     for number, image in enumerate(images[:4]):
@@ -144,6 +145,16 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
 
 
 def distinct_names(paths: Sequence[tuple[str, ...]]) -> list[str]:
-    """For each path, the parts that it does not share with all others."""
-    shared = set.intersection(*map(set, paths))
-    return ["/".join(part for part in path if part not in shared) for path in paths]
+    """For each path, what remains without the parts at both ends that all of them share."""
+
+    def shared(columns: Iterable[tuple[str, ...]]) -> int:
+        return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, columns))
+
+    first = shared(zip(*paths, strict=False))
+    rest = [path[first:] for path in paths]
+    last = shared(zip(*map(reversed, rest), strict=False))
+    names = ["/".join(path[: len(path) - last]) for path in rest]
+    return [
+        f"{name} ({number})" if names.count(name) > 1 else name
+        for number, name in enumerate(names, 1)
+    ]

@@ -31,9 +31,15 @@ from classic_cnns.callbacks.checkpoint import finished_epochs, writes_last
 from classic_cnns.callbacks.estimate import Estimate
 from classic_cnns.callbacks.history import History
 from classic_cnns.callbacks.pictures import tensorboard_writers
-from classic_cnns.callbacks.seed import SeedEpochs
+from classic_cnns.callbacks.seed import SeedEpochs, seed_generators
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
-from classic_cnns.classifier import Classifier, Diverged, check_fits, takes_total_steps
+from classic_cnns.classifier import (
+    Classifier,
+    Diverged,
+    check_fits,
+    eval_mode,
+    takes_total_steps,
+)
 from classic_cnns.config.stored import (
     LIMITS,
     OF_SWEEP,
@@ -71,10 +77,10 @@ TRAINING = Lock()  # seeds, signals and logs belong to the process
 def train(config: DictConfig) -> dict[str, Any]:
     """Train and test as the config says, in this process; returns the content of `result.json`.
 
-    It has `status`, finished or diverged, `directory`, `metrics` of the tested checkpoint, `last`
-    ones, `epochs`, `steps` and `seconds`; with estimate=true only the status, estimated. Raises
-    UserError for several devices, which need the command line, and KeyboardInterrupt after Ctrl-C
-    or a notebook's stop button, once the run has stopped.
+    It has `status`, finished or diverged, and `directory`; if it has finished, also `metrics` of
+    the tested checkpoint, `last` ones, `epochs`, `steps` and `seconds`. With estimate=true it has
+    only the status, estimated. Raises UserError for several devices, which need the command line,
+    and KeyboardInterrupt after Ctrl-C or a notebook's stop button, once the run has stopped.
     """
     if not isinstance(config, DictConfig):
         raise UserError(f"train() takes a config of compose(), and got {type(config).__name__}")
@@ -120,6 +126,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     done = read_result(earlier) if earlier else {}
     if done and is_finished(done, config):
         log.info("%s has finished; %s=<more> continues it", earlier, limit_of(done, config))
+        done["directory"] = str(earlier)  # it may have been moved
         log.info(final_table(done))
         return done
     stop = StopOnSignal()
@@ -327,13 +334,14 @@ def train_and_test(
     apply_precision(trainer, module, config.trainer.get("channels_last"))
     history = next(c for c in trainer.callbacks if isinstance(c, History))
 
+    seed_generators(config.seed, 0)  # for a user's setup(), which may split data at random
     with lightning_errors(config):
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
     found: dict[str, Any] = {}
     if any(isinstance(callback, BatchSizeFinder) for callback in trainer.callbacks):
         found["batch_size"] = size = getattr(data, "batch_size", None)
         log.info("trained with batches of %s images; data.batch_size=%s repeats it", size, size)
-    averaged = save_average(trainer, checkpoints)
+    averaged = save_average(trainer, module, checkpoints, history.trained)
     # A BatchSizeFinder also searches before the test, and changes the Trainer's counts.
     metrics, steps = dict(history.metrics), trainer.global_step
     epochs = trainer.fit_loop.epoch_progress.current.processed  # current_epoch may be one behind
@@ -341,7 +349,8 @@ def train_and_test(
     if is_overridden("test_step", module) and is_overridden("test_dataloader", data):
         best = averaged or best_checkpoint(trainer, checkpoints)
         if best:
-            tested = read_checkpoint(best).get("metrics", {})
+            tested = read_checkpoint(best).get("metrics", tested)
+        seed_generators(config.seed, 0)
         with lightning_errors(config):
             if averaged and is_overridden("validation_step", module):
                 trainer.validate(module, data, averaged, weights_only=True, verbose=False)
@@ -373,15 +382,19 @@ def apply_precision(trainer: Any, module: Any, channels_last: bool | None) -> No
         module.double()  # before a checkpoint is loaded, which would be rounded to float32
 
 
-def save_average(trainer: Any, checkpoints: Path) -> str | None:
+def save_average(trainer: Any, module: Any, checkpoints: Path, trained: bool) -> str | None:
     """The checkpoint of averaged weights, which Lightning puts into the net after the last epoch.
 
     None without its StochasticWeightAveraging, or if training ended before the last epoch.
+    `trained` is false if the run was resumed only to be tested.
     """
     callbacks = (c for c in trainer.callbacks if isinstance(c, StochasticWeightAveraging))
-    swa = next(callbacks, None)
-    if swa is None or trainer.fast_dev_run or trainer.current_epoch - 1 != swa.swa_end:
+    swa, last = next(callbacks, None), trainer.current_epoch - 1
+    # Lightning adds an epoch for the statistics of batch normalisation.
+    if swa is None or trainer.fast_dev_run or last not in (swa.swa_end, swa.swa_end + 1):
         return None
+    if not trained:
+        swa.on_train_end(trainer, module)  # puts the average into the net
     trainer.save_checkpoint(checkpoints / AVERAGED)
     return str(checkpoints / AVERAGED)
 
@@ -424,7 +437,8 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
     for logger in trainer.loggers:
         logger.log_hyperparams(params)
     if isinstance(module, Classifier):
-        table = summary.table(module.net, example_input(config, data))
+        with eval_mode(module.net):
+            table = summary.table(module.net, example_input(config, data))
         log.info(table)
         for board in tensorboard_writers(trainer):
             board.add_text("layers", table)

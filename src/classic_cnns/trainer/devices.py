@@ -171,8 +171,8 @@ def check_devices(config: dict) -> None:
                 f"try trainer.devices={devices + 1}, or trainer=default"
             )
         shares, who = total // 2, "pairs of processes"
-    batch_size = config["data"].get("batch_size", shares)
-    if batch_size < shares:
+    batch_size = config["data"].get("batch_size")
+    if type(batch_size) is int and batch_size < shares:
         raise UserError(
             f"data.batch_size={batch_size}: the batch is shared by {shares} "
             f"{who} and each needs an image; try data.batch_size={shares}"

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import (
     Callback,
     GradientAccumulationScheduler,
     StochasticWeightAveraging,
+    Timer,
 )
 from lightning.pytorch.profilers import PassThroughProfiler
 
@@ -46,16 +47,19 @@ class ResumeExactly(Callback):
     is also written before the epoch counts as completed, so with
     `reload_dataloaders_every_n_epochs` the DataLoader is created twice, and draws other numbers.
     In a checkpoint within an epoch, weight averaging and the accumulation of gradients lack what
-    they set when the epoch started. A run that EarlyStopping has ended, and that was interrupted
-    in its test, trains another epoch; with larger limits it should.
+    they set when the epoch started. A run that a callback such as EarlyStopping has ended, and that
+    was interrupted in its test, trains another epoch; with larger limits it should.
     """
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}  # of a checkpoint at the end of an epoch
-        self.limits: Any = None  # of the run that has written the checkpoint
+        self.limits: Any = None  # of a run that a callback has ended
 
     def on_save_checkpoint(self, trainer: Any, pl_module, checkpoint: dict[str, Any]) -> None:
         checkpoint["limits"] = [trainer.max_epochs, trainer.max_steps]
+        # A timer decides anew, since it may get more time.
+        in_time = not any(isinstance(callback, Timer) for callback in trainer.callbacks)
+        checkpoint["ended"] = trainer.should_stop and in_time
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":
@@ -63,14 +67,12 @@ class ResumeExactly(Callback):
             at_end = epochs["processed"] == epochs["ready"]
             self.metrics = checkpoint.get("metrics", {}) if at_end else {}
             epochs["completed"] = epochs["processed"]  # read by the loop after this hook
-            self.limits = checkpoint.get("limits") if at_end else None
+            self.limits = checkpoint["limits"] if at_end and checkpoint.get("ended") else None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         loop = trainer.fit_loop
         if self.limits == [trainer.max_epochs, trainer.max_steps]:
-            stoppers = trainer.early_stopping_callbacks
-            ended = any(0 < c.stopped_epoch == trainer.current_epoch - 1 for c in stoppers)
-            trainer.should_stop = trainer.should_stop or ended
+            trainer.should_stop = True
         if loop.restarted_on_epoch_end:
             loop._restarting = loop.epoch_loop.restarting = False
             loop.reset_restart_stage()
