@@ -93,7 +93,13 @@ def write(folder: Path) -> None:
         nested_list = [nested_list] * 10  # the same list ten times, also in the file
     weights_only = {"state_dict": state["state_dict"]}
     huge = {"hyper_parameters": {**state["hyper_parameters"], "x": nested_list}}
+    start = {"_target_": "classic_cnns.trainer.processes.start",
+             "command": ["touch", str(folder / "executed_tuple")], "environment": {}}  # fmt: skip
+    tuples = {"hyper_parameters": {**state["hyper_parameters"], "model": {
+        "net": {"_target_": "torch.nn.Sequential", "_args_": (start,)}}}}  # fmt: skip
+    large = {"preprocessing": state["preprocessing"] | {"image_size": 60_000}}
     checkpoints = {"foreign": {"model": torch.zeros(3)}, "alone": weights_only,
+                   "tuple": state | tuples, "large": state | large,
                    "laughs": state | huge,
                    "pickle": {"state_dict": {}, "x": ExecuteOnLoad()}, "target": state | target,
                    "misfit": state | other}  # fmt: skip

@@ -23,7 +23,7 @@ from omegaconf.errors import ReadonlyConfigError
 
 from classic_cnns import UserError
 from classic_cnns.classifier import Classifier
-from classic_cnns.config.compose import Composer, compose
+from classic_cnns.config.compose import READ, Composer, compose
 from classic_cnns.config.schema import RESERVED, trainer_arguments
 from classic_cnns.report import curves, summary
 from classic_cnns.report.results import read_table
@@ -301,6 +301,55 @@ def test_a_users_module_is_evaluated_and_an_error_of_its_own_keeps_its_traceback
     monkeypatch.setattr(sys.modules["lit_classifier"].LitClassifier, "test_step", fail)
     with pytest.raises(ValueError, match="a mistake of the user's"):
         evaluate(*run, "test")
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_ordinary_modules_and_data_keep_their_own_names_and_splits(train):
+    """The names of arguments and attributes are their own; evaluation splits as training did."""
+    measured = train("model=ordinary", "data=random_split", "debug=overfit", "keep=true")
+    assert "val_loss" in measured["metrics"]
+    measured = train("model=ordinary", "data=random_split", "run_dir=other")["metrics"]
+    own = Composer([OWN_PARTS], trusted=["ordinary", "random_split"])
+    config = own.compose(["model=ordinary", "data=random_split"])
+    module, _ = build(config)
+    assert (module.hparams.loss, module.hparams.precision) == ("mse", 3)
+    for split in ("val", "test"):
+        found = evaluate(*own.load_run("other"), split).metrics
+        assert found[f"{split}_loss"] == measured[f"{split}_loss"]
+
+
+@pytest.mark.filterwarnings("ignore:Found 3 module")  # in eval mode
+def test_a_frozen_part_of_a_users_net_stays_frozen(train):
+    words = ["data=random_split", "model=lenet5_relu", "model.net={_target_:ordinary.FrozenStem}"]
+    train(*words, "+optim.optimizer.weight_decay=0.1")
+    state = weights()
+    assert state["net.stem.1.num_batches_tracked"] == 0
+    assert not state["net.stem.1.running_mean"].any() and state["net.stem.1.running_var"].all()
+    net = Classifier.load_from_checkpoint(
+        "run/checkpoints/last.ckpt", trust=["ordinary", "random_split"]
+    )
+    assert net.num_classes is None and not net.net.stem.training
+
+
+def test_a_config_is_composed_inside_a_hydra_program_and_in_threads():
+    import hydra
+
+    with hydra.initialize_config_dir(str(OWN_PARTS), version_base="1.3"):
+        outer = hydra.compose("model/gan")
+        READ.clear()
+        assert compose("model=simple_cnn", "optim=lenet5_relu").model.net
+        assert hydra.compose("model/gan") == outer
+    words = [["optim=lenet5_relu"], ["optim=lenet5"], ["optim=simple_cnn"], ["optim=alexnet"]]
+    with ThreadPoolExecutor(4) as pool:
+        READ.clear()
+        configs = list(pool.map(lambda own: compose("model=simple_cnn", *own), 4 * words))
+    assert [str(c.optim) for c in configs[:4]] == [str(c.optim) for c in configs[-4:]]
+
+
+def test_a_loss_that_is_a_function_is_refused_before_training(train):
+    words = "model.loss={_target_:torch.nn.functional.cross_entropy,_partial_:true}"
+    with pytest.raises(UserError, match="^model.loss: has to be an nn.Module"):
+        train("model=lenet5_relu", words)
 
 
 def test_a_users_module_with_num_classes_is_evaluated_whatever_its_test_step_returns(
@@ -674,6 +723,14 @@ def test_data_without_a_length_is_trained_on(train, caplog):
     assert estimate == {"status": "estimated"}
     (line,) = [text for text in caplog.messages if "estimate: " in text]
     assert "epoch" not in line and "MB for checkpoints" in line
+
+
+def test_a_schedule_without_a_number_of_steps_is_refused(train):
+    words = ["data=endless", "model=lenet5_relu", "model.net.num_classes=10"]
+    one_cycle = "_target_:torch.optim.lr_scheduler.OneCycleLR,_partial_:true,max_lr:0.1"
+    words += [f"optim.scheduler={{{one_cycle}}}"]
+    with pytest.raises(UserError, match="optim.scheduler: needs a number of steps.*max_steps=1000"):
+        train(*words, "model.net.in_channels=1")
 
 
 def test_a_resumed_pass_is_only_the_first_of_a_loader(tiny_mnist, tiny_config_dir):

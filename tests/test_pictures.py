@@ -60,6 +60,9 @@ def test_errors_are_counted_over_all_batches():
 def test_runs_with_equal_names_are_named_by_the_differing_part_of_their_paths():
     paths = ("out", "a", "seeds", "0", "best.ckpt"), ("out", "b", "seeds", "0", "best.ckpt")
     assert distinct_names(paths) == ["a", "b"]
+    jobs = [("sweeps", "1", job, "checkpoints", "best.ckpt") for job in "01"]
+    assert distinct_names(jobs) == ["0", "1"]
+    assert distinct_names([jobs[0], jobs[0]]) == [" (1)", " (2)"]
 
 
 @pytest.mark.slow

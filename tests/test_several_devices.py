@@ -135,6 +135,44 @@ def wait_for_line(process: Process, words: str) -> None:
     raise AssertionError(process.stderr.read())
 
 
+UNEQUAL = """
+import lightning.pytorch as pl
+import torch
+
+
+class Unequal(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = torch.nn.Linear(784, 10), torch.zeros(())
+
+    def training_step(self, batch, batch_idx):
+        loss = torch.nn.functional.cross_entropy(self.layer(batch[0].flatten(1)), batch[1])
+        self.log("loss/train", loss, on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+    def on_train_epoch_end(self):
+        self.log("seen", self.trainer.strategy.reduce(self.seen + 1.0, reduce_op="sum"))
+
+    def validation_step(self, batch, batch_idx):  # each rank has its own value
+        better = self.global_rank == self.current_epoch % 2
+        self.log("error/val", (0.1 if better else 0.9) / (1 + self.current_epoch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+"""
+
+
+def test_a_users_module_may_log_other_values_on_each_rank(train, tmp_path):
+    """Neither a rank's own best epoch nor the progress bar makes it wait for the others."""
+    (tmp_path / "unequal.py").write_text(UNEQUAL)
+    words = ["run_dir=run", "callbacks=[default,early_stopping]"]
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "unequal.yaml").write_text("_target_: unequal.Unequal\n")
+    code, _, err = train(*TWO, "--config-dir", str(tmp_path / "own"), "model=unequal", *words)
+    assert code == 0, err
+    assert result(tmp_path / "run")["status"] == "finished"
+
+
 def test_two_processes_give_the_results_of_one(train, in_parallel, tmp_path):
     one = tmp_path / "one"
     with in_parallel("top5_error=true", f"run_dir={one}"):

@@ -23,7 +23,7 @@ from typing_extensions import Self
 
 from classic_cnns import UserError, one_line
 from classic_cnns.config.stored import checked_config, read_config
-from classic_cnns.config.trust import is_trusted, nodes
+from classic_cnns.config.trust import check_stored, is_trusted, nodes
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
@@ -274,6 +274,11 @@ class Classifier(pl.LightningModule):
             module = cls(**given | parts)
             module.load_state_dict(checkpoint["state_dict"], strict is not False)
             if stored := checkpoint.get("preprocessing"):
+                sizes = {
+                    "data": {"size": stored.get("image_size")},
+                    "model": {"input": {"size": stored.get("size")}},
+                }
+                check_stored(sizes, checkpoint_path)
                 mean = stored["mean"] if stored["mean"] is None else stored["mean"].clone()
                 module.preprocessing = Preprocessing(**stored | {"mean": mean})
         except Exception as error:  # a file from elsewhere can contain anything

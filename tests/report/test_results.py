@@ -107,6 +107,62 @@ def test_the_best_run_is_named_with_the_command_to_repeat_it(runs):
     assert "\n    OMP_NUM_THREADS=3 python src/train.py optim.lr=0.2 seed=0\n" in text
 
 
+def test_each_run_is_a_row_also_among_other_files(runs, tmp_path):
+    (tmp_path / "latest.txt").write_text("0.1-0\n")
+    (tmp_path / "link").symlink_to(runs[0])
+    named = sorted(tmp_path.glob("*"))  # as a shell expands outputs/<name>/*
+    assert len(read_table([*named, runs[1]]).rows) == len(runs)
+
+
+def test_a_link_to_a_folder_above_ends(runs, tmp_path):
+    for name in "ab":
+        (tmp_path / name).symlink_to(tmp_path)
+    assert len(read_table([tmp_path]).rows) == len(runs)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("result.json", '{"status": "finished", "metrics": {"error/val": 1' + 400 * "0" + "}}"),
+        ("result.json", '{"status": 5}'),
+        ("result.json", 200_000 * "["),
+        ("provenance.json", '[{"command": [1, 2]}]'),
+        ("metrics.jsonl", '{"epoch": 1, "metrics": [1]}\n'),
+        ("metrics.jsonl", '{"epoch": 1, "metrics": {"error/val": "a"}}\n'),
+    ],
+)
+def test_a_file_from_elsewhere_may_contain_anything(runs, tmp_path, name, text):
+    (runs[0] / name).write_text(text)
+    table = read_table(runs)
+    assert len(table.rows) == len(runs) and table.markdown()
+    curves.write(tmp_path / "curves.png", table)
+
+
+@pytest.mark.parametrize("change", [{"jobs": 7}, {"jobs": [[1]]}, {"metric": [3]}, {"program": 1}])
+def test_a_record_from_elsewhere_may_contain_anything(tmp_path, change):
+    record = {"program": ["python"], "varied": ["seed"], "jobs": [["seed=1"]]}
+    OmegaConf.save(record | change, tmp_path / "sweep.yaml")
+    with pytest.raises(UserError, match="is not the record of a sweep"):
+        read_table([tmp_path])
+
+
+def test_only_our_rates_are_shown_in_percent():
+    shown = {
+        "error/val": "25.00%",
+        "last accuracy/val": "25.00%",
+        "error_mm": "0.25",
+        "loss": "0.25",
+    }
+    assert {metric: format_value(metric, 0.25) for metric in shown} == shown
+
+
+def test_negative_values_have_a_linear_axis(runs, tmp_path):
+    for directory in runs:
+        lines = ['{"epoch": 1, "metrics": {"elbo": -3}}', '{"epoch": 2, "metrics": {"elbo": -4}}']
+        (directory / "metrics.jsonl").write_text("\n".join([*lines, ""]))
+    curves.write(tmp_path / "curves.png", Table(read_table(runs).rows, "elbo"))  # without a warning
+
+
 def test_parameters_with_many_decimals_are_rounded():
     words = ["0.012345678901", "1234567890", "2026_11_22", "1.25", "range(10,200)"]
     shown = ["0.01235", "1234567890", "2026_11_22", "1.25", "range(10,200)"]

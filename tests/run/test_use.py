@@ -124,6 +124,61 @@ def test_a_checkpoint_has_the_mean_of_the_training_images(folder):
     }  # fmt: skip
 
 
+def test_a_net_in_another_precision_predicts_too(folder):
+    net = classic_cnns.load(folder / "lenet5")
+    picture = np.zeros((28, 28), np.uint8)
+    picture[5:20, 14] = 255
+    expected = net.probabilities(picture)
+    for convert, near in ((net.double, 1e-5), (net.bfloat16, 0.2)):
+        torch.testing.assert_close(convert().probabilities(picture), expected, atol=near, rtol=0)
+    assert net.num_classes == 10 and "top5_error" not in net.test_metrics.means
+
+
+def test_only_trusted_modules_are_imported_beside_a_run(folder, tmp_path):
+    """torch and torchvision try to import packages that may not be installed, like accimage."""
+    run = tmp_path / "run"
+    shutil.copytree(folder / "lenet5", run)
+    (run / "accimage.py").write_text("open('executed', 'w')")
+    (run / "mine.py").write_text("import beside")
+    (run / "beside.py").write_text("")
+    config = OmegaConf.load(run / "config.yaml")
+    config.config_dirs = [str(run)]
+    OmegaConf.save(config, run / "config.yaml")
+    script = """if True:
+        import sys
+        import classic_cnns
+        assert classic_cnns.load('.', trust=['other']).classes
+        import importlib.util
+        assert not importlib.util.find_spec('accimage') and not importlib.util.find_spec('mine')
+        classic_cnns.load('.', trust=['mine'])
+        import mine
+    """
+    env = os.environ | {"PYTHONPATH": str(SRC), "PYTHONSAFEPATH": "1"}
+    (tmp_path / "script.py").write_text(script)
+    subprocess.run([sys.executable, tmp_path / "script.py"], cwd=run, env=env, check=True)
+    assert not (run / "executed").exists()
+
+
+def test_a_store_of_a_stranger_is_no_path(tmp_path):
+    words = ["model=alexnet", "data=image_folder", f"data.root={tmp_path}", "data.num_classes=2"]
+    for split in ("train/a", "train/b", "val/a"):
+        (tmp_path / split).mkdir(parents=True)
+    config = compose(*words)
+    OmegaConf.set_readonly(config, False)
+    config.data.store = "../../x"
+    with pytest.raises(UserError, match="data.store: must be raw or jpeg"):
+        classic_cnns.build(config)
+
+
+def test_classes_are_known_by_their_modules_too():
+    for name in ("torch.nn.modules.loss.CrossEntropyLoss", "torch.optim.sgd.SGD",
+                 "lightning.pytorch.loggers.csv_logs.CSVLogger"):  # fmt: skip
+        assert is_trusted(name)
+    for name in ("torch.nn.modules.module.OrderedDict", "torch.nn.modules.transformer.Transformer",
+                 "lightning.pytorch.callbacks.lambda_function.Callable"):  # fmt: skip
+        assert not is_trusted(name)
+
+
 def test_latest_means_the_newest_run_in_every_path(folder, tmp_path):
     (tmp_path / "latest.txt").write_text("lenet5\n")
     shutil.copytree(folder / "lenet5", tmp_path / "lenet5")

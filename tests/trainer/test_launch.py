@@ -156,6 +156,17 @@ def test_ranks_end_if_the_main_process_is_killed(start):
     assert gone(pids)
 
 
+def test_a_signal_after_the_end_of_a_run_leaves_its_result(tmp_path):
+    (tmp_path / "result.json").write_text('{"status": "finished"}')
+    reports = [{"rank": 0, "directory": str(tmp_path), "resume": ""}]
+    with pytest.raises(SystemExit):
+        launch.exit_with_reason({}, [*reports, {"rank": 0, "written": True}], [signal.SIGTERM])
+    assert "finished" in (tmp_path / "result.json").read_text()
+    with pytest.raises(SystemExit):
+        launch.exit_with_reason({}, reports, [signal.SIGTERM])
+    assert "interrupted" in (tmp_path / "result.json").read_text()
+
+
 def test_a_rank_killed_by_the_end_of_another_one_is_not_the_reason(capsys):
     reports = [{"rank": 1, "code": 1, "error": "RuntimeError: no luck"}]
     with pytest.raises(SystemExit, match="1"):

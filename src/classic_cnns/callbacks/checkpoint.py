@@ -144,7 +144,8 @@ class BestAndLast(Checkpoint):
                 log.warning("%s; without it only last.ckpt is written", line)
             self.warned = True
             return
-        value = self.sign * known[self.monitor].item()
+        # The ranks may have logged different values, and they write checkpoints together.
+        value = trainer.strategy.broadcast(self.sign * known[self.monitor].item())
         if value < self.lowest:
             self.lowest = value
             trainer.save_checkpoint(checkpoint_folder(trainer) / "best.ckpt")

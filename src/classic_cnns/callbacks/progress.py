@@ -64,10 +64,10 @@ class Progress(ProgressBar):
         self.bar.update(trainer.global_step - self.bar.n)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        values = logged_since(self.earlier, trainer)  # on all ranks, which may have to add them up
         if self.bar is None:
             return
         self.bar.clear()
-        values = logged_since(self.earlier, trainer)
         total = f"/{trainer.max_epochs}" if trainer.max_epochs != -1 else ""
         log.info(f"epoch {trainer.current_epoch + 1:3}{total}   {summary(values)}")
 

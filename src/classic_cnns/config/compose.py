@@ -39,6 +39,7 @@ from classic_cnns.config.schema import (
     rules,
     trainer_arguments,
 )
+from classic_cnns.config.trust import TrustedFinder
 from classic_cnns.config.unused import HYDRA, check_no_hydra, check_used, read_text, references
 from classic_cnns.data import folders
 from classic_cnns.files import expand, flatten
@@ -131,12 +132,11 @@ class Composer:
             texts = (read_text(path) for path, _ in stamps)
             READ[key] = {}, {}, set().union(*map(references, texts))
         self.composed, self.examples, self.references = READ[key]
-        # `_target_` finds modules next to the user's configs, and in the working directory.
         own = modules_in(self.config_dirs)
         files = [path for folder in own for path in Path(folder).glob("*")]
         modules = (path.stem for path in files if path.suffix == ".py" or path.is_dir())
         self.packages = [*self.trusted, *modules]
-        add_to_path([*own, os.getcwd()])
+        add_to_path(own)  # `_target_` finds modules next to the user's configs
 
     def compose(self, words: Sequence[str], resolve: bool = True) -> DictConfig:
         """The checked config of one run, or with `resume` that of the earlier run.
@@ -150,6 +150,7 @@ class Composer:
         resumed = {o.key_or_group: value_of(o) for o in overrides}.get("resume", config.resume)
         if resumed is not None:
             return self.resume(resumed, overrides)
+        add_to_path([os.getcwd()])  # `_target_` finds modules there too, but not those of strangers
         for override in overrides:
             if not self.is_choice(override):
                 self.set_value(config, default, override)
@@ -231,8 +232,9 @@ class Composer:
     def upgrade(self, config: DictConfig) -> DictConfig:
         """A stored config as of this version; its own modules can be imported if it is trusted."""
         config = stored.upgraded_config(config, self.read_files(()))
-        if self.trusted:
-            add_to_path(modules_in(config.config_dirs))
+        finder = TrustedFinder(self.trusted, [*modules_in(config.config_dirs), os.getcwd()])
+        if self.trusted and finder not in sys.meta_path:
+            sys.meta_path.append(finder)
         return config
 
     def change(self, config: DictConfig, overrides: Sequence[Override]) -> DictConfig:

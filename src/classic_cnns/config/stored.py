@@ -1,5 +1,6 @@
 """Configs of earlier runs: finding, reading, upgrading, and changing them when resuming."""
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -98,7 +99,8 @@ def check_new(directory: Path) -> None:
             "run_dir"
         )
     # An earlier start of the job may have left a result.
-    if {path.name for path in directory.iterdir()} - OF_SWEEP - {"result.json"}:
+    names = {path.name for path in directory.iterdir()} - OF_SWEEP - {"result.json"}
+    if any(not re.fullmatch(r"\..+\.\d+", name) for name in names):  # not files cut off by a kill
         raise UserError(
             f"run_dir={directory}: must be new or empty, and contains other files; "
             f"try run_dir={directory / 'run'}"

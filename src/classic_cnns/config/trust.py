@@ -8,8 +8,11 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,11 @@ def check_stored(config: Any, place: Any, trusted: Sequence[str] = ()) -> None:
     counts each time.
     """
     for count, (key, value) in enumerate(nodes(config), 1):
+        if value is not None and type(value) not in (dict, list, str, int, float, bool):
+            raise UserError(  # of a tuple, for example, OmegaConf would make a list
+                f"{place}: {key}: is a {type(value).__name__}, and not allowed in a stored config; "
+                "try another run"
+            )
         if count > MAX_VALUES or key.count(".") > MAX_DEPTH - 2:
             raise UserError(
                 f"{place}: is not the config of a run (more than {MAX_VALUES:,} values or "
@@ -87,6 +95,24 @@ def is_trusted(target: str, trusted: Sequence[str] = ()) -> bool:
     if ours := OUR_NAMES.fullmatch(target):
         return ours[3] in defined(ours[1], ours[2])
     return bool(KNOWN_CLASSES.fullmatch(short_name(target)))
+
+
+@dataclass
+class TrustedFinder(MetaPathFinder):
+    """Finds the trusted packages, and only these, in folders that a stored config may name.
+
+    The folder of a package that was found can then be imported from, as its code could do itself.
+    """
+
+    packages: Sequence[str]
+    folders: Sequence[str]
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        for folder in self.folders if path is None and name in self.packages else ():
+            if spec := PathFinder.find_spec(name, [folder]):
+                sys.path += [folder] if folder not in sys.path else []
+                return spec
+        return None
 
 
 def short_name(target: str) -> str:

@@ -103,6 +103,8 @@ class ImageFolderData(ImageData):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if store not in ("raw", "jpeg") or {type(self.size), type(jpeg_quality)} != {int}:
+            raise ValueError("data.store: must be raw or jpeg")  # all three are parts of a path
         self.prepare, self.store = prepare, store
         self.quality = jpeg_quality if store == "jpeg" else 0
         self.stores: dict[str, StoredImages] | None = None

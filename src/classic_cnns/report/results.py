@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -202,7 +202,9 @@ def runs_below(directory: Path) -> Iterator[Path]:
         yield directory
     elif directory.is_dir():
         for inner in sorted(path for path in directory.iterdir() if path.is_dir()):
-            yield from runs_below(inner)
+            # A link can lead to a folder above.
+            if not inner.is_symlink() or (inner / "config.yaml").is_file():
+                yield from runs_below(inner)
 
 
 def assignments(words: Sequence[str]) -> dict[str, str]:
@@ -236,7 +238,10 @@ def keys_of_configs(keys: Sequence[str], rows: Sequence[Row]) -> list[str]:
 def read_record(directory: Path) -> dict[str, Any]:
     """The content of a sweep's `sweep.yaml`; UserError for another file."""
     record = plain_yaml(directory / "sweep.yaml")
-    if not {"program", "varied", "jobs"} <= record.keys():
+    jobs, others = record.get("jobs"), [record.get(name) for name in ("program", "varied")]
+    lists = [*others, *(jobs if type(jobs) is list else [None])]
+    texts = [record.get(name, "") for name in ("metric", "direction")]
+    if not all(type(x) is list and all(type(word) is str for word in x) for x in [*lists, texts]):
         raise UserError(
             f"{directory / 'sweep.yaml'}: is not the record of a sweep; try another folder"
         )
@@ -290,7 +295,7 @@ def make_row(name: str, parameters: dict[str, str], directory: Path, command: st
         return Row(name, parameters, directory, command, state, error, {})
     last = {f"last {metric}": value for metric, value in result.get("last", {}).items()}
     found = result.get("metrics", {}) | last | {"seconds": result.get("seconds")}
-    values = {name: x for name, x in found.items() if isinstance(x, int | float) and isfinite(x)}
+    values = {name: x for name, x in found.items() if type(x) in (int, float) and abs(x) < 1e300}
     return Row(name, parameters, directory, command, state, "", values)
 
 
@@ -298,7 +303,7 @@ def read_starts(directory: Path) -> list[dict[str, Any]]:
     """The entries of a run's `provenance.json`; one without content if there is no such file."""
     try:
         starts = read_json(directory / "provenance.json") or []
-        found = [start | {"command": list(start["command"])} for start in starts]
+        found = [start | {"command": list(map(str, start["command"]))} for start in starts]
     except (AttributeError, KeyError, TypeError, ValueError):  # cut off, or from elsewhere
         found = []
     return found or [{"command": []}]
@@ -309,8 +314,9 @@ def read_result(directory: Path) -> dict[str, Any]:
     path = directory / "result.json"
     try:
         result = read_json(path) or {}
-        result.get("metrics", {}).keys(), result.get("last", {}).keys(), result and result["status"]
-    except (AttributeError, KeyError, ValueError):  # cut off, or from elsewhere
+        result.get("metrics", {}).keys(), result.get("last", {}).keys()
+        result and result["status"].strip()
+    except (AttributeError, KeyError, OSError, RecursionError, ValueError):  # cut off, or foreign
         return {"status": "failed", "error": f"{path}: cannot be read"}
     old = result.get("metrics", {})
     if isinstance(old.get("val"), dict):
@@ -333,6 +339,8 @@ def read_metrics(directory: Path, offset: int = 0) -> tuple[list[dict[str, Any]]
     for line in complete.splitlines():
         with suppress(ValueError):  # a line cut off when the run was killed
             found = json.loads(line)
-            if isinstance(found, dict) and {"epoch", "metrics"} <= found.keys():
-                lines.append(found)
+            if isinstance(found, dict) and type(found.get("epoch")) is int:
+                numbers = found.get("metrics")
+                if isinstance(numbers, dict) and {*map(type, numbers.values())} <= {int, float}:
+                    lines.append(found)
     return lines, start + len(complete)

@@ -481,6 +481,8 @@ def recorded_result(directory: Path, kept: bool, resume: str) -> Iterator[dict]:
         finally:
             if directory.exists():
                 write_json(directory / "result.json", result)
+                if result["status"] in ("finished", "diverged"):
+                    send_report(written=True)
     except OSError as error:
         if is_disk_error(error):
             raise UserError(f"{directory}: {error.strerror}; make room{resume}") from error

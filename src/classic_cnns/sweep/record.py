@@ -58,8 +58,9 @@ def open_directory(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
             "again when it has ended, or another sweep.dir"
         )
     earlier = results.read_record(directory) if kept.exists() else {}
-    if earlier and earlier["grid"] != record["grid"]:
-        refuse(directory, f"its grid was {shlex.join(earlier['grid']) or 'empty'}", earlier)
+    grid = earlier.get("grid", []) if earlier else record["grid"]
+    if grid != record["grid"]:
+        refuse(directory, f"its grid was {shlex.join(map(str, grid)) or 'empty'}", earlier)
     if earlier and earlier.get("search") != record["search"]:
         refuse(directory, search_before(earlier.get("search"), record["search"]), earlier)
     return earlier
@@ -80,6 +81,6 @@ def search_before(was: list[Any] | None, now: list[Any] | None) -> str:
 
 def refuse(directory: Path, reason: str, earlier: dict[str, Any]) -> NoReturn:
     raise UserError(
-        f"sweep.dir={directory}: {reason}; continue with: {earlier['command']}, or try another "
+        f"sweep.dir={directory}: {reason}; continue with: {earlier.get('command')}, or try another "
         "sweep.dir"
     )

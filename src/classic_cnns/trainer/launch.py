@@ -155,6 +155,8 @@ def exit_with_reason(
     status, code, trace = "failed", 1, ""
     if stop_requests:
         number = stop_requests[0]
+        if number == processes.REQUEUE:
+            processes.requeue()
         status, code, line = "interrupted", 128 + number, signal.Signals(number).name
         if 0 in ends and ends[0]["code"] == 143:
             sys.exit(code)  # rank 0 has reported everything
@@ -168,9 +170,10 @@ def exit_with_reason(
         line = line if code == 2 else f"rank {rank}: {line}"
     resume = ""
     for facts in (facts for facts in reports if "directory" in facts):
-        with suppress(OSError):
-            result = {"status": status, "directory": facts["directory"], "error": line}
-            write_json(Path(facts["directory"]) / "result.json", result)
+        result = {"status": status, "directory": facts["directory"], "error": line}
+        if not any("written" in other for other in reports):  # the run was over
+            with suppress(OSError):
+                write_json(Path(facts["directory"]) / "result.json", result)
         resume = facts["resume"] if code != 2 else ""
     reason = f"interrupted by {line}" if stop_requests else line
     print(f"{trace}error: {reason}{resume}", file=sys.stderr)

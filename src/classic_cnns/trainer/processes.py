@@ -27,7 +27,8 @@ GRACE = 10.0  # seconds to end after another process has failed, or after a seco
 # Variables by which a launcher around us would misinform our processes about ranks.
 LAUNCHER = re.compile(
     r"((LOCAL|GLOBAL|NODE|GROUP|ROLE)_)?(RANK|WORLD_SIZE)"
-    r"|MASTER_(ADDR|PORT)|(PL|TORCHELASTIC|SLURM|PMIX?|OMPI_COMM_WORLD)_.*"
+    r"|MASTER_(ADDR|PORT)|(PL|TORCHELASTIC|PMIX?|OMPI_COMM_WORLD)_.*"
+    r"|SLURM_(?!(CONF|JWT|CLUSTERS)$).*"  # these are for commands of SLURM
 )
 LIBC = ctypes.CDLL(None)
 
