@@ -354,7 +354,8 @@ class Classifier(pl.LightningModule):
         """The number of optimizer steps in the epochs of the schedule."""
         trainer = self.trainer
         expected = trainer.estimated_stepping_batches
-        if trainer.num_training_batches == inf and trainer.max_steps == -1:
+        endless = trainer.num_training_batches == inf and trainer.limit_train_batches != 0
+        if endless and trainer.max_steps == -1:
             raise UserError(
                 "optim.scheduler: needs a number of steps, and the DataLoader has no length; try "
                 "+trainer.max_steps=1000, +trainer.limit_train_batches=100, or optim.scheduler=null"
