@@ -20,10 +20,9 @@ if __name__ == "__main__":
     with one_line_errors():
         given = parser.parse_intermixed_args()
         # A net for images of any number of channels and any size.
-        usual = {"data": "image_folder", "model": "simple_cnn", "model.input.fit": "resize"}
+        usual = {"data": "image_folder", "model": "simple_cnn", "model.input.fit": "crop"}
+        usual["model.input.size"] = "1"
         chosen = {word.partition("=")[0] for word in given.words}
-        if "data" not in chosen or "data=image_folder" in given.words:
-            usual["data.augment"] = "none"
         added = [f"{key}={value}" for key, value in usual.items() if key not in chosen]
         config = Composer(given.config_dir).compose([*added, *given.words])
 

@@ -88,6 +88,15 @@ def test_a_metric_that_is_not_logged_is_reported_with_those_that_are(sweep):
     assert done.out.count(line) == 1
 
 
+def test_a_record_that_cannot_be_continued_is_reported_in_one_line(sweep):
+    (sweep.folder / "s").mkdir()
+    record = '{"program": ["python"], "varied": ["seed"], "jobs": [["seed=0"]]}'
+    (sweep.folder / "s" / "sweep.yaml").write_text(record)
+    done = sweep("seed=0,1", "sweep.dir=s")
+    line = "error: s/sweep.yaml: is not the record of a sweep; try another sweep.dir\n"
+    assert (done.code, done.err) == (2, line)
+
+
 def test_later_jobs_start_from_the_net_of_the_first_ones(tmp_path):
     (tmp_path / "latest.txt").write_text("2026-11-22_10-15-03\n")
     word = f"init_from={tmp_path}/latest"

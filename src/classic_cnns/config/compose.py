@@ -20,7 +20,6 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.singleton import Singleton
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -398,15 +397,15 @@ class Composer:
 
 @contextmanager
 def own_hydra() -> Iterator[None]:
-    """Hydra's global state, for one thread, and for a time instead of that of a program around."""
+    """Reserve Hydra's global instance for this thread; a Hydra program around gets its own back."""
     with LOCK:
-        outer = Singleton.get_state() if GlobalHydra.instance().is_initialized() else None
+        outer = GlobalHydra.instance().hydra
         GlobalHydra.instance().clear()
         try:
             yield
         finally:
-            if outer is not None:
-                Singleton.set_state(outer)
+            if outer:
+                GlobalHydra.instance().initialize(outer)
 
 
 def parse_overrides(words: Sequence[str], single: bool = False) -> list[Override]:

@@ -348,8 +348,8 @@ def misfits(wanted: dict, data: dict) -> Iterator[str]:
 def check_new_run(config: Any) -> None:
     """Raise UserError for what runs of earlier versions may have, but a new one must not.
 
-    That are cuts of the rate which are never reached, and training on small parts of images that
-    validation sees as a whole.
+    It must not have cuts of the rate that are never reached, nor train on small parts of images
+    that validation sees as a whole.
     """
     scheduler = config["optim"].get("scheduler") or {}
     after, epochs = scheduler.get("after") or [0], scheduler.get("epochs")

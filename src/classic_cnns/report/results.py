@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -196,15 +196,19 @@ def read_table(directories: Sequence[str | Path]) -> Table:
     return Table(rows, *(goals.pop() if len(goals) == 1 else ()))
 
 
-def runs_below(directory: Path) -> Iterator[Path]:
-    """The directories of sweeps, and of runs outside of sweeps."""
+def runs_below(directory: Path, above: Sequence[Path] = ()) -> Iterator[Path]:
+    """The directories of sweeps, and of runs outside of sweeps; `above` are real paths around it.
+
+    Links are followed, but not back to a folder above.
+    """
+    place = directory.resolve()
+    if place in above:
+        return
     if any((directory / name).is_file() for name in ("sweep.yaml", "config.yaml")):
         yield directory
     elif directory.is_dir():
         for inner in sorted(path for path in directory.iterdir() if path.is_dir()):
-            # A link can lead to a folder above.
-            if not inner.is_symlink() or (inner / "config.yaml").is_file():
-                yield from runs_below(inner)
+            yield from runs_below(inner, [*above, place])
 
 
 def assignments(words: Sequence[str]) -> dict[str, str]:
@@ -295,8 +299,14 @@ def make_row(name: str, parameters: dict[str, str], directory: Path, command: st
         return Row(name, parameters, directory, command, state, error, {})
     last = {f"last {metric}": value for metric, value in result.get("last", {}).items()}
     found = result.get("metrics", {}) | last | {"seconds": result.get("seconds")}
-    values = {name: x for name, x in found.items() if type(x) in (int, float) and abs(x) < 1e300}
+    values = {name: x for name, x in found.items() if type(x) in (int, float) and is_finite(x)}
     return Row(name, parameters, directory, command, state, "", values)
+
+
+def is_finite(number: float) -> bool:
+    with suppress(OverflowError):  # a whole number from elsewhere can have any length
+        return isfinite(number)
+    return False
 
 
 def read_starts(directory: Path) -> list[dict[str, Any]]:

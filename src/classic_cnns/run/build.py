@@ -62,7 +62,7 @@ def build_part(key: str, node: Any, kind: type, **optional: Any) -> Any:
     target = node.get("_target_")
     with build_errors(key):
         wanted = inspect.signature(get_class(target)).parameters if optional else {}
-        none = inspect.Parameter.empty, None
+        none = inspect.Parameter.empty, None  # a logger's default is another place
         own = {
             k: v
             for k, v in optional.items()

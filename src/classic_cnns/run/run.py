@@ -350,11 +350,12 @@ def train_and_test(
         best = averaged or best_checkpoint(trainer, checkpoints)
         if best:
             tested = read_checkpoint(best).get("metrics", tested)
-        seed_generators(config.seed, 0)
         with lightning_errors(config):
+            seed_generators(config.seed, 0)
             if averaged and is_overridden("validation_step", module):
                 trainer.validate(module, data, averaged, weights_only=True, verbose=False)
                 tested |= {name: x.item() for name, x in trainer.callback_metrics.items()}
+            seed_generators(config.seed, 0)
             trainer.test(module, data, ckpt_path=best, weights_only=True, verbose=False)
         tested |= {name: x.item() for name, x in trainer.callback_metrics.items()}
     for logger in trainer.loggers:
@@ -424,8 +425,9 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
     threads = torch.get_num_threads()
     if start.get("device") == name and device.type == "cpu" and start["threads"] != threads:
         log.warning(
-            "this run was started with %s threads and now has %s, which changes the last digits of "
-            "results; OMP_NUM_THREADS=%s avoids this", start["threads"], threads, start["threads"],
+            "the number of threads was %s when this run was started and is %s now, which changes the "
+            "last digits of results; OMP_NUM_THREADS=%s avoids this",
+            start["threads"], threads, start["threads"],
         )  # fmt: skip
     first, today = start.get("data") or {}, json.loads(json.dumps(facts))
     for known in (first, today):

@@ -58,9 +58,11 @@ def open_directory(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
             "again when it has ended, or another sweep.dir"
         )
     earlier = results.read_record(directory) if kept.exists() else {}
-    grid = earlier.get("grid", []) if earlier else record["grid"]
-    if grid != record["grid"]:
-        refuse(directory, f"its grid was {shlex.join(map(str, grid)) or 'empty'}", earlier)
+    if earlier and [type(earlier.get(name)) for name in ("grid", "command")] != [list, str]:
+        raise UserError(f"{kept}: is not the record of a sweep; try another sweep.dir")
+    if earlier and earlier["grid"] != record["grid"]:
+        grid = shlex.join(map(str, earlier["grid"]))
+        refuse(directory, f"its grid was {grid or 'empty'}", earlier)
     if earlier and earlier.get("search") != record["search"]:
         refuse(directory, search_before(earlier.get("search"), record["search"]), earlier)
     return earlier
@@ -81,6 +83,6 @@ def search_before(was: list[Any] | None, now: list[Any] | None) -> str:
 
 def refuse(directory: Path, reason: str, earlier: dict[str, Any]) -> NoReturn:
     raise UserError(
-        f"sweep.dir={directory}: {reason}; continue with: {earlier.get('command')}, or try another "
+        f"sweep.dir={directory}: {reason}; continue with: {earlier['command']}, or try another "
         "sweep.dir"
     )
