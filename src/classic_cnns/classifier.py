@@ -72,7 +72,7 @@ def check_fits(config: Any, state: dict[str, Tensor], strict: bool = True) -> No
 
 @contextmanager
 def eval_mode(net: nn.Module) -> Iterator[None]:
-    """Put a net into evaluation mode; afterwards each layer, also a frozen one, has its own again."""
+    """Put a net into evaluation mode; afterwards each layer has its own mode again."""
     modes = {module: module.training for module in net.modules()}
     net.eval()
     try:

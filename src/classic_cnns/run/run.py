@@ -425,8 +425,8 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
     threads = torch.get_num_threads()
     if start.get("device") == name and device.type == "cpu" and start["threads"] != threads:
         log.warning(
-            "the number of threads was %s when this run was started and is %s now, which changes the "
-            "last digits of results; OMP_NUM_THREADS=%s avoids this",
+            "the number of threads was %s when this run was started and is %s now, which changes "
+            "the last digits of results; OMP_NUM_THREADS=%s avoids this",
             start["threads"], threads, start["threads"],
         )  # fmt: skip
     first, today = start.get("data") or {}, json.loads(json.dumps(facts))
