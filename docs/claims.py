@@ -7,11 +7,11 @@
                                                README's table of results, from docs/claims/
 
 A claim is a file `conf/experiment/claim_<name>.yaml`. Its key `claim` contains what the authors
-state and where, what we do, the `sides` that are compared (as overrides), the number of `seeds`,
-the learning `rates` (a list, or one for each side), and the `rule` for the verdict. Each side uses
-the rate with the lowest validation error for seed 100. All runs are ordinary sweeps in
-outputs/claims/<name>/<side>, which are continued if they were interrupted. Results are stored in
-docs/claims/<name>.json. NAME is a claim, or <name>/<side>.
+state and where, what we do, the `sides` that are compared (as overrides), the number of `seeds`
+(one for the sides in `once`, whose runs take hours), the learning `rates` (a list, or one for each
+side), and the `rule` for the verdict. Each side uses the rate with the lowest validation error for
+seed 100. All runs are ordinary sweeps in outputs/claims/<name>/<side>, which are continued if they
+were interrupted. Results are stored in docs/claims/<name>.json. NAME is a claim, or <name>/<side>.
 
 On a machine with a GPU, a claim whose schedule is shortened for CPUs has the overrides `full` too
 (a list, or one for each side).
@@ -142,9 +142,14 @@ def words(name: str, side: str) -> list[str]:
     of, kind = origin(name, side)
     given = claims()[of]["sides"][kind]
     own = any(word.startswith("experiment=") for word in given)
-    full = claims()[of].get("full", []) if visible_gpus() else []
-    full = full.get(kind, []) if isinstance(full, dict) else full
+    full = full_words(claims()[of], kind) if visible_gpus() else []
     return [*([] if own else [f"experiment={file_of(of).stem}"]), *given, *full]
+
+
+def full_words(claim: dict[str, Any], side: str) -> list[str]:
+    """The overrides of a side's full schedule, if it is shortened for CPUs."""
+    full = claim.get("full", [])
+    return full.get(side, []) if isinstance(full, dict) else full
 
 
 # --- What is left --------------------------------------------------------------------------------
@@ -170,7 +175,7 @@ def runs_of_today(name: str, claim: dict[str, Any], side: str) -> int:
 
 
 def is_finished(name: str, claim: dict[str, Any], side: str) -> bool:
-    return runs_of_today(name, claim, side) >= claim["seeds"]
+    return runs_of_today(name, claim, side) >= seeds_of(claim, side)
 
 
 def wanted(names: list[str]) -> list[tuple[str, str]]:
@@ -216,7 +221,7 @@ def plan(sides: list[tuple[str, str]], more: list[str]) -> str:
         for side in [side for of, side in trained if of == name]:
             ended = [json.loads(p.read_text()) for p in RUNS.glob(f"{name}/{side}/*/*/result.json")]
             ended = [result for result in ended if result["status"] in ENDED]
-            left = claim["seeds"] + len(rates_of(claim, side)) - len(ended)
+            left = seeds_of(claim, side) + len(rates_of(claim, side)) - len(ended)
             known = ended or stored(name)["sides"].get(side, {}).get("runs", [])
             each = [x["seconds"] for x in known if x["status"] == "finished"]
             runs += left
@@ -238,6 +243,11 @@ def estimate(claim: dict[str, Any], side: str) -> float:
     """Seconds of a run on one core, as stated in the claim's file."""
     said = claim["seconds"]
     return said[side] if isinstance(said, dict) else said
+
+
+def seeds_of(claim: dict[str, Any], side: str) -> int:
+    """The number of a side's runs; runs of hours, listed in `once`, have no spread."""
+    return 1 if side in claim.get("once", []) else claim["seeds"]
 
 
 def rates_of(claim: dict[str, Any], side: str) -> list[float]:
@@ -285,7 +295,7 @@ def run_side(name: str, more: list[str], side: str) -> dict[str, Any]:
         runs = [numbers(path) for path in paths]
     else:
         base = claim["sides"][side]
-        runs = [measured(claim, side, path) for path in paths[: claim["seeds"]]]
+        runs = [measured(claim, side, path) for path in paths[: seeds_of(claim, side)]]
     return {"words": base, "provenance": provenance(paths[0]), "runs": runs}
 
 
@@ -296,7 +306,7 @@ def train_side(name: str, side: str, more: list[str]) -> tuple[list[str], list[P
     if rates := rates_of(claim, side):
         rate = best_rate(base, rates, folder / "rates", more, claim.get("choose", "error/val"))
         base = [*base, f"optim.lr={rate}"]
-    return base, seeds(base, claim["seeds"], folder, more)
+    return base, seeds(base, seeds_of(claim, side), folder, more)
 
 
 def seeds(base: list[str], count: int, folder: Path, more: list[str]) -> list[Path]:
@@ -422,6 +432,9 @@ def verdict(claim: dict[str, Any], result: dict[str, Any]) -> str:
     """The worst verdict of a claim's rules."""
     if not claim["sides"].keys() <= result["sides"].keys():
         return NOT_RUN
+    full = {side: set(full_words(claim, side)) for side in claim["sides"]}
+    if len({full[x] <= set(result["sides"][x]["words"]) for x in full if full[x]}) > 1:
+        return NOT_RUN  # sides with the full schedule do not compare with shortened ones
     found = [judge(rule, result) for rule in claim["rule"]]
     return next((x for x in (FAILS, UNDECIDED, HOLDS) if x in found), HOLDS)
 
@@ -564,7 +577,8 @@ def needed(name: str, claim: dict[str, Any]) -> str:
     if not own_sides(name):
         sources = dict.fromkeys(origin(name, side)[0] for side in claim["sides"])
         return f"it measures the nets of {' and '.join(sources)}"
-    each = {side: claim["seeds"] + len(rates_of(claim, side)) for side in own_sides(name)}
+    own = own_sides(name)
+    each = {side: seeds_of(claim, side) + len(rates_of(claim, side)) for side in own}
     seconds = sum(count * estimate(claim, side) for side, count in each.items())
     return f"{sum(each.values())} runs, about {duration(seconds)} on one core"
 
