@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from itertools import count
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -238,6 +239,18 @@ def test_a_run_that_was_out_of_time_is_continued_within_the_epoch(train, monkeyp
         patch.setattr(Timer, "time_elapsed", lambda self, stage=None: float(next(clock)))
         train("run_dir=b", "+trainer.max_time=00:00:00:21")
     assert 0 < checkpoint(Path("b"))["global_step"] % STEPS
+    train("resume=b", "+trainer.max_time=00:01:00:00")
+    check_equal()
+
+
+def test_a_run_that_is_out_of_time_ends_after_an_optimizer_step(train, monkeypatch):
+    words = ["trainer.accumulate_grad_batches=4"]
+    train("run_dir=a", *words)
+    with monkeypatch.context() as patch:
+        clock = count()
+        patch.setattr(Timer, "time_elapsed", lambda self, stage=None: float(next(clock)))
+        train("run_dir=b", "+trainer.max_time=00:00:00:21", *words)
+    assert checkpoint(Path("b"))["global_step"] % ceil(STEPS / 4) != 0
     train("resume=b", "+trainer.max_time=00:01:00:00")
     check_equal()
 

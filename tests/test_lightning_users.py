@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from math import ceil
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -548,6 +549,14 @@ def test_a_run_extended_beyond_its_schedule_keeps_the_last_rate(train, caplog):
     assert "the schedule ends after 2 epochs; then the rate stays" in caplog.text
     rates = [e.value for e in events().Scalars("optim/lr")]
     assert set(rates[2 * STEPS :]) == {min(rates)}
+
+
+def test_a_schedule_ends_with_the_run_if_the_accumulation_changes(train):
+    changes = "{_target_:lightning.pytorch.callbacks.GradientAccumulationScheduler,"
+    done = train(f"+callbacks.a={changes}scheduling:{{1:3}}}}", "trainer.log_every_n_steps=1")
+    assert done["steps"] == STEPS + ceil(STEPS / 3)
+    rates = [e.value for e in events().Scalars("optim/lr")]
+    assert rates[-1] == min(rates) < 1e-3 * max(rates)
 
 
 def test_a_run_is_not_resumed_with_fewer_epochs_than_it_has(train):

@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -352,7 +353,7 @@ class Classifier(pl.LightningModule):
 
     def total_steps(self) -> int:
         """The number of optimizer steps in the epochs of the schedule."""
-        trainer = self.trainer
+        trainer: Any = self.trainer
         expected = trainer.estimated_stepping_batches
         endless = trainer.num_training_batches == inf and trainer.limit_train_batches != 0
         if endless and trainer.max_steps == -1:
@@ -360,9 +361,14 @@ class Classifier(pl.LightningModule):
                 "optim.scheduler: needs a number of steps, and the DataLoader has no length; try "
                 "+trainer.max_steps=1000, +trainer.limit_train_batches=100, or optim.scheduler=null"
             )
-        if self.schedule_epochs not in (None, trainer.max_epochs):
-            each = ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-            expected = each * self.schedule_epochs  # type: ignore[operator]
+        epochs = self.schedule_epochs or trainer.max_epochs
+        batches = trainer.num_training_batches
+        changes = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]
+        if batches != inf and epochs > 0 and (changes or epochs != trainer.max_epochs):
+            every = [trainer.accumulate_grad_batches] * epochs
+            if changes:
+                every = [changes[0].get_accumulate_grad_batches(epoch) for epoch in range(epochs)]
+            expected = sum(ceil(batches / accumulated) for accumulated in every)
         steps = max(1, int(expected))  # there are none with limit_train_batches=0
         one_cycle = getattr(self.scheduler, "keywords", {})
         # torch's OneCycleLR divides by zero if its first phase has one step

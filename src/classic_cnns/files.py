@@ -4,7 +4,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,10 +25,14 @@ DISK_ERRORS = {
 def expand(key: str, value: object) -> Path:
     """The path `value`, which may be a number, with a leading ~ replaced.
 
-    Raises UserError, which names `key`, if there is no such user or no home directory.
+    Raises UserError, which names `key`, if there is no such user or no home directory, and OSError
+    for a name that is too long, which `Path.exists` no longer does since Python 3.14.
     """
     try:
-        return Path(str(value)).expanduser()
+        path = Path(str(value)).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            path.lstat()
+        return path
     except RuntimeError as error:
         raise UserError(
             f"{key}={value}: no home directory is known for ~; try a path without it"

@@ -48,7 +48,12 @@ def is_resumable(trainer: pl.Trainer, batch_idx: int) -> bool:
     over_epochs = trainer.check_val_every_n_epoch is None  # counted from the first epoch on
     counted = trainer.fit_loop.total_batch_idx + 1 if over_epochs else done
     ends = trainer.is_last_batch or counted % every == 0
-    return not ends and done % trainer.accumulate_grad_batches == 0
+    return not ends and not is_accumulating(trainer, batch_idx)
+
+
+def is_accumulating(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether the optimizer has not used the gradients of this batch yet."""
+    return not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches != 0
 
 
 class BestAndLast(Checkpoint):
@@ -75,6 +80,7 @@ class BestAndLast(Checkpoint):
         self.lowest = inf  # the best value so far of sign * metric
         self.warned = False  # that the metric is missing
         self.validated = False  # at least once; then the metric must exist
+        self.postponed = False  # the end that max_time, say, has asked for
         self.steps, self.seconds = steps, 60 * minutes if minutes else inf
         self.cost = 0.0  # seconds of writing the last one
         self.start_clock()
@@ -86,6 +92,9 @@ class BestAndLast(Checkpoint):
         self.saved, self.batches, self.look = time.monotonic(), 0, 1  # see `interval_is_over`
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        stops = trainer.should_stop or self.postponed
+        self.postponed = stops and is_accumulating(trainer, batch_idx)
+        trainer.should_stop = stops and not self.postponed
         if not is_resumable(trainer, batch_idx):
             return
         stops = trainer.should_stop or trainer.global_step == trainer.max_steps
