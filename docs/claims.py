@@ -7,14 +7,12 @@
                                                README's table of results, from docs/claims/
 
 A claim is a file `conf/experiment/claim_<name>.yaml`. Its key `claim` contains what the authors
-state and where, what we do, the `sides` that are compared (as overrides), the number of `seeds`
-(one for the sides in `once`, whose runs take hours), the learning `rates` (a list, or one for each
-side), and the `rule` for the verdict. Each side uses the rate with the lowest validation error for
-seed 100. All runs are ordinary sweeps in outputs/claims/<name>/<side>, which are continued if they
-were interrupted. Results are stored in docs/claims/<name>.json. NAME is a claim, or <name>/<side>.
-
-On a machine with a GPU, a claim whose schedule is shortened for CPUs has the overrides `full` too
-(a list, or one for each side).
+state and where, what we do, the `sides` that are compared (as overrides), the number of `seeds`,
+the learning `rates`, and the `rule` for the verdict. Each side uses the rate with the lowest
+validation error for seed 100. On a machine with a GPU, a claim whose schedule is shortened for CPUs
+has the overrides `full` too. All these can be mappings, with a value for each side. All runs are
+ordinary sweeps in outputs/claims/<name>/<side>, which are continued if they were interrupted.
+Results are stored in docs/claims/<name>.json. NAME is a claim, or <name>/<side>.
 
 The nets of a claim with `measure` are measured by docs/claim_measures.py. If the first word of a
 side is a side of another claim, its nets are taken, after training them if necessary.
@@ -132,6 +130,12 @@ def claims() -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items(), key=lambda c: papers.get(c[1]["where"].split()[0], 2)))
 
 
+def of_side(claim: dict[str, Any], key: str, side: str, default: Any = None) -> Any:
+    """The value of a key of a claim for a side; a mapping has one for each side."""
+    value = claim.get(key, default)
+    return value.get(side, default) if isinstance(value, dict) else value
+
+
 def compared() -> dict[str, dict[str, Any]]:
     """The claims without the README's recipes and the records."""
     return {n: c for n, c in claims().items() if "rows" not in c and not n.startswith("record_")}
@@ -142,14 +146,8 @@ def words(name: str, side: str) -> list[str]:
     of, kind = origin(name, side)
     given = claims()[of]["sides"][kind]
     own = any(word.startswith("experiment=") for word in given)
-    full = full_words(claims()[of], kind) if visible_gpus() else []
+    full = of_side(claims()[of], "full", kind, []) if visible_gpus() else []
     return [*([] if own else [f"experiment={file_of(of).stem}"]), *given, *full]
-
-
-def full_words(claim: dict[str, Any], side: str) -> list[str]:
-    """The overrides of a side's full schedule, if it is shortened for CPUs."""
-    full = claim.get("full", [])
-    return full.get(side, []) if isinstance(full, dict) else full
 
 
 # --- What is left --------------------------------------------------------------------------------
@@ -170,12 +168,17 @@ def results() -> dict[str, dict[str, Any]]:
 def runs_of_today(name: str, claim: dict[str, Any], side: str) -> int:
     """The number of stored runs of a side with its current overrides."""
     found = stored(name)["sides"].get(side, {"words": [], "runs": []})
-    own = claim["sides"][side] if measure_of(claim, side) else words(name, side)
+    own = claim["sides"][side] if of_side(claim, "measure", side) else words(name, side)
     return len(found["runs"]) if found["words"][: len(own)] == own else 0
 
 
 def is_finished(name: str, claim: dict[str, Any], side: str) -> bool:
-    return runs_of_today(name, claim, side) >= seeds_of(claim, side)
+    return runs_of_today(name, claim, side) >= of_side(claim, "seeds", side)
+
+
+def all_runs(claim: dict[str, Any], side: str) -> int:
+    """The number of a side's runs, with those that choose its learning rate."""
+    return of_side(claim, "seeds", side) + len(of_side(claim, "rates", side, []))
 
 
 def wanted(names: list[str]) -> list[tuple[str, str]]:
@@ -201,12 +204,6 @@ def own_sides(name: str) -> list[str]:
     return [side for side in claims()[name]["sides"] if origin(name, side) == (name, side)]
 
 
-def measure_of(claim: dict[str, Any], side: str) -> str | None:
-    """What is measured with a side's runs, or None for the results of the runs themselves."""
-    what = claim.get("measure")
-    return what.get(side) if isinstance(what, dict) else what
-
-
 def plan(sides: list[tuple[str, str]], more: list[str]) -> str:
     """Text: finished claims, and those to run with their duration, estimated from earlier runs."""
     found = claims()
@@ -221,11 +218,13 @@ def plan(sides: list[tuple[str, str]], more: list[str]) -> str:
         for side in [side for of, side in trained if of == name]:
             ended = [json.loads(p.read_text()) for p in RUNS.glob(f"{name}/{side}/*/*/result.json")]
             ended = [result for result in ended if result["status"] in ENDED]
-            left = seeds_of(claim, side) + len(rates_of(claim, side)) - len(ended)
+            left = (
+                of_side(claim, "seeds", side) + len(of_side(claim, "rates", side, [])) - len(ended)
+            )
             known = ended or stored(name)["sides"].get(side, {}).get("runs", [])
             each = [x["seconds"] for x in known if x["status"] == "finished"]
             runs += left
-            seconds += left * (median(each) if each else estimate(claim, side))
+            seconds += left * (median(each) if each else of_side(claim, "seconds", side))
         lines.append(f"  {name:24}{runs:4} runs  {duration(seconds / together):>12}")
         total += seconds / together
     for name in dict.fromkeys(name for name, _ in sides if not own_sides(name)):
@@ -237,23 +236,6 @@ def plan(sides: list[tuple[str, str]], more: list[str]) -> str:
     return "\n".join(
         [*lines, "of runs that have ended, else what the claim's file states for a core"]
     )
-
-
-def estimate(claim: dict[str, Any], side: str) -> float:
-    """Seconds of a run on one core, as stated in the claim's file."""
-    said = claim["seconds"]
-    return said[side] if isinstance(said, dict) else said
-
-
-def seeds_of(claim: dict[str, Any], side: str) -> int:
-    """The number of a side's runs; runs of hours, listed in `once`, have no spread."""
-    return 1 if side in claim.get("once", []) else claim["seeds"]
-
-
-def rates_of(claim: dict[str, Any], side: str) -> list[float]:
-    """The learning rates to choose from: the same for all sides, or those of a side."""
-    rates = claim.get("rates", [])
-    return rates.get(side, []) if isinstance(rates, dict) else rates
 
 
 def duration(seconds: float) -> str:
@@ -291,11 +273,11 @@ def keep(name: str, side: str, found: dict[str, Any]) -> None:
 def run_side(name: str, more: list[str], side: str) -> dict[str, Any]:
     claim = claims()[name]
     base, paths = train_side(*origin(name, side), more)
-    if measure_of(claim, side) is None:
+    if of_side(claim, "measure", side) is None:
         runs = [numbers(path) for path in paths]
     else:
         base = claim["sides"][side]
-        runs = [measured(claim, side, path) for path in paths[: seeds_of(claim, side)]]
+        runs = [measured(claim, side, path) for path in paths[: of_side(claim, "seeds", side)]]
     return {"words": base, "provenance": provenance(paths[0]), "runs": runs}
 
 
@@ -303,10 +285,10 @@ def train_side(name: str, side: str, more: list[str]) -> tuple[list[str], list[P
     """The overrides of a side, with its chosen learning rate, and the directories of its runs."""
     claim = claims()[name]
     folder, base = RUNS / name / side, words(name, side)
-    if rates := rates_of(claim, side):
+    if rates := of_side(claim, "rates", side, []):
         rate = best_rate(base, rates, folder / "rates", more, claim.get("choose", "error/val"))
         base = [*base, f"optim.lr={rate}"]
-    return base, seeds(base, seeds_of(claim, side), folder, more)
+    return base, seeds(base, of_side(claim, "seeds", side), folder, more)
 
 
 def seeds(base: list[str], count: int, folder: Path, more: list[str]) -> list[Path]:
@@ -326,7 +308,7 @@ def measured(claim: dict[str, Any], side: str, directory: Path) -> dict[str, Any
     from claim_measures import measure  # here, since importing torch takes seconds
 
     start = time.perf_counter()
-    what, (first, *words) = measure_of(claim, side), claim["sides"][side]
+    what, (first, *words) = of_side(claim, "measure", side), claim["sides"][side]
     words = [] if "=" in first else words  # of its own runs, whose data are not changed
     images = claim.get("images", sys.maxsize)
     metrics = measure(what, directory, words, claim.get("changes", {}), images)
@@ -432,7 +414,7 @@ def verdict(claim: dict[str, Any], result: dict[str, Any]) -> str:
     """The worst verdict of a claim's rules."""
     if not claim["sides"].keys() <= result["sides"].keys():
         return NOT_RUN
-    full = {side: set(full_words(claim, side)) for side in claim["sides"]}
+    full = {side: set(of_side(claim, "full", side, [])) for side in claim["sides"]}
     if len({full[x] <= set(result["sides"][x]["words"]) for x in full if full[x]}) > 1:
         return NOT_RUN  # sides with the full schedule do not compare with shortened ones
     found = [judge(rule, result) for rule in claim["rule"]]
@@ -461,7 +443,7 @@ def quick(names: list[str]) -> None:
         for (of, side), source in sides.items():
             if of == name:
                 few = claim | claim["quick"] | {"sides": claim["sides"]}
-                is_measured, path = measure_of(claim, side), runs[source]
+                is_measured, path = of_side(claim, "measure", side), runs[source]
                 one = measured(few, side, path) if is_measured else numbers(path)
                 result["sides"][side] = {"runs": [one]}
         for rule in claim["quick"]["rule"]:
@@ -577,9 +559,8 @@ def needed(name: str, claim: dict[str, Any]) -> str:
     if not own_sides(name):
         sources = dict.fromkeys(origin(name, side)[0] for side in claim["sides"])
         return f"it measures the nets of {' and '.join(sources)}"
-    own = own_sides(name)
-    each = {side: seeds_of(claim, side) + len(rates_of(claim, side)) for side in own}
-    seconds = sum(count * estimate(claim, side) for side, count in each.items())
+    each = {side: all_runs(claim, side) for side in own_sides(name)}
+    seconds = sum(count * of_side(claim, "seconds", side) for side, count in each.items())
     return f"{sum(each.values())} runs, about {duration(seconds)} on one core"
 
 

@@ -23,7 +23,7 @@ class Mixed(nn.Module):
         self.squash = nn.Tanh()
         with torch.no_grad():
             self.conv.weight.zero_()
-            self.conv.bias.copy_(torch.tensor([-1.0, 1.0]))
+            self.conv.bias.copy_(torch.tensor([-1.0, 0.5]))
             self.fc.weight.zero_()
             self.fc.bias.copy_(torch.tensor([-9.0, 0.0, 9.0, 3.0]))
 
@@ -35,6 +35,16 @@ def test_dead_and_saturated_units_are_counted():
     found = activations(Mixed(), torch.randn(5, 1, 3, 3))
     assert {layer: kind for layer, (kind, _) in found.items()} == {"conv": "relu", "fc": "tanh"}
     assert inactive_share(*found["conv"]) == 0.5 and inactive_share(*found["fc"]) == 0.75
+
+
+def test_a_map_is_dead_if_it_is_zero_at_every_place_of_every_image():
+    outputs = torch.zeros(3, 5, 4, 4)
+    outputs[2, 1, 3, 3] = 0.1
+    outputs[:, 4] = torch.rand(3, 4, 4)
+    alive = [any(outputs[i, unit].max() > 0 for i in range(3)) for unit in range(5)]
+    assert alive == [False, True, False, False, True]
+    assert inactive_share("relu", outputs) == pytest.approx(3 / 5)
+    assert inactive_share("relu", outputs[:2]) == pytest.approx(4 / 5)
 
 
 def test_the_scaled_tanh_is_saturated_if_its_slope_is_below_a_twentieth():
