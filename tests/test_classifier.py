@@ -72,3 +72,20 @@ def test_batches_whose_scores_share_a_tensor_are_all_counted():
         metrics.add(torch.tensor(0.0), buffer, torch.tensor([0, 0]))
     metrics.count()
     assert metrics.means["error"].compute().item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("classes", "top5", "logged"),
+    [
+        (None, None, False),
+        (10, None, False),
+        (11, None, True),
+        (10, True, True),
+        (11, False, False),
+    ],
+)
+def test_more_than_ten_classes_have_a_top_5_error_unless_it_is_given(classes, top5, logged):
+    module = Classifier(
+        nn.Linear(1, 1), nn.MSELoss(), lambda _: None, num_classes=classes, top5=top5
+    )
+    assert ("top5_error/val" in module.metric_names) == logged

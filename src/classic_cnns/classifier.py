@@ -182,7 +182,8 @@ class Classifier(pl.LightningModule):
     others are stepped after each epoch, ReduceLROnPlateau with the validation error. A batch is
     images (B, C, H, W) and labels (B,); in a test also patches (B, V, C, H, W), whose predictions
     are averaged. Logs `loss/`, `error/` and `accuracy/` of train, val and test, with `top5` also
-    `top5_error/`, and for patches those of the central one alone as `test_centre`.
+    `top5_error/` (None: for more than ten classes), and for patches those of the central one alone
+    as `test_centre`.
     """
 
     def __init__(
@@ -194,13 +195,14 @@ class Classifier(pl.LightningModule):
         *,
         seed: int = 0,
         num_classes: int | None = None,
-        top5: bool = False,
+        top5: bool | None = None,
         schedule_epochs: int | None = None,
     ) -> None:
         super().__init__()
         self.net, self.loss = net, loss
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed, self.num_classes, self.schedule_epochs = seed, num_classes, schedule_epochs
+        top5 = (num_classes or 0) > 10 if top5 is None else top5
         self.train_metrics, self.val_metrics, self.test_metrics, self.centre_metrics = (
             SplitMetrics(top5) for _ in range(4)
         )
@@ -269,9 +271,8 @@ class Classifier(pl.LightningModule):
             given = {name: instantiate(config.model[name]) for name in ("net", "loss")}
             given |= {name: instantiate(config.optim[name]) for name in ("optimizer", "scheduler")}
             classes = config.get("data", {}).get("num_classes")
-            top5 = config.get("top5_error")
-            given |= {"seed": config.seed, "num_classes": classes}
-            given["top5"] = (classes or 0) > 10 if top5 is None else top5
+            given |= {"num_classes": classes, "top5": config.get("top5_error")}
+            given["seed"] = config.seed
             module = cls(**given | parts)
             module.load_state_dict(checkpoint["state_dict"], strict is not False)
             if stored := checkpoint.get("preprocessing"):

@@ -341,6 +341,9 @@ def test_a_digit_on_a_page_is_fitted_and_centred_as_in_mnist(folder, kind, tmp_p
         ink = 235 - np.asarray(page)
         sides = [np.ptp(np.nonzero(ink.any(axis))[0]) + 1 for axis in (1, 0)]
         assert spans == [round(20 * side / max(sides)) for side in sides]
+        if width == 9:  # the page beside the ink, below the corner at the right, has no ink
+            rows, columns = np.nonzero(found)
+            assert found[rows.max(), columns.max()] == 0
         total = centre_row = centre_column = 0.0
         for row in range(28):
             for column in range(28):
@@ -349,6 +352,27 @@ def test_a_digit_on_a_page_is_fitted_and_centred_as_in_mnist(folder, kind, tmp_p
                 centre_column += column * float(found[row, column])
         # A very asymmetric drawing would extend over the edge.
         assert abs(centre_row / total - 14) <= 0.51 and abs(centre_column / total - 14) <= 0.51
+
+
+def test_ink_whose_centre_of_mass_is_at_its_edge_stays_within_the_image(folder):
+    prepared = classic_cnns.load(folder / "lenet5").prepared
+    page = np.full((200, 200), 235, np.uint8)
+    page[20:60, 20:60], page[40, 60:180], page[60:180, 40] = 30, 30, 30
+    (found,), changes = prepared.read(page)
+    (whole,), _ = prepared.read(page[::-1, ::-1])
+    assert changes["centred"] and np.array_equal(found, whole[::-1, ::-1])
+    for axis in (0, 1):
+        (inked,) = np.nonzero(found.any(axis))
+        assert (inked.min(), inked.max()) == (8, 27)
+
+
+def test_faint_marks_on_a_page_are_no_ink(folder):
+    prepared = classic_cnns.load(folder / "lenet5").prepared
+    page = Image.new("L", (200, 200), 235)
+    ImageDraw.Draw(page).line([(60, 40), (120, 60), (80, 150)], fill=35, width=12)
+    marked = page.copy()
+    ImageDraw.Draw(marked).line([(5, 190), (20, 195)], fill=190, width=3)  # 45 of 200
+    assert np.array_equal(prepared.read(page)[0], prepared.read(marked)[0])
 
 
 def test_a_page_without_ink_and_images_of_the_right_size_are_not_changed(folder):

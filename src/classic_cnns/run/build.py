@@ -121,15 +121,14 @@ def build_classifier(config: DictConfig, data: pl.LightningDataModule) -> Classi
                     "optim.schedule_epochs=-1: a schedule needs an end; "
                     "try optim.schedule_epochs=10, or optim.scheduler=null"
                 )
-    top5, classes = config.top5_error, scores.shape[1]
     module = Classifier(
         net,
         loss,
         optimizer,
         scheduler,
         seed=config.seed,
-        num_classes=classes,
-        top5=classes > 10 if top5 is None else top5,
+        num_classes=scores.shape[1],
+        top5=config.top5_error,
         schedule_epochs=config.optim.schedule_epochs,
     )
     # Stored in checkpoints, which can then be loaded alone; loggers get them from the run.
