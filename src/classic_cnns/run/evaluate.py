@@ -14,7 +14,6 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 from torch import Tensor
-from torchmetrics import Metric
 
 from classic_cnns import UserError
 from classic_cnns.callbacks.seed import seed_generators
@@ -58,53 +57,35 @@ class Evaluation:
         return "\n".join(lines)
 
 
-class ClassCounts(Metric):
-    """For each class its right predictions, all its predictions, and its images: (3, classes).
+class Classes(Callback):
+    """Counts for each class of a `Classifier` right predictions, all its predictions, its images.
 
-    Torchmetrics' own counts of many classes take the memory of a confusion matrix.
+    `counts` (3, classes) are over all ranks. Torchmetrics' own counts of many classes take the
+    memory of a confusion matrix.
     """
 
-    counts: Tensor
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.add_state("counts", torch.zeros(3, classes, dtype=torch.int64), "sum")
-
-    def update(self, predicted: Tensor, labels: Tensor) -> None:
-        for row, found in enumerate((labels[predicted == labels], predicted, labels)):
-            self.counts[row].index_add_(0, found, torch.ones_like(found))
-
-    def compute(self) -> Tensor:
-        return self.counts
-
-
-class Classes(Callback):
-    """Counts the predictions of a `Classifier` by class, over all ranks."""
-
     def __init__(self) -> None:
-        self.scores: ClassCounts | None = None
         self.steps: list[tuple[Tensor, Tensor]] = []  # predictions and labels, counted at the end
         self.counts: list = [[], [], []]
         self.bar: Any = None
 
     def start(self, trainer: Any, pl_module: Any) -> None:
-        if isinstance(pl_module, Classifier) and (classes := pl_module.num_classes):
-            scores = ClassCounts(classes)
-            scores.process_group = getattr(trainer.strategy, "data_group", None)
-            self.scores = scores.to(pl_module.device)
         self.bar = progress_bar(" batches", None, shown=trainer.is_global_zero, delay=2)
 
     def add(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         self.bar.update()
-        if self.scores is not None and outputs is not None and len(outputs):
+        if isinstance(pl_module, Classifier) and outputs is not None:
             self.steps.append((outputs, batch[1]))
 
     def end(self, trainer: Any, pl_module: Any) -> None:
         self.bar.close()
-        if self.scores is not None:
-            if self.steps:
-                self.scores.update(*map(torch.cat, zip(*self.steps, strict=True)))
-            self.counts = self.scores.compute().tolist()
+        if isinstance(pl_module, Classifier) and (classes := pl_module.num_classes):
+            none = torch.zeros(0, dtype=torch.int64, device=pl_module.device)  # without any step
+            answers, labels = map(torch.cat, zip((none, none), *self.steps, strict=True))
+            parts = labels[answers == labels], answers, labels
+            counts = torch.stack([part.bincount(minlength=classes) for part in parts])
+            group = getattr(trainer.strategy, "data_group", None)
+            self.counts = trainer.strategy.reduce(counts, group, "sum").tolist()
 
     on_test_start = on_validation_start = start
     on_test_batch_end = on_validation_batch_end = add

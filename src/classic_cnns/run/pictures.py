@@ -1,7 +1,6 @@
 """Figures of trained nets as PNG files, from checkpoints and test images."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -145,16 +144,8 @@ def draw(runs: list[tuple[Path, DictConfig]], folder: Path | None) -> Iterator[P
 
 
 def distinct_names(paths: Sequence[tuple[str, ...]]) -> list[str]:
-    """For each path, what remains without the parts at both ends that all of them share."""
-
-    def shared(columns: Iterable[tuple[str, ...]]) -> int:
-        return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, columns))
-
-    first = shared(zip(*paths, strict=False))
-    rest = [path[first:] for path in paths]
-    last = shared(zip(*map(reversed, rest), strict=False))
-    names = ["/".join(path[: len(path) - last]) for path in rest]
-    return [
-        f"{name} ({number})" if names.count(name) > 1 else name
-        for number, name in enumerate(names, 1)
-    ]
+    """For each path, its parts that not all of them share, numbered if these are equal too."""
+    shared = set.intersection(*(set(enumerate(path)) for path in paths))
+    own = [[part for at, part in enumerate(path) if (at, part) not in shared] for path in paths]
+    names = list(map("/".join, own))
+    return [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names, 1)]
