@@ -26,18 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from classic_cnns import UserError, one_line
-from classic_cnns.config import stored
-from classic_cnns.config.schema import (
-    FOLDER,
-    HABITS,
-    NAME,
-    RULES,
-    check_new_run,
-    check_trainer_argument,
-    check_values,
-    rules,
-    trainer_arguments,
-)
+from classic_cnns.config import schema, stored
 from classic_cnns.config.trust import TrustedFinder
 from classic_cnns.config.unused import HYDRA, check_no_hydra, check_used, read_text, references
 from classic_cnns.data import folders
@@ -157,7 +146,7 @@ class Composer:
         if choices not in self.examples or "root" in config.data:
             self.examples[choices] = example_values(self.read_files(choices), config)
         resolved = check(config if resolve else deepcopy(config), self.examples[choices], words)
-        check_new_run(resolved)
+        schema.check_new_run(resolved)
         check_folder("run_dir", resolved.run_dir)
         again = is_restarted()  # then run_dir may contain this run, and `latest` be this run
         if resolved.run_dir is not None and not again:
@@ -379,7 +368,7 @@ class Composer:
         """Raise UserError if a key that is in no file cannot be added by `word`."""
         added, (group, _, rest) = word.startswith("+"), key.partition(".")
         if key.startswith("trainer.") and "." not in rest:
-            check_trainer_argument(word, rest, added)
+            schema.check_trainer_argument(word, rest, added)
             return
         # Earlier words may have given a class.
         free = added or key.startswith((SEARCH, PARAMETERS))
@@ -441,8 +430,9 @@ def parse_word(word: str) -> Override | None:
 
 def value_of(override: Override) -> Any:
     """The value of an override; that of a path or a name is a text, also in run_dir=2026_11_22."""
-    value, paths = override.value(), f"{RULES[FOLDER]} {RULES[NAME]} data.root".split()
-    is_number = type(value) in (int, float) and override.key_or_group in paths
+    texts = f"{schema.RULES[schema.FOLDER]} {schema.RULES[schema.NAME]} data.root".split()
+    value = override.value()
+    is_number = type(value) in (int, float) and override.key_or_group in texts
     return str(override.input_line).partition("=")[2] if is_number else value
 
 
@@ -463,7 +453,7 @@ def check(config: DictConfig, known: dict[str, Any], words: Sequence[str]) -> Di
     except OmegaConfBaseException as error:  # of a parameter of a search, whose name has dots
         key = next((key for key in copies if key.startswith(PARAMS)), copies[-1])
         raise unresolved_error(key, config, words, error) from error
-    check_values(to_plain(config), known, copies)
+    schema.check_values(to_plain(config), known, copies)
     check_folder("data_dir", config.data_dir)
     return config
 
@@ -533,7 +523,7 @@ def takes_class(key: str, known: dict[str, Any], default: dict) -> bool:
     """Whether a class may be the value: the key has one, or it has null and no rule forbids it."""
     if "." not in key or known.get(key, key) is not None:
         return f"{key}._target_" in known
-    rule = rules(default, default).get(key)
+    rule = schema.rules(default, default).get(key)
     return rule is None or rule.holds({})
 
 
@@ -551,9 +541,9 @@ def unknown_key(key: str, known: dict[str, Any]) -> str:
     near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
     near = near[:3] + get_close_matches(key, [*known, *groups], n=2)
     last = key.rpartition(".")[2]
-    if HABITS.get(last) in {*known, *groups}:
-        near = [HABITS[last]]
-    elif last in trainer_arguments() and not near:
+    if schema.HABITS.get(last) in {*known, *groups}:
+        near = [schema.HABITS[last]]
+    elif last in schema.trainer_arguments() and not near:
         near = [f"+trainer.{last}"]
     hint = (
         f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "--cfg job shows all keys"

@@ -12,15 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from classic_cnns import UserError, one_line
-from classic_cnns.files import (
-    flatten,
-    newest_checkpoint,
-    read_json,
-    read_yaml,
-    used_checkpoint,
-    write_text,
-)
+from classic_cnns import UserError, files, one_line
 from classic_cnns.report.markdown import markdown_table
 
 OF_DIRECTORY = ("run_dir=", "varied=")  # words that do not belong to the command of a user
@@ -80,8 +72,8 @@ class Table:
         for r in self.rows:
             own = {"job": r.name, "state": r.state, "error": r.error, "directory": r.directory}
             sheet.writerow(own | r.parameters | r.values)
-        write_text(folder / "results.csv", lines.getvalue())
-        write_text(folder / "results.md", self.markdown() + "\n")
+        files.write_text(folder / "results.csv", lines.getvalue())
+        files.write_text(folder / "results.md", self.markdown() + "\n")
 
     def markdown(self) -> str:
         """All runs, mean and deviation over seeds, the best run, and the errors of failed ones."""
@@ -105,7 +97,7 @@ class Table:
         if best and self.metric in best[0].values:
             name, value = best[0].name, format_value(self.metric, best[0].values[self.metric])
             run = best[0].directory
-            checkpoint = used_checkpoint(run) or newest_checkpoint(run) or run
+            checkpoint = files.used_checkpoint(run) or files.newest_checkpoint(run) or run
             parts += [f"Best: job {name}, {self.metric} {value}, {checkpoint}"]
             if best[0].command:
                 start = read_starts(run)[0]
@@ -182,7 +174,7 @@ def read_table(directories: Sequence[str | Path]) -> Table:
             if (path := row.directory / "config.yaml").exists():
                 config = plain_yaml(path)
                 if by_config:  # of all runs, also of commands, so that equal ones are averaged
-                    kept = (item for item in flatten(config) if item[0] not in NOT_COMPARED)
+                    kept = (item for item in files.flatten(config) if item[0] not in NOT_COMPARED)
                     row.parameters = {key: str(value) for key, value in kept}
                 row.parameters = {"name": str(config.get("name")), **row.parameters}
         keys = list(dict.fromkeys(key for row in rows for key in row.parameters))
@@ -255,7 +247,7 @@ def read_record(directory: Path) -> dict[str, Any]:
 def plain_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping without interpolation; UserError for other content."""
     try:
-        return read_yaml(path, most=500_000) | {}
+        return files.read_yaml(path, most=500_000) | {}
     except Exception as error:  # a file from elsewhere can contain anything
         line = one_line(error)[:200]
         raise UserError(f"{path}: cannot be read ({line}); try another folder") from error
@@ -312,7 +304,7 @@ def is_finite(number: float) -> bool:
 def read_starts(directory: Path) -> list[dict[str, Any]]:
     """The entries of a run's `provenance.json`; one without content if there is no such file."""
     try:
-        starts = read_json(directory / "provenance.json") or []
+        starts = files.read_json(directory / "provenance.json") or []
         found = [start | {"command": list(map(str, start["command"]))} for start in starts]
     except (AttributeError, KeyError, TypeError, ValueError):  # cut off, or from elsewhere
         found = []
@@ -323,7 +315,7 @@ def read_result(directory: Path) -> dict[str, Any]:
     """A run's `result.json`, or an empty dict; results of version 0.1 are converted."""
     path = directory / "result.json"
     try:
-        result = read_json(path) or {}
+        result = files.read_json(path) or {}
         result.get("metrics", {}).keys(), result.get("last", {}).keys()
         result and result["status"].strip()
     except (AttributeError, KeyError, OSError, RecursionError, ValueError):  # cut off, or foreign

@@ -33,21 +33,8 @@ from classic_cnns.callbacks.history import History
 from classic_cnns.callbacks.pictures import tensorboard_writers
 from classic_cnns.callbacks.seed import SeedEpochs, seed_generators
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
-from classic_cnns.classifier import (
-    Classifier,
-    Diverged,
-    check_fits,
-    eval_mode,
-    takes_total_steps,
-)
-from classic_cnns.config.stored import (
-    LIMITS,
-    OF_SWEEP,
-    OUTPUTS,
-    find_run,
-    keeps_nothing,
-    resume_command,
-)
+from classic_cnns.classifier import Classifier, Diverged, check_fits, eval_mode, takes_total_steps
+from classic_cnns.config import stored
 from classic_cnns.files import AVERAGED, BEST, LAST, is_disk_error, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.log import early_messages, show_log, train_log
@@ -122,7 +109,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     if not config.resume and (again := directories.restarted_run(config)):
         log.info("this job was started again: continuing %s", again)
         config.resume = str(again)
-    earlier = find_run(config.resume) if config.resume else None
+    earlier = stored.find_run(config.resume) if config.resume else None
     done = read_result(earlier) if earlier else {}
     if done and is_finished(done, config):
         log.info("%s has finished; %s=<more> continues it", earlier, limit_of(done, config))
@@ -147,7 +134,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         # Only a Trainer can broadcast the directory, and the run's own Trainer is built with it.
         temporary = build_trainer(config, logger=False)
         temporary.strategy.setup_environment()
-        rank_0, kept = temporary.is_global_zero, bool(earlier) or not keeps_nothing(config)
+        rank_0, kept = temporary.is_global_zero, bool(earlier) or not stored.keeps_nothing(config)
         place: Any = None  # the directory, and the checkpoint to resume from
         if rank_0:
             place = open_directory(config, earlier, stack), found
@@ -156,7 +143,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         resume = ""
         if rank_0 and kept:
             if writes_last(trainer):
-                resume = f"; continue with: {resume_command(directory, config)}"
+                resume = f"; continue with: {stored.resume_command(directory, config)}"
             send_report(directory=str(directory), resume=resume)
         on_cpu = trainer.strategy.root_device.type == "cpu"
         Watch.bfloat16 = rank_0 and on_cpu and trainer.precision.startswith("bf16")
@@ -180,7 +167,7 @@ def is_finished(result: dict, config: DictConfig) -> bool:
     """Whether a run has finished and is not to be continued for more epochs."""
     if result["status"] != "finished":
         return False
-    same = all(result.get(name) == config.trainer.get(name) for name in LIMITS)
+    same = all(result.get(name) == config.trainer.get(name) for name in stored.LIMITS)
     epochs, steps = result.get("max_epochs", result.get("epochs")), result.get("max_steps") or inf
     return same and (epochs == config.trainer.max_epochs or result["steps"] >= steps > 0)
 
@@ -206,7 +193,7 @@ def hold(directory: Path, stack: ExitStack) -> None:
 def open_directory(config: DictConfig, earlier: Path | None, stack: ExitStack) -> Path:
     """The directory of a resumed run, or a new one, which is temporary if nothing is kept."""
     if not earlier:
-        if keeps_nothing(config):
+        if stored.keeps_nothing(config):
             config.run_dir = stack.enter_context(TemporaryDirectory())
         return stack.enter_context(new_directory(config, stack))
     hold(earlier, stack)
@@ -228,14 +215,14 @@ def new_directory(config: DictConfig, stack: ExitStack) -> Iterator[Path]:
     except UserError:
         if not any((directory / name).exists() for name in ("checkpoints", "metrics.jsonl")):
             for path in directory.iterdir():
-                if path.name not in OF_SWEEP:
+                if path.name not in stored.OF_SWEEP:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             with suppress(OSError):  # not empty, or the folder above it is not
                 directory.rmdir()
                 directories.restore_latest(directory)
-                if OUTPUTS in directory.parents:
+                if stored.OUTPUTS in directory.parents:
                     directory.parent.rmdir()
-                    OUTPUTS.rmdir()
+                    stored.OUTPUTS.rmdir()
         raise
 
 
@@ -367,7 +354,7 @@ def train_and_test(
         "last": metrics,
         "epochs": epochs,
         "max_epochs": given["max_epochs"],
-        **{name: given[name] for name in LIMITS if given.get(name)},
+        **{name: given[name] for name in stored.LIMITS if given.get(name)},
         **found,
         "steps": steps,
         "seconds": history.seconds,

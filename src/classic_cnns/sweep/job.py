@@ -12,16 +12,7 @@ from typing import Any
 from classic_cnns import quoted
 from classic_cnns.files import write_json
 from classic_cnns.report.results import format_value, read_metrics, read_result
-from classic_cnns.trainer.processes import (
-    clean_environment,
-    end_with_parent,
-    exit_reason,
-    kill,
-    start,
-    stop_signals,
-    supervise,
-    try_lock,
-)
+from classic_cnns.trainer import processes
 
 PATIENCE = 60.0  # seconds between asking a job to end and killing it
 
@@ -85,7 +76,7 @@ def run_job(job: Job, environment: dict[str, str]) -> Iterator[None]:
     process that is still writing its checkpoint, this waits for it.
     """
     job.directory.mkdir(parents=True, exist_ok=True)
-    while (lock := try_lock(job.directory / ".lock")) is None:
+    while (lock := processes.try_lock(job.directory / ".lock")) is None:
         if job.stop_requests:
             return
         yield
@@ -96,24 +87,24 @@ def run_job(job: Job, environment: dict[str, str]) -> Iterator[None]:
         path.unlink()
     log = job.directory / "output.log"
     with open(log, "ab") as output:
-        process = start(
+        process = processes.start(
             job.command,
-            clean_environment() | environment,
+            processes.clean_environment() | environment,
             stdin=DEVNULL,
             stdout=output,
             stderr=output,
-            preexec_fn=end_with_parent,
+            preexec_fn=processes.end_with_parent,
             pass_fds=[lock],
         )
     os.close(lock)  # the job has inherited it
     started = time.monotonic()
-    for _ in supervise([process], job.stop_requests, PATIENCE):
+    for _ in processes.supervise([process], job.stop_requests, PATIENCE):
         late = job.time_limit and time.monotonic() - started > job.time_limit
         if late and not job.stop_requests:
             timed_out = True
             job.stop_requests.append(signal.SIGTERM)
         yield
-    kill(process)  # and its remaining workers
+    processes.kill(process)  # and its remaining workers
     result = read_result(job.directory)
     if timed_out and result.get("status") != "finished":
         error = f"took longer than sweep.time_limit={job.time_limit:g} seconds"
@@ -126,9 +117,9 @@ def run_job(job: Job, environment: dict[str, str]) -> Iterator[None]:
 def result_from_exit(code: int, log: Path) -> dict[str, str]:
     """The result of a job that wrote none, from its exit code and the last line of its log."""
     if code < 0:
-        return {"status": "killed", "error": exit_reason(code)}
+        return {"status": "killed", "error": processes.exit_reason(code)}
     line = log.read_text(errors="replace").strip().rpartition("\n")[2] if code else ""
-    return {"status": "failed", "error": line or exit_reason(code)}
+    return {"status": "failed", "error": line or processes.exit_reason(code)}
 
 
 def run_job_remotely(job: Job, folder: str, environment: dict[str, str]) -> None:
@@ -137,6 +128,6 @@ def run_job_remotely(job: Job, folder: str, environment: dict[str, str]) -> None
     The cluster cancels it by one of the stop signals.
     """
     os.chdir(folder)
-    with stop_signals() as job.stop_requests:
+    with processes.stop_signals() as job.stop_requests:
         for _ in run_job(job, environment):
             time.sleep(0.1)
