@@ -8,7 +8,7 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from classic_cnns.callbacks.activations import activations, inactive_share
+from classic_cnns.callbacks.activations import inactive_share, record
 from classic_cnns.config.compose import Composer
 from classic_cnns.data.transforms import pad_to
 from classic_cnns.report.pictures import colour, convolutions
@@ -45,7 +45,7 @@ def measure(
     scores = trained.scores(images)
     found = {"error/test": (scores.argmax(1) != labels).double().mean().item()}
     if what == "units":
-        outputs = activations(trained.net.net, prepared.to_input(images[:SHOWN]))
+        outputs = record(trained.net.net, prepared.to_input(images[:SHOWN])).found
         shares = {layer: inactive_share(*output) for layer, output in outputs.items()}
         found |= {f"inactive/{layer}": share for layer, share in shares.items()}
         found["inactive"] = mean(shares.values())

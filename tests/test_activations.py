@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from classic_cnns.callbacks.activations import Activations, activations, inactive_share, record
+from classic_cnns.callbacks.activations import Activations, inactive_share, record
 from classic_cnns.callbacks.pictures import Pictures
 from classic_cnns.model.lenet5 import LeNet5
 from tests.recipes import MODELS, recipe
@@ -32,7 +32,7 @@ class Mixed(nn.Module):
 
 
 def test_dead_and_saturated_units_are_counted():
-    found = activations(Mixed(), torch.randn(5, 1, 3, 3))
+    found = record(Mixed(), torch.randn(5, 1, 3, 3)).found
     assert {layer: kind for layer, (kind, _) in found.items()} == {"conv": "relu", "fc": "tanh"}
     assert inactive_share(*found["conv"]) == 0.5 and inactive_share(*found["fc"]) == 0.75
 
@@ -53,7 +53,7 @@ def test_the_scaled_tanh_is_saturated_if_its_slope_is_below_a_twentieth():
         for layer in (net.C1, net.F6):
             layer.weight.mul_(20)
     images = torch.randn(4, 1, 32, 32)
-    kind, output = activations(net, images)["C1"]
+    kind, output = record(net, images).found["C1"]
     sums = net.C1(images).requires_grad_()
     (slope,) = torch.autograd.grad((1.7159 * torch.tanh(2 / 3 * sums)).sum(), sums)
     want = (slope < 0.05 * 1.7159 * 2 / 3).float().mean().item()
@@ -63,12 +63,12 @@ def test_the_scaled_tanh_is_saturated_if_its_slope_is_below_a_twentieth():
 @pytest.mark.parametrize("subsampling", ["trainable", "average", "max"])
 def test_the_layers_of_lenet5_have_the_names_of_figure_2(subsampling):
     net, images = LeNet5(subsampling=subsampling), torch.randn(2, 1, 32, 32)
-    found = activations(net, images)
+    found = record(net, images).found
     assert list(found) == ["C1", "S2", "C3", "S4", "C5", "F6"]
     (_, sigmoid), expected = found["S2"], net.squash(net.S2(net.squash(net.C1(images))))
     torch.testing.assert_close(1.7159 * (2 * sigmoid - 1), expected)
     torch.testing.assert_close(record(net, images).scaled["S2"], expected)
-    assert list(activations(net, images, pooling=True)) == list(found)
+    assert list(record(net, images, pooling=True).found) == list(found)
 
 
 def test_units_pooled_before_their_activation_belong_to_the_convolution():
@@ -81,8 +81,8 @@ def test_units_pooled_before_their_activation_belong_to_the_convolution():
         nn.Tanh(),
     )
     images = torch.randn(1, 1, 4, 4)
-    assert list(activations(net, images)) == ["0", "4"]
-    found = activations(net, images, pooling=True)
+    assert list(record(net, images).found) == ["0", "4"]
+    found = record(net, images, pooling=True).found
     assert list(found) == ["0", "3", "4"] and found["3"][0] == "pool"
     torch.testing.assert_close(found["3"][1], net[:4](images))
 
@@ -91,7 +91,7 @@ def test_units_pooled_before_their_activation_belong_to_the_convolution():
 def test_activations_are_found_in_every_net_without_changing_it(model):
     made = recipe(f"model={model}")
     before = {name: weight.clone() for name, weight in made.net.state_dict().items()}
-    assert activations(made.net.eval(), torch.zeros(2, *made.shape))
+    assert record(made.net.eval(), torch.zeros(2, *made.shape)).found
     assert all(torch.equal(x, before[name]) for name, x in made.net.state_dict().items())
 
 

@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from functools import lru_cache
 from math import ceil, inf, isfinite, log
 from pathlib import Path
@@ -281,8 +282,7 @@ class Classifier(pl.LightningModule):
                     "model": {"input": {"size": stored.get("size")}},
                 }
                 check_stored(sizes, checkpoint_path)
-                mean = stored["mean"] if stored["mean"] is None else stored["mean"].clone()
-                module.preprocessing = Preprocessing(**stored | {"mean": mean})
+                module.preprocessing = Preprocessing(**deepcopy(stored))  # not of the mapped file
         except Exception as error:  # a file from elsewhere can contain anything
             line = one_line(error.__cause__ or error)[:300]
             raise UserError(f"{checkpoint_path}: no net can be built from it: {line}") from error

@@ -15,8 +15,7 @@ from torchvision.transforms import v2
 
 from classic_cnns.config.compose import compose
 from classic_cnns.run.build import build_data
-from classic_cnns.trainer.devices import core_count
-from classic_cnns.trainer.memory import keep_freed_memory
+from classic_cnns.trainer.devices import core_count, keep_freed_memory
 from tests.bench import Row, compare, per_second
 
 COUNT, COPIES, BATCH = 100, 15, 128

@@ -10,8 +10,7 @@ from torchvision.transforms import v2
 
 from classic_cnns.data.batches import Batches
 from classic_cnns.data.transforms import ColourNoise, RandomCrop, RandomFlip, scale
-from classic_cnns.trainer.devices import core_count
-from classic_cnns.trainer.memory import keep_freed_memory
+from classic_cnns.trainer.devices import core_count, keep_freed_memory
 from tests.bench import Row, compare
 
 

@@ -5,7 +5,7 @@ import time
 import torch
 
 from classic_cnns.model.local_response_norm import LocalResponseNorm
-from classic_cnns.trainer.memory import keep_freed_memory
+from classic_cnns.trainer.devices import keep_freed_memory
 from tests.bench import Row, compare
 
 

@@ -31,7 +31,7 @@ from classic_cnns import build, compose
 from classic_cnns.callbacks.stop import StopOnSignal
 from classic_cnns.data.transforms import scale
 from classic_cnns.run.run import assemble
-from classic_cnns.trainer.memory import keep_freed_memory
+from classic_cnns.trainer.devices import keep_freed_memory
 from classic_cnns.trainer.spinning import limit_spinning
 from tests.bench import Row, row
 

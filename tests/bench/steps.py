@@ -18,8 +18,7 @@ from torch import nn
 
 from classic_cnns.model.alexnet import AlexNet
 from classic_cnns.model.local_response_norm import LocalResponseNorm
-from classic_cnns.trainer.memory import keep_freed_memory
-from classic_cnns.trainer.precision import choose
+from classic_cnns.trainer.devices import choose_precision, keep_freed_memory
 from tests.bench import Row, row
 from tests.recipes import compose, recipe
 
@@ -53,7 +52,7 @@ def serve(ours: bool, batch_size: int, overrides: list[str]) -> None:
     made, trainer = recipe(words), compose(words).trainer
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net = made.net.to(device)
-    half = ours and choose(trainer.precision, trainer.accelerator) == "bf16-mixed"
+    half = ours and choose_precision(trainer.precision, trainer.accelerator) == "bf16-mixed"
     if not ours:
         net = with_torch_norm(net)
         if device == "cuda" and isinstance(net, AlexNet):

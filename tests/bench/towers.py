@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from classic_cnns.trainer import two_towers
-from classic_cnns.trainer.memory import keep_freed_memory
+from classic_cnns.trainer.devices import keep_freed_memory
 from tests.bench import Row, row
 from tests.bench.ddp import processes
 from tests.recipes import recipe

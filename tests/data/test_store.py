@@ -181,7 +181,7 @@ def test_of_two_concurrent_preparations_one_waits_for_the_other(make, caplog):
     threads[0].start()
     started.wait(10)
     threads[1].start()
-    while "is being prepared by another process" not in caplog.text:
+    while "another process prepares it" not in caplog.text:
         assert threads[1].is_alive()
     proceed.set()
     for thread in threads:

@@ -13,7 +13,7 @@ import resource, sys
 import numpy as np
 if sys.argv[1] == "keep":
     sys.path.insert(0, sys.argv[2])
-    from classic_cnns.trainer.memory import keep_freed_memory
+    from classic_cnns.trainer.devices import keep_freed_memory
     keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -45,13 +45,6 @@ class Recorder(TorchFunctionMode):
         return output
 
 
-def activations(
-    net: nn.Module, images: Tensor, pooling: bool = False
-) -> dict[str, tuple[str, Tensor]]:
-    """By layer, the kind of activation and its outputs for `images`, as `record`."""
-    return record(net, images, pooling).found
-
-
 def record(net: nn.Module, images: Tensor, pooling: bool = False) -> Recorder:
     """The activations of all layers for `images`; leaves the net unchanged.
 

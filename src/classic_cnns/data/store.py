@@ -25,7 +25,6 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from filelock import Timeout
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -198,7 +197,7 @@ def prepare(
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
+        with wait_for_lock(folder.with_suffix(".lock")):
             if found := open_stores():
                 return found
             known = read_manifest(manifest)
@@ -236,16 +235,6 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         return known if known is None or type(known["format"]) is int else {}
     except (KeyError, TypeError, ValueError):
         return {}
-
-
-def locked(folder: Path) -> Any:
-    """The folder's lock, held; logs a message when waiting for another process."""
-    path = folder.with_suffix(".lock")
-    try:
-        return wait_for_lock(path, timeout=0.1)
-    except Timeout:
-        log.info("%s: is being prepared by another process; waiting for it", folder)
-        return wait_for_lock(path)
 
 
 def has_room(splits: dict, folder: Path, size: int, quality: int, required: bool) -> bool:

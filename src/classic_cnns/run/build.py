@@ -26,7 +26,7 @@ from classic_cnns import UserError, one_line
 from classic_cnns.classifier import Classifier, eval_mode, takes_total_steps
 from classic_cnns.config.schema import trainer_arguments
 from classic_cnns.config.stored import find_checkpoint, stored_values
-from classic_cnns.trainer import devices, precision
+from classic_cnns.trainer import devices
 from classic_cnns.trainer.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from classic_cnns.trainer.lightning_internals import NoProfiler
 
@@ -227,7 +227,7 @@ def build_trainer(
     # Otherwise Lightning would add a bar and checkpoints of its own.
     node.setdefault("enable_progress_bar", any(isinstance(c, ProgressBar) for c in callbacks))
     node["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
-    node["precision"] = precision.choose(node["precision"], node["accelerator"])
+    node["precision"] = devices.choose_precision(node["precision"], node["accelerator"])
     if not node.get("profiler"):
         given["profiler"] = NoProfiler()
     with build_errors("trainer"):

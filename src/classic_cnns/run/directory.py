@@ -39,13 +39,10 @@ def create(config: DictConfig) -> Path:
     return directory
 
 
-def config_yaml(config: DictConfig) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(stored_values(config)))
-
-
 def write_config(directory: Path, config: DictConfig) -> None:
     """Write `config.yaml`: the resolved config, sufficient for resuming the run."""
-    write_text(directory / "config.yaml", config_yaml(config))
+    stored = OmegaConf.create(stored_values(config))
+    write_text(directory / "config.yaml", OmegaConf.to_yaml(stored))
 
 
 def restarted_run(config: DictConfig) -> Path | None:

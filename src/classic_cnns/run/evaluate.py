@@ -27,8 +27,7 @@ from classic_cnns.report.results import format_value
 from classic_cnns.run.build import build, build_trainer, lightning_errors
 from classic_cnns.run.run import apply_precision, check_weights
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
-from classic_cnns.trainer.devices import limit_threads
-from classic_cnns.trainer.memory import keep_freed_memory
+from classic_cnns.trainer.devices import keep_freed_memory, limit_threads
 
 
 @dataclass

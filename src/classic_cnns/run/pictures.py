@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from classic_cnns import UserError
-from classic_cnns.callbacks.activations import activations
+from classic_cnns.callbacks.activations import record
 from classic_cnns.classifier import Classifier
 from classic_cnns.data.batches import generator
 from classic_cnns.data.transforms import patches_of
@@ -78,7 +78,7 @@ class TrainedNet:
         """The units of the last hidden layer, (N, units); the inputs if there is none."""
         units = []
         for part in map(self.net.prepared.to_input, images.split(BATCH)):
-            layers = activations(self.net.net, part)
+            layers = record(self.net.net, part).found
             last = list(layers.values())[-1][1] if layers else part
             units.append(last.flatten(1).float())
         return torch.cat(units)

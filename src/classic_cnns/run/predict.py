@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from classic_cnns import UserError, printable
-from classic_cnns.callbacks.activations import activations
+from classic_cnns.callbacks.activations import record
 from classic_cnns.classifier import Classifier
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.data.workers import read_ahead
@@ -133,7 +133,7 @@ def explain(net: Classifier, pixels: Tensor, found: dict[str, float]) -> Any:
     `found` are the probabilities of the classes named in its title.
     """
     inputs = net.prepared.to_input(pixels[None].to(net.device))
-    outputs = activations(net.net, inputs, pooling=True)
+    outputs = record(net.net, inputs, pooling=True).found
     layers = {name: output[0].cpu() for name, (_, output) in outputs.items()}
     bitmaps = net.net.output.weight.cpu() if isinstance(net.net, LeNet5) else None
     return maps(inputs[0].cpu(), layers, bitmaps, found)

@@ -52,7 +52,6 @@ from classic_cnns.trainer import devices
 from classic_cnns.trainer.checkpoint_io import first_intact, read_checkpoint
 from classic_cnns.trainer.launch import send_report
 from classic_cnns.trainer.lightning_internals import ResumeExactly, disable_sigterm_exchange
-from classic_cnns.trainer.memory import keep_freed_memory
 from classic_cnns.trainer.processes import REQUEUE, requeue, stop_signals, try_lock
 from classic_cnns.trainer.spinning import Watch, limit_spinning
 
@@ -101,7 +100,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     Rank 0 chooses the directory and writes the files and the log.
     """
     show_log()
-    keep_freed_memory()
+    devices.keep_freed_memory()
     devices.limit_threads()
     limit_spinning()  # commands have called it before, train() has not
     config = deepcopy(config)

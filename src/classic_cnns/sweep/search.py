@@ -1,6 +1,7 @@
 """Search with Optuna; trial n is job n, and the study is stored in the sweep directory."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -202,12 +203,6 @@ def build_part(name: str, config: dict[str, Any] | None) -> Any:
 
 def check_optuna() -> None:
     """Raise UserError if Optuna is missing or older than 4."""
-    try:
-        found = version("optuna")
-    except PackageNotFoundError:
-        found = "none"
-    if not found[0].isdigit() or int(found.split(".")[0]) < 4:
-        raise UserError(
-            f"sweep.search: needs Optuna 4 or newer, and there is {found}; try "
-            "pip install -e '.[optuna]'"
-        )
+    found = version("optuna") if find_spec("optuna") else "0"
+    if int(found.partition(".")[0]) < 4:
+        raise UserError("sweep.search: needs Optuna 4 or newer; try pip install -e '.[optuna]'")

@@ -146,19 +146,22 @@ def try_lock(path: Path) -> int | None:
     return descriptor
 
 
-def wait_for_lock(path: Path, timeout: float = -1) -> Any:
-    """A held lock for a `with` block; raises filelock.Timeout if it is not free in time.
+def wait_for_lock(path: Path) -> Any:
+    """A held lock for a `with` block; logs a message when waiting for another process.
 
     On a file system without locks, the existence of a file is the lock.
     """
-    from filelock import FileLock, SoftFileLock  # here, since every command imports this module
+    from filelock import FileLock, SoftFileLock, Timeout  # here, since every command imports this
 
-    try:
-        return FileLock(path).acquire(timeout)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-    return SoftFileLock(path.with_suffix(".soft_lock")).acquire(timeout)
+    for lock in (FileLock(path), SoftFileLock(path.with_suffix(".soft_lock"))):
+        try:
+            return lock.acquire(0.1)
+        except Timeout:
+            log.info("%s: another process prepares it; waiting for it", path.with_suffix(""))
+            return lock.acquire()
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
 
 
 @cache  # once in a process
