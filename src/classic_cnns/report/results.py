@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -291,14 +291,9 @@ def make_row(name: str, parameters: dict[str, str], directory: Path, command: st
         return Row(name, parameters, directory, command, state, error, {})
     last = {f"last {metric}": value for metric, value in result.get("last", {}).items()}
     found = result.get("metrics", {}) | last | {"seconds": result.get("seconds")}
-    values = {name: x for name, x in found.items() if type(x) in (int, float) and is_finite(x)}
+    # Finite ones; a whole number from elsewhere can have any length.
+    values = {name: x for name, x in found.items() if type(x) in (int, float) and abs(x) < 1e300}
     return Row(name, parameters, directory, command, state, "", values)
-
-
-def is_finite(number: float) -> bool:
-    with suppress(OverflowError):  # a whole number from elsewhere can have any length
-        return isfinite(number)
-    return False
 
 
 def read_starts(directory: Path) -> list[dict[str, Any]]:

@@ -31,7 +31,9 @@ class Search:
     """
 
     def __init__(self, settings: DictConfig, grid: Grid) -> None:
-        check_optuna()
+        found = version("optuna") if find_spec("optuna") else "0"
+        if int(found.partition(".")[0]) < 4:
+            raise UserError("sweep.search: needs Optuna 4 or newer; try pip install -e '.[optuna]'")
         self.metric, self.direction = settings.metric, settings.direction
         search: dict[str, Any] = OmegaConf.to_container(settings.search)  # type: ignore
         for key in search.keys() - set(KEYS):
@@ -199,10 +201,3 @@ def build_part(name: str, config: dict[str, Any] | None) -> Any:
     except InstantiationException as error:
         line = one_line(error.__cause__ or error)
         raise UserError(f"sweep.search.{name}: {line}; try one of optuna.{name}s") from error
-
-
-def check_optuna() -> None:
-    """Raise UserError if Optuna is missing or older than 4."""
-    found = version("optuna") if find_spec("optuna") else "0"
-    if int(found.partition(".")[0]) < 4:
-        raise UserError("sweep.search: needs Optuna 4 or newer; try pip install -e '.[optuna]'")
