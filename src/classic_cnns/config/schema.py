@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
+from itertools import chain
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from classic_cnns import UserError
 from classic_cnns.files import flatten
-from classic_cnns.trainer.devices import check_devices, uses_gpus
+from classic_cnns.trainer.devices import device_conflicts, uses_gpus
 
 
 class Rule(NamedTuple):
@@ -236,9 +237,8 @@ def check_values(config: dict, default: dict, copies: Iterable[str] = ()) -> Non
         if value == example and not rule.holds(works):
             way_out = "correct it in its config file"
         raise UserError(f"{key}={as_word(value)}: must be {rule.allowed}; {way_out}")
-    for line in conflicts(config, default):
+    for line in chain(conflicts(config, default), device_conflicts(config)):
         raise UserError(line)
-    check_devices(config)
 
 
 def conflicts(config: dict, default: dict) -> Iterator[str]:

@@ -151,16 +151,11 @@ def upgraded_config(own: DictConfig, today: DictConfig) -> DictConfig:
         "ddp": "auto",
         "two_towers": {"_target_": "classic_cnns.trainer.two_towers.TwoTowers"},
     }
-    trainer = OmegaConf.create(
-        {
-            **OmegaConf.to_container(today.trainer),  # type: ignore[dict-item]
-            **OmegaConf.to_container(own.trainer),  # type: ignore[dict-item]
-            "strategy": strategies[own.trainer.strategy],
-            "gradient_clip_val": own.optim.clip_norm,
-        }
-    )
-    own.trainer, own.callbacks, own.logger = trainer, today.callbacks, today.logger
+    own.trainer = OmegaConf.merge(today.trainer, own.trainer)
+    own.trainer.strategy = strategies[own.trainer.strategy]
+    own.trainer.gradient_clip_val = own.optim.clip_norm
     own.optim.schedule_epochs = own.trainer.max_epochs
-    for key in ("init_from", "init_skip", "top5_error", "config_dirs", "keep"):
+    new = ("callbacks", "logger", "init_from", "init_skip", "top5_error", "config_dirs", "keep")
+    for key in new:
         own[key] = today[key]
     return own

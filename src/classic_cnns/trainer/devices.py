@@ -7,6 +7,7 @@ import ctypes
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def check_devices(config: dict) -> None:
-    """Raise UserError if the machine does not have what `trainer` asks for.
+def device_conflicts(config: dict) -> Iterator[str]:
+    """An error for each value of `trainer` that this machine or the way of starting refuses.
 
     The devices of a sweep's jobs on a cluster are not known here.
     """
@@ -161,9 +162,9 @@ def check_devices(config: dict) -> None:
     gpus, cores, outside = len(visible_gpus()), core_count(), launched_processes()
     accelerator, strategy = trainer["accelerator"], trainer["strategy"]
     if here and accelerator in ("gpu", "cuda") and not gpus:
-        raise UserError(f"trainer.accelerator={accelerator}: no GPU was found; try trainer=cpu")
+        yield f"trainer.accelerator={accelerator}: no GPU was found; try trainer=cpu"
     if isinstance(strategy, str) and strategy.endswith(("spawn", "fork", "notebook")):
-        raise UserError(
+        yield (
             f"trainer.strategy={strategy}: this program starts the processes itself; "
             "try trainer=ddp"
         )
@@ -172,40 +173,36 @@ def check_devices(config: dict) -> None:
     if on_gpus:
         most, usual, has = gpus, gpus, f"{gpus} GPU{'s' * (gpus > 1)}"
     if here and devices > most:
-        raise UserError(
-            f"trainer.devices={devices}: this machine has {has}; try trainer.devices={usual}"
-        )
+        yield f"trainer.devices={devices}: this machine has {has}; try trainer.devices={usual}"
     total = devices * nodes
     if outside is None and nodes > 1:
-        raise UserError(
+        yield (
             f"trainer.num_nodes={nodes}: torchrun or srun has to start the processes on all of "
             "them, as the README shows; try trainer.num_nodes=1"
         )
     if outside not in (None, total):
-        raise UserError(
+        yield (
             f"trainer.devices={devices}: {nodes} x {devices} processes are needed and {outside} "
             f"were started; try trainer.devices={outside // nodes}"
         )
     if trainer.get("sync_batchnorm") and total > 1 and not on_gpus:
-        raise UserError(
+        yield (
             "+trainer.sync_batchnorm=true: needs GPUs, in torch; leave it out, or try "
             "trainer.devices=1"
         )
     shares, who = total, "processes"
     if "TwoTowers" in str(strategy):
         if (config["model"].get("net") or {}).get("towers") != 2:
-            raise UserError(
-                "trainer=two_gpu: needs a net with two towers; try model=alexnet, or trainer=ddp"
-            )
+            yield "trainer=two_gpu: needs a net with two towers; try model=alexnet, or trainer=ddp"
         if total % 2:
-            raise UserError(
+            yield (
                 f"trainer.devices={devices}: each copy of the net needs two; "
                 f"try trainer.devices={devices + 1}, or trainer=default"
             )
         shares, who = total // 2, "pairs of processes"
     batch_size = config["data"].get("batch_size")
     if type(batch_size) is int and batch_size < shares:
-        raise UserError(
+        yield (
             f"data.batch_size={batch_size}: the batch is shared by {shares} "
             f"{who} and each needs an image; try data.batch_size={shares}"
         )
