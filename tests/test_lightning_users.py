@@ -22,6 +22,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import ReadonlyConfigError
 
+import classic_cnns
 from classic_cnns import UserError
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import READ, Composer, compose
@@ -332,6 +333,55 @@ def test_a_frozen_part_of_a_users_net_stays_frozen(train):
     assert net.num_classes is None and not net.net.stem.training
 
 
+def test_a_loss_with_class_weights_is_trained_used_and_resumed(train):
+    shares = [1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 3.0]
+    word = f"+model.loss.weight={{_target_:torch.tensor,data:{shares}}}".replace(" ", "")
+    train("model=lenet5_relu", word)
+    net = classic_cnns.load("run")
+    assert net.loss.weight.tolist() == shares
+    scores, labels = torch.randn(40, 10), torch.arange(40) % 10
+    each = [shares[label] * -scores[i].log_softmax(0)[label] for i, label in enumerate(labels)]
+    total = sum(shares[label] for label in labels)
+    torch.testing.assert_close(net.loss(scores, labels), sum(each) / total)
+    assert train("resume=run", "trainer.max_epochs=3")["epochs"] == 3
+
+
+def test_a_run_that_could_not_be_read_again_says_so_before_training(train, caplog):
+    word = "+model.loss.weight={_target_:torch.FloatTensor,_args_:[[1,1,1,1,1,1,1,1,1,1]]}"
+    train("model=lenet5_relu", word)
+    (line,) = [line for line in caplog.messages if "neither resumed nor used" in line]
+    assert "torch.FloatTensor" in line
+    assert caplog.messages.index(line) < caplog.messages.index(
+        next(line for line in caplog.messages if line.startswith("epoch "))
+    )
+    with pytest.raises(UserError, match="torch.FloatTensor: is not a known class"):
+        classic_cnns.load("run")
+
+
+def test_layers_that_are_trained_later_need_an_optimizer_that_is_not_fused(train):
+    words = ["+callbacks.later={_target_:ordinary.TrainLater}", "trainer.max_epochs=3"]
+    with pytest.raises(UserError, match="fused=true: .*try optim.optimizer.fused=false"):
+        train(*words)
+    assert train(*words, "optim.optimizer.fused=false", "run_dir=b")["epochs"] == 3
+
+
+def test_an_augmentation_is_added_on_the_command_line(train):
+    word = "+data.augmentations.mine=[{_target_:classic_cnns.data.transforms.RandomShift,pixels:2}]"
+    train(word, "data.augment=mine")
+    with pytest.raises(UserError, match="mine: RandomErasing has no `draws`"):
+        other = "{_target_:torchvision.transforms.v2.RandomErasing}"
+        train(f"+data.augmentations.mine=[{other}]", "data.augment=mine", "run_dir=b")
+
+
+def test_a_class_without_partial_or_with_old_arguments_says_what_to_write(train):
+    with pytest.raises(UserError, match="add _partial_: true"):
+        train("optim.optimizer={_target_:torch.optim.AdamW,lr:0.1}")
+    with pytest.raises(UserError, match="'(optim.optimizer=.*_partial_: true})'") as refusal:
+        train("optim.optimizer._target_=torch.optim.AdamW")
+    word = re.search("'(optim.optimizer=.*})'", str(refusal.value))[1]
+    train(word.replace("<class>", "torch.optim.AdamW"))
+
+
 def test_a_config_is_composed_inside_a_hydra_program_and_in_threads():
     import hydra
     from hydra.core.global_hydra import GlobalHydra
@@ -579,6 +629,9 @@ def test_a_run_starts_from_the_weights_of_another(train):
     assert differ == {"net.F6.weight", "net.F6.bias"}
     with pytest.raises(UserError, match=r"does not fit this net in F6, output, S2, S4; try init_s"):
         train("init_from=first", "model=lenet5_relu", "run_dir=other")
+    with pytest.raises(UserError, match=r"; try init_skip=\[output,F6,S2,S4\] "):
+        words = ["model=lenet5_relu", "init_skip=[output]", "run_dir=other"]
+        train("init_from=first", *words)
     Path("first").rename("moved")  # a resumed run has its own weights
     assert train("resume=skipped", "trainer.max_epochs=3")["epochs"] == 3
 

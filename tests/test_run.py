@@ -581,6 +581,17 @@ def test_schedulers_without_total_steps_are_stepped_after_each_epoch(train):
     assert middles == pytest.approx([0.01, 0.01, 0.001])
 
 
+def test_the_logged_rate_is_the_one_that_the_step_was_computed_with(train):
+    words = [
+        "optim.scheduler={_target_: torch.optim.lr_scheduler.StepLR, _partial_: true, step_size: 1}",  # noqa: E501
+        "callbacks=[default,learning_rate_monitor]",
+    ]
+    path = train("a", *words, "optim.lr=0.01") / "metrics.jsonl"
+    lines = [json.loads(line)["metrics"] for line in path.read_text().splitlines()]
+    for name in ("optim/lr", "lr-SGD"):  # Lightning logs it in float32
+        assert [line[name] for line in lines] == pytest.approx([0.01, 0.001, 0.0001], rel=1e-6)
+
+
 def test_values_that_lightning_refuses_are_reported_with_their_key(train):
     with pytest.raises(UserError, match="trainer.val_check_interval: .*must be less than"):
         train("a", "+trainer.val_check_interval=1000")

@@ -210,6 +210,7 @@ class Classifier(pl.LightningModule):
         self.has_patches = False  # several patches in this test
         self.schedule_steps: float = inf  # set when the scheduler is created
         self.rank, self.ranks = 0, 1  # of the ranks that share the data
+        self.rate: Any = 0.0  # learning rate of the current step
         self.resumed_sums: dict[str, Any] = {}  # of an epoch to be resumed
         self.val_error: float | None = None  # measured in this epoch
         self.logged = False  # the training metrics of this epoch
@@ -432,6 +433,8 @@ class Classifier(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.waiting_seconds += time.perf_counter() - self.requested
+        # Lightning steps schedules before on_train_batch_end.
+        self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
@@ -469,7 +472,7 @@ class Classifier(pl.LightningModule):
             loss = trainer.strategy.reduce(loss)  # all ranks decide alike
             if not isfinite(loss.item()):
                 raise Diverged(f"the loss became {loss.item()} in epoch {self.current_epoch + 1}")
-            rate = torch.tensor(trainer.optimizers[0].param_groups[0]["lr"], dtype=EXACT)
+            rate = torch.tensor(self.rate, dtype=EXACT)
             self.log_dict({"loss/train_step": loss, "optim/lr": rate}, on_epoch=False)
         if last:
             self.log_training()

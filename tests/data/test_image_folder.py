@@ -432,7 +432,7 @@ def test_the_thousand_classes_of_imagenet_have_names():
 def train(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def train(name: str, *overrides: str) -> Path:
+    def train(name: str, *overrides: str, root: str | Path = root) -> Path:
         if overrides:  # resume=
             run(compose(*overrides))
             return tmp_path / name
@@ -440,7 +440,7 @@ def train(root, tmp_path, monkeypatch):
             "model=alexnet", "data=image_folder", f"data.root={root}", "name=alexnet-folder",
             "model.net.channels=[8,8,8,8,8]", "model.net.hidden=16", "model.precision=32-true",
             "trainer.accelerator=cpu", "trainer.max_epochs=2", "data.batch_size=8",
-            "data.workers=1", "trainer.log_every_n_steps=2", f"run_dir={name}",
+            "data.workers=1", "trainer.log_every_n_steps=2", f"run_dir={tmp_path / name}",
         ]  # fmt: skip
         run(compose(*words))
         return tmp_path / name
@@ -531,8 +531,19 @@ def test_a_run_is_resumed_after_its_folder_was_moved(train, root):
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert (cache / "folders").is_dir()
     assert json.loads(Path("b/provenance.json").read_text())[1]["data"]["root"] == str(moved)
-    with pytest.raises(UserError, match=f"^data.root={root}: has no train/"):
+    with pytest.raises(UserError, match=f"^data.root={root}: there is no such folder"):
         train("b", "resume=b", "trainer.max_epochs=4", f"data.root={root}")
+
+
+@pytest.mark.slow  # whole runs with processes
+def test_a_run_of_a_relative_folder_is_evaluated_from_elsewhere(train, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    directory = train("run", root=root.name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = evaluate(*Composer().load_run(directory), "test").metrics
+    known = json.loads((directory / "result.json").read_text())["metrics"]
+    assert found["error/test"] == known["error/test"]
 
 
 @pytest.mark.slow  # whole runs with processes

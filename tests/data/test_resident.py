@@ -150,6 +150,18 @@ def test_shifted_training_images_are_moved_by_at_most_one_pixel(data):
     assert used == set(offsets)
 
 
+def test_each_pass_without_a_trainer_is_an_epoch(data):
+    module = data(augment="shift")
+    loader = module.train_dataloader()
+    passes = [collect(loader), collect(loader), collect(module.train_dataloader())]
+    assert len({labels.tobytes() for _, labels in passes}) == 3
+    again = data(augment="shift")
+    for (images, labels), (own_images, own_labels) in zip(
+        passes, (collect(again.train_dataloader()) for _ in range(3)), strict=True
+    ):
+        assert np.array_equal(images, own_images) and np.array_equal(labels, own_labels)
+
+
 def test_the_order_depends_on_seed_and_epoch_only(data):
     def labels(seed, epoch):
         module = data(seed=seed)

@@ -350,7 +350,8 @@ class Composer:
             return
         if isinstance(value, dict) and not (group == "trainer" and "." not in rest):
             # The keys inside a class are its arguments.
-            free = "_target_" in value and takes_class(key, known, to_plain(default))
+            free = takes_class(key, known, to_plain(default)) or can_add(key, known)
+            free = free and "_target_" in value
             for inner, _ in () if free else flatten(value, f"{key}.", groups=True):
                 if inner not in known and not can_add(inner, known):
                     raise UserError(f"{word}: {unknown_key(inner, known)}")
@@ -512,10 +513,10 @@ def one_or_several(given: str | Path | Sequence[str]) -> list[str]:
 
 
 def can_add(key: str, known: dict[str, Any]) -> bool:
-    """Whether a new key may be added: an argument of a class, a callback or a logger."""
+    """Whether a new key may be added: an argument of a class, or a named part."""
     group, parent = key.partition(".")[0], key.rpartition(".")[0]
     of_class = group in ("model", "data", "optim") and f"{parent}._target_" in known
-    of_class |= parent == PARAMETERS in known
+    of_class |= parent in known and parent in (PARAMETERS, "data.augmentations")
     return of_class or key.startswith((SEARCH, *(f"{name}." for name in LIST_GROUPS)))
 
 
@@ -541,8 +542,9 @@ def unknown_key(key: str, known: dict[str, Any]) -> str:
     near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
     near = near[:3] + get_close_matches(key, [*known, *groups], n=2)
     last = key.rpartition(".")[2]
-    if schema.HABITS.get(last) in {*known, *groups}:
-        near = [schema.HABITS[last]]
+    habit = schema.HABITS.get(last, "")
+    if habit.partition("=")[0] in {*known, *groups}:
+        near = [habit]
     elif last in schema.trainer_arguments() and not near:
         near = [f"+trainer.{last}"]
     hint = (

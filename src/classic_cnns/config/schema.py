@@ -153,7 +153,7 @@ CONSTANTS = tuple(
 HABITS = {
     "ckpt_path": "resume", "datamodule": "data", "gpus": "trainer.devices",
     "num_workers": "data.workers", "optimizer": "optim", "output_dir": "run_dir",
-    "seed_everything": "seed", "task_name": "name",
+    "root": "data=image_folder", "seed_everything": "seed", "task_name": "name",
 }  # fmt: skip
 # Arguments of Trainer that this program sets itself, and what to use instead.
 RESERVED = {
@@ -192,6 +192,7 @@ def rules(default: dict, config: dict) -> dict[str, Rule]:
                 found[key] = one_of(*words)
     if "num_classes" in data and "root" in data:
         found["data.num_classes"] = constant(data["num_classes"])
+        found["data.channels"] = constant(3)  # as pictures of folders are read
     if type(given.get("train_size")) is int:
         found["data.val_size"] = null_or(integer(1, given["train_size"] - 1))
     if type(given.get("augmentations")) is dict:

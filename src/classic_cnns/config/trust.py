@@ -33,6 +33,8 @@ LONG_NAME = re.compile(
     r"((torch\.nn|torch\.optim|lightning\.pytorch\.(callbacks|loggers|strategies|plugins|profilers))"
     r"(\.[a-z]\w*)+)\.([A-Z]\w*)"
 )
+# Functions and classes for arguments, such as the weights of a loss or the interval of a callback.
+KNOWN_ARGUMENTS = {"torch.tensor", "datetime.timedelta"}
 # Packages that must not be trusted as a whole.
 NEVER_TRUSTED = {*sys.stdlib_module_names, "classic_cnns", "hydra", "lightning", "numpy", "torch"}
 MAX_VALUES = 20_000  # values in a config
@@ -90,6 +92,8 @@ def nodes(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def is_trusted(target: str, trusted: Sequence[str] = ()) -> bool:
     package = target.partition(".")[0]
+    if target in KNOWN_ARGUMENTS:
+        return True
     if package not in NEVER_TRUSTED:
         return package in trusted
     if ours := OUR_NAMES.fullmatch(target):
@@ -129,8 +133,17 @@ def short_name(target: str) -> str:
 
 def untrusted_packages(config: Any) -> list[str]:
     """The packages that have to be trusted when the config is read again."""
-    targets = (value for key, value in nodes(config) if key.rpartition(".")[2] == "_target_")
-    return list(dict.fromkeys(t.partition(".")[0] for t in map(str, targets) if not is_trusted(t)))
+    return list(dict.fromkeys(target.partition(".")[0] for target in untrusted(config)))
+
+
+def unreadable(config: Any) -> list[str]:
+    """The `_target_`s that no option allows when the config is read again."""
+    return [target for target in untrusted(config) if target.partition(".")[0] in NEVER_TRUSTED]
+
+
+def untrusted(config: Any) -> list[str]:
+    targets = (str(value) for key, value in nodes(config) if key.rpartition(".")[2] == "_target_")
+    return [target for target in targets if not is_trusted(target)]
 
 
 @cache

@@ -53,6 +53,8 @@ def classes(root: str | None) -> list[str]:
         )
     found = {}
     with folder_errors(root):
+        if not Path(root).expanduser().is_dir():
+            raise UserError(f"data.root={root}: there is no such folder; try another one")
         for split in ("train", "val", "test"):
             folder = folder_of(root, split)
             if not folder.is_dir():

@@ -38,6 +38,12 @@ class ImageData(pl.LightningDataModule):
         self.num_classes, self.input, self.seed = num_classes, dict(input), seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.augment = augmentations[augment]
+        for part in self.augment:
+            if not hasattr(part, "draws"):
+                raise TypeError(
+                    f"data.augmentations.{augment}: {type(part).__name__} has no `draws`, as the "
+                    "augmentations in data/transforms.py have; write one like them"
+                )
         self.preprocessing = Preprocessing(
             **{key: input[key] for key in ("low", "high", "size", "fit")},
             channels=channels,
@@ -48,6 +54,7 @@ class ImageData(pl.LightningDataModule):
         self.has_statistics = False  # computed, or from a checkpoint
         self.train_batches: Batches | None = None
         self.resumed: dict[str, Any] = {}  # the state of a pass to be resumed
+        self.passes = 0  # over the training images, without a Trainer
 
     @property
     def device(self) -> torch.device:
@@ -95,11 +102,18 @@ class ImageData(pl.LightningDataModule):
             augment=[] if overfit else self.augment,  # overfitting repeats the same batches
             shuffle=not overfit,
             seed=self.seed,
-            epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
+            epoch=self.epoch,
             ended=lambda: trainer is not None and trainer.is_last_batch,  # of limit_train_batches
             resumed=self.resumed,  # one object: only the first pass skips batches
         )
         return self.train_batches
+
+    def epoch(self) -> int:
+        """The current epoch; without a Trainer each pass over the training images is one."""
+        if self.trainer:
+            return self.trainer.current_epoch
+        self.passes += 1
+        return self.passes - 1
 
     # Lightning itself would give a loader its state, but not where a schedule has asked for the
     # number of steps: for that it makes the loader before it reads the checkpoint.

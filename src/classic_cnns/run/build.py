@@ -197,7 +197,7 @@ def load_initial_weights(module: pl.LightningModule, path: Any, skipped: list[st
         misfits = list(dict.fromkeys(layers[name] for name in wrong if layers[name]))
         raise UserError(
             f"init_from={path}: does not fit this net in {', '.join(misfits)}; "
-            f"try init_skip=[{','.join(misfits)}] to keep their initial weights"
+            f"try init_skip=[{','.join([*skipped, *misfits])}] to keep their initial weights"
         )
     module.load_state_dict(own | {name: found[name] for name in taken})
     log.info("weights of %s%s", path, f", without {', '.join(skipped)}" if skipped else "")
@@ -293,7 +293,11 @@ def build_errors(key: str) -> Iterator[None]:
         own = line.startswith(("model.", "optim.", "data.", "trainer.", "callbacks."))
         way_out = f"leave the keys of {key.split('.')[0]} out to use those of its file"
         if "unexpected keyword argument" in line:
-            way_out += f", or replace them all: '{key}={{_target_: <class>}}'"
+            part = "optim.optimizer" if key == "optim" else key
+            partial = ", _partial_: true" * (key == "optim")
+            way_out += f", or replace them all: '{part}={{_target_: <class>{partial}}}'"
+        if key == "optim" and "required positional argument: " in line:
+            way_out = "add _partial_: true to it, since a run gives it the weights"
         if place := line_of_user(cause):
             way_out = f"see {place}"
         raise UserError(line if own else f"{key}: {line}; {way_out}") from error
@@ -304,6 +308,8 @@ ERRORS_OF_SETTINGS = {
     "learning rate finder": "callbacks: LearningRateFinder needs a module with the attribute 'lr'; "
     "try rates instead: -m optim.lr=0.001,0.01,0.1",
     "has no attribute 'backbone'": "callbacks: BackboneFinetuning: {line}, which it needs",
+    "expected Tensor as element": "optim.optimizer.fused=true: does not take layers whose training "
+    "starts later; try optim.optimizer.fused=false",
     "does not support dense gradients": "optim.optimizer: {line}; try another optim",
     "Early stopping conditioned on metric": "callbacks: {line}",
     "no `dataloader_idx` argument": "data: the nets of this project take one DataLoader for each "
@@ -324,7 +330,7 @@ def lightning_errors(config: DictConfig) -> Iterator[None]:
     try:
         yield
     except (
-        AttributeError, MemoryError, MisconfigurationException, RuntimeError, ValueError,
+        AttributeError, MemoryError, MisconfigurationException, RuntimeError, TypeError, ValueError,
     ) as error:  # fmt: skip
         line, place = one_line(error), line_of_user(error)
         if isinstance(error, MemoryError) or any(part in line for part in OUT_OF_MEMORY):

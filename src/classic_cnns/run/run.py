@@ -35,7 +35,9 @@ from classic_cnns.callbacks.seed import SeedEpochs, seed_generators
 from classic_cnns.callbacks.stop import StopOnSignal, Stopped
 from classic_cnns.classifier import Classifier, Diverged, check_fits, eval_mode, takes_total_steps
 from classic_cnns.config import stored
-from classic_cnns.files import AVERAGED, BEST, LAST, is_disk_error, write_json
+from classic_cnns.config.schema import is_ours
+from classic_cnns.config.trust import unreadable
+from classic_cnns.files import AVERAGED, BEST, LAST, expand, is_disk_error, write_json
 from classic_cnns.report import summary
 from classic_cnns.report.log import early_messages, show_log, train_log
 from classic_cnns.report.results import read_metrics, read_result, read_starts
@@ -105,6 +107,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     limit_spinning()  # commands have called it before, train() has not
     config = deepcopy(config)
     OmegaConf.set_readonly(config, False)  # a run that keeps nothing has a temporary directory
+    if is_ours(config.data) and "root" in config.data:  # also for commands in other directories
+        config.data.root = str(expand("data.root", config.data.root).absolute())
     if not config.resume and (again := directories.restarted_run(config)):
         log.info("this job was started again: continuing %s", again)
         config.resume = str(again)
@@ -435,6 +439,11 @@ def log_setup(config: DictConfig, directory: Path, trainer: Any, module: Any, da
         if per_step and epochs != schedule and epochs != -1:
             after = f"{schedule} epoch{'s' * (schedule != 1)}"
             log.info("the schedule ends after %s; then the rate stays constant", after)
+    if names := unreadable(stored.stored_values(config)):
+        log.warning(
+            "this run can be neither resumed nor used, since its config names %s; "
+            "name a function of your own that calls it", ", ".join(names),
+        )  # fmt: skip
     if trainer.precision.startswith("bf16"):
         log.info("training in bfloat16 and channels last; trainer.precision=32-true uses float32")
     if not writes_last(trainer):

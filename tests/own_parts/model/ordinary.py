@@ -1,6 +1,7 @@
 """A module as in many Lightning projects: names that ours has too, and its own logger in a test."""
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 
 
@@ -42,3 +43,14 @@ class FrozenStem(nn.Module):
 
     def forward(self, images):
         return self.head(self.towers[0](self.stem(images)))
+
+
+class TrainLater(BaseFinetuning):
+    """Trains the first layer of LeNet-5 from the second epoch on."""
+
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.net.C1)
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch == 1:
+            self.make_trainable(pl_module.net.C1)  # the optimizer has all layers already
