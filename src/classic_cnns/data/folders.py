@@ -53,7 +53,7 @@ def classes(root: str | None) -> list[str]:
         )
     found = {}
     with folder_errors(root):
-        if not Path(root).expanduser().is_dir():
+        if not expand("data.root", root).is_dir():
             raise UserError(f"data.root={root}: there is no such folder; try another one")
         for split in ("train", "val", "test"):
             folder = folder_of(root, split)
