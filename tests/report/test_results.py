@@ -83,6 +83,40 @@ def test_seeds_are_summarized_by_mean_deviation_and_number(runs):
     assert re.search(r"\| 0.2 +\| 1 +\| 2.00% +\|", text), text
 
 
+def rows_of_means(table: Table) -> list[list[str]]:
+    """The cells of the table of means, without its head."""
+    _, _, after = table.markdown().partition("deviation over seeds:\n\n")
+    lines = after.split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_a_seed_that_was_run_in_two_sweeps_is_counted_once(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    for sweep, seeds in (("s1", 2), ("s3", 3)):
+        jobs = [["optim.lr=0.05", f"seed={seed}"] for seed in range(seeds)]
+        for number, words in enumerate(jobs):
+            job = run(tmp_path / sweep / str(number), words, "finished", (2 + number) / 100)
+            write_metrics(job, "error/val", [0.3, (2 + number) / 100])
+        record = {"program": ["python"], "varied": ["seed"], "jobs": jobs}
+        OmegaConf.save(record, tmp_path / sweep / "sweep.yaml")
+    table = read_table([tmp_path / "s1", tmp_path / "s3"])
+    assert len(table.rows) == 5
+    assert rows_of_means(table)[0][:2] == ["3", "3.00% ± 1.00%"]  # of 2, 3 and 4 %
+    curves.write(tmp_path / "curves.png", table)
+    (line,) = figures[0].axes[0].lines
+    assert line.get_label() == "all, n=3" and list(line.get_ydata()) == pytest.approx([0.3, 0.03])
+
+
+def test_a_command_without_a_seed_has_that_of_its_config(tmp_path):
+    for name, words in (("a", ["seed=0"]), ("b", []), ("c", ["seed=1"])):
+        directory = run(tmp_path / name, words, "finished", 0.04 if name == "c" else 0.02)
+        OmegaConf.save({"name": "x", "seed": int(name == "c")}, directory / "config.yaml")
+    table = read_table([tmp_path])
+    assert [row.parameters for row in table.rows] == [{"seed": seed} for seed in "001"]
+    assert rows_of_means(table)[0][:2] == ["2", "3.00% ± 1.41%"]
+
+
 def test_the_best_run_is_of_the_best_mean_over_seeds(tmp_path):
     errors = {("0.1", 0): 0.01, ("0.1", 1): 0.05, ("0.2", 0): 0.03, ("0.2", 1): 0.02}
     words = {key: [f"optim.lr={key[0]}", f"seed={key[1]}"] for key in errors}

@@ -19,8 +19,8 @@ def curve(directory: Path, metric: str) -> list[float]:
 
 def write(path: Path, table: Table) -> None:
     """Plot the table's metric over epochs as a PNG: mean ± standard deviation over seeds."""
-    groups = dict.fromkeys(row.group for row in table.rows)
-    common = set.intersection(*(set(group) for group in groups))
+    groups = table.groups()
+    common = set.intersection(*map(set, groups or [()]))
     figure = Figure(figsize=(9, 5 + 0.2 * len(groups)), layout="constrained")
     axes = figure.add_subplot(xlabel="epoch", ylabel=table.metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -32,9 +32,8 @@ def write(path: Path, table: Table) -> None:
     percent = is_share(table.metric)
     form = (lambda y, _: f"{100 * y:g}%") if percent else (lambda y, _: f"{y:g}")
     axes.yaxis.set_major_formatter(FuncFormatter(form))
-    for group in groups:
-        curves = [curve(row.directory, table.metric) for row in table.rows if row.group == group]
-        curves = [values for values in curves if values]
+    for group, rows in groups.items():
+        curves = [found for row in rows if (found := curve(row.directory, table.metric))]
         if not curves:
             continue
         # (epochs, runs); inf is left out too

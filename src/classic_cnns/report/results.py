@@ -63,6 +63,18 @@ class Table:
         """The rows, best first; runs without a result last, in the order of their numbers."""
         return sorted(self.rows, key=lambda r: self.rank(r) if r.state == "finished" else inf)
 
+    def groups(self) -> dict[tuple, list[Row]]:
+        """The started runs by their parameters without the seed, one of each seed.
+
+        A run that was repeated with its seed is no second sample; the last finished one is taken.
+        """
+        found: dict[tuple, dict[str, Row]] = {}
+        for r in (r for r in self.rows if r.state != "waiting"):
+            seeds, seed = found.setdefault(r.group, {}), r.parameters.get("seed", "")
+            if r.state == "finished" or seed not in seeds:
+                seeds[seed] = r
+        return {group: list(seeds.values()) for group, seeds in found.items()}
+
     def write(self, folder: Path) -> None:
         """Write `results.csv`, with exact values, and `results.md`, for people."""
         lines = io.StringIO()
@@ -84,12 +96,15 @@ class Table:
             cells.append([r.name, *parameters, r.state, *self.shown([r])])
         parts = [markdown_table(cells)]
         finished = [r for r in rows if r.state == "finished"]
-        groups: dict[tuple, list[Row]] = {}
-        for r in finished:
-            groups.setdefault(r.group, []).append(r)
+        groups = {
+            shared: done
+            for shared, group in self.groups().items()
+            if (done := [r for r in group if r.state == "finished"])
+        }
         best = finished[:1]
         if any(len(group) > 1 for group in groups.values()) and "seed" in rows[0].parameters:
             best = min(groups.values(), key=lambda g: self.rank(*g))  # not the luckiest seed of all
+            best = sorted(best, key=self.rank)
             cells = [[*(key for key, _ in rows[0].group), "n", *self.columns]]
             for shared, group in sorted(groups.items(), key=lambda item: self.rank(*item[1])):
                 cells.append([*(value for _, value in shared), str(len(group)), *self.shown(group)])
@@ -170,9 +185,12 @@ def read_table(directories: Sequence[str | Path]) -> Table:
         for d in found:
             rows += sweep_rows(d, records[d], f"{d.name}/") if d in records else [run_row(d)]
         by_config = any(from_python(d) for d in found if d not in records)
+        seeded = any("seed" in row.parameters for row in rows)
         for row in rows:
             if (path := row.directory / "config.yaml").exists():
                 config = plain_yaml(path)
+                if seeded:  # also the default, which is in no command
+                    row.parameters.setdefault("seed", str(config.get("seed")))
                 if by_config:  # of all runs, also of commands, so that equal ones are averaged
                     kept = (item for item in files.flatten(config) if item[0] not in NOT_COMPARED)
                     row.parameters = {key: str(value) for key, value in kept}
