@@ -1,6 +1,9 @@
 """Pictures of runs: the positions and colours of their parts."""
 
+import pytest
 import torch
+from matplotlib.cbook import is_math_text
+from matplotlib.text import Text
 from torch.nn import functional as F
 
 from classic_cnns.report import pictures
@@ -58,3 +61,27 @@ def test_the_confusion_matrix_has_a_row_for_each_class():
         "| cat   | 5      | 1      |",
         "| dog   | 0      | 12     |",
     ]
+
+
+def figures(names: list[str]) -> dict:
+    """Each kind of figure, by name, of a net with these two classes."""
+    shares, images = dict(zip(names, (0.75, 0.25), strict=True)), torch.rand(2, 1, 8, 8)
+    curve = ([0.0, 1.0], [0.1, 0.2])
+    return {
+        "confusion": pictures.confusion_figure(torch.tensor([[5, 1], [0, 12]]), names),
+        "maps": pictures.maps(images[0], {names[0]: torch.rand(3, 4, 4)}, None, shares),
+        "answers": pictures.answers(images, names, [shares] * 2, torch.rand(2, 6, 1, 8, 8)),
+        "robustness": pictures.robustness(
+            {change: dict.fromkeys(names, curve) for change in ("a", "b", "c", "d")}
+        ),
+    }
+
+
+@pytest.mark.parametrize("names", [["cost $_1$", "$"], ["$x^{$", r"a\$b"]])
+def test_a_dollar_in_a_name_is_no_formula(names):
+    for figure in figures(names).values():
+        figure.draw_without_rendering()  # ParseException for a wrong formula
+        texts = [drawn.get_text() for drawn in figure.findobj(Text)]
+        assert not any(map(is_math_text, texts))
+        shown = "\n".join(texts).replace(r"\$", "$")  # matplotlib's escape
+        assert all(name in shown for name in names)

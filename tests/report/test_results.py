@@ -295,6 +295,18 @@ def test_the_legend_names_what_differs(runs, tmp_path, monkeypatch):
     assert [t.get_text() for t in legend.get_texts()] == ["optim.lr=0.1, n=3", "optim.lr=0.2, n=2"]
 
 
+def test_a_dollar_in_a_parameter_is_no_formula(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    for name in "ab":
+        directory = run(tmp_path / name, [f"data.root=/$_{name}$"], "finished", 0.1)
+        write_metrics(directory, "$_val", [0.1, 0.05])
+    curves.write(tmp_path / "curves.png", Table(read_table([tmp_path]).rows, "$_val"))
+    figures[0].draw_without_rendering()  # ParseException for a wrong formula
+    (legend,) = figures[0].legends
+    assert "/\\$_a\\$" in legend.get_texts()[0].get_text()
+
+
 def test_the_band_of_the_curves_is_the_deviation_of_the_table(runs, tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))

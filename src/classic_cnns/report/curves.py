@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from classic_cnns.report.results import Table, is_share, read_metrics
+from classic_cnns.report.results import Table, drawn_text, is_share, read_metrics
 
 
 def curve(directory: Path, metric: str) -> list[float]:
@@ -22,7 +22,7 @@ def write(path: Path, table: Table) -> None:
     groups = table.groups()
     common = set.intersection(*map(set, groups or [()]))
     figure = Figure(figsize=(9, 5 + 0.2 * len(groups)), layout="constrained")
-    axes = figure.add_subplot(xlabel="epoch", ylabel=table.metric)
+    axes = figure.add_subplot(xlabel="epoch", ylabel=drawn_text(table.metric))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     every = [curve(row.directory, table.metric) for row in table.rows]
     if table.direction == "minimize" and all(x > 0 or x != x for values in every for x in values):
@@ -42,7 +42,7 @@ def write(path: Path, table: Table) -> None:
         epochs, values = 1 + np.flatnonzero(measured), values[measured]
         mean, deviation = values.mean(1), values.std(1, ddof=1)  # none of a single run
         own = (f"{key}={value}" for key, value in group if (key, value) not in common)
-        label = " ".join(own) or "all"
+        label = drawn_text(" ".join(own) or "all")
         (drawn,) = axes.plot(epochs, mean, marker=".", label=f"{label}, n={len(curves)}")
         axes.fill_between(
             epochs, mean - deviation, mean + deviation, color=drawn.get_color(), alpha=0.2, lw=0

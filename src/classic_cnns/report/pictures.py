@@ -12,6 +12,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
 from classic_cnns.report.markdown import markdown_table
+from classic_cnns.report.results import drawn_text
 
 
 def convolutions(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -96,6 +97,7 @@ def confusion(counts: Tensor, names: Sequence[str]) -> str:
 
 def confusion_figure(counts: Tensor, names: Sequence[str]) -> Any:
     """The confusion matrix as a matplotlib figure, shaded on a logarithmic scale."""
+    names = list(map(drawn_text, names))
     shades = counts.cpu().double().log1p().numpy()
     figure = new_figure(8, 8)
     axes = figure.subplots()
@@ -146,10 +148,10 @@ def maps(
                 grid.float(), nrow=24, normalize=True, scale_each=True, pad_value=0.5
             )
             axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        axes.set_ylabel(drawn_text(name), rotation=0, ha="right", va="center")
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.suptitle("    ".join(f"{name} {share:.1%}" for name, share in found.items()))
+    figure.suptitle("    ".join(f"{drawn_text(name)} {share:.1%}" for name, share in found.items()))
     return figure
 
 
@@ -169,10 +171,10 @@ def answers(
     grid[0, 2].set_title("nearest training images in the last hidden layer", fontsize="small")
     for row, (label, found) in enumerate(zip(labels, best, strict=True)):
         show(grid[row, 0], images[row][None], 1)
-        grid[row, 0].set_title(label, fontsize="small")
+        grid[row, 0].set_title(drawn_text(label), fontsize="small")
         colors = ["tab:red" if name == label else "tab:blue" for name in found]
         grid[row, 1].barh(range(len(found)), list(found.values()), color=colors)
-        grid[row, 1].set_yticks(range(len(found)), list(found), fontsize="small")
+        grid[row, 1].set_yticks(range(len(found)), list(map(drawn_text, found)), fontsize="small")
         grid[row, 1].invert_yaxis()
         grid[row, 1].set_xlim(0, 1)
         grid[row, 1].tick_params("x", labelbottom=row == count - 1)
@@ -190,7 +192,7 @@ def robustness(curves: dict[str, dict[str, tuple[list[float], list[float]]]]) ->
     figure = new_figure(10, 7)
     for axes, (change, lines) in zip(figure.subplots(2, 2).flat, curves.items(), strict=True):
         for name, (values, errors) in lines.items():
-            axes.plot(values, [100 * error for error in errors], marker=".", label=name)
+            axes.plot(values, [100 * error for error in errors], marker=".", label=drawn_text(name))
         axes.set_xlabel(change)
         axes.set_ylabel("test error in %")
         axes.set_ylim(0, 105 * max(0.01, *chain(*(errors for _, errors in lines.values()))))

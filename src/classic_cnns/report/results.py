@@ -147,6 +147,11 @@ def is_share(metric: str) -> bool:
     return metric.removeprefix("last ").startswith(("error/", "accuracy/", "top5_error/"))
 
 
+def drawn_text(text: str) -> str:
+    """A user's text for matplotlib, to which `$` would start a formula."""
+    return text.replace("$", r"\$")
+
+
 def format_parameter(text: str) -> str:
     """A parameter's value; numbers with many decimals, as a search draws them, are rounded."""
     try:
