@@ -1,13 +1,16 @@
 """A figure of learning curves, with mean and deviation over seeds."""
 
+import textwrap
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+from matplotlib import cycler
+from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from classic_cnns.report.results import Table, drawn_text, is_share, read_metrics
+from classic_cnns.report.results import Table, drawn_text, format_parameter, is_share, read_metrics
 
 
 def curve(directory: Path, metric: str) -> list[float]:
@@ -22,7 +25,9 @@ def write(path: Path, table: Table) -> None:
     groups = table.groups()
     common = set.intersection(*map(set, groups or [()]))
     figure = Figure(figsize=(9, 5 + 0.2 * len(groups)), layout="constrained")
-    axes = figure.add_subplot(xlabel="epoch", ylabel=drawn_text(table.metric))
+    axes = figure.add_subplot(xlabel="epoch", ylabel=drawn_text(table.metric, 40))
+    styles = cycler(linestyle=["-", "--", ":", "-."])
+    axes.set_prop_cycle(styles * cycler(color=list(TABLEAU_COLORS)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     every = [curve(row.directory, table.metric) for row in table.rows]
     if table.direction == "minimize" and all(x > 0 or x != x for values in every for x in values):
@@ -41,8 +46,10 @@ def write(path: Path, table: Table) -> None:
         measured = values.count(1) > 0  # not every epoch has a validation
         epochs, values = 1 + np.flatnonzero(measured), values[measured]
         mean, deviation = values.mean(1), values.std(1, ddof=1)  # none of a single run
-        own = (f"{key}={value}" for key, value in group if (key, value) not in common)
-        label = drawn_text(" ".join(own) or "all")
+        own = [(key, value) for key, value in group if value and (key, value) not in common]
+        words = [drawn_text(f"{key}={format_parameter(value)}", 50) for key, value in own]
+        label = " ".join(words) or ("all" if len(groups) == 1 else "defaults")
+        label = textwrap.fill(label, 100, max_lines=2, placeholder=" …")
         (drawn,) = axes.plot(epochs, mean, marker=".", label=f"{label}, n={len(curves)}")
         axes.fill_between(
             epochs, mean - deviation, mean + deviation, color=drawn.get_color(), alpha=0.2, lw=0

@@ -148,7 +148,7 @@ def maps(
                 grid.float(), nrow=24, normalize=True, scale_each=True, pad_value=0.5
             )
             axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes.set_ylabel(drawn_text(name), rotation=0, ha="right", va="center")
+        axes.set_ylabel(drawn_text(name, 30), rotation=0, ha="right", va="center")
         axes.set_xticks([])
         axes.set_yticks([])
     figure.suptitle("    ".join(f"{drawn_text(name)} {share:.1%}" for name, share in found.items()))
@@ -192,7 +192,9 @@ def robustness(curves: dict[str, dict[str, tuple[list[float], list[float]]]]) ->
     figure = new_figure(10, 7)
     for axes, (change, lines) in zip(figure.subplots(2, 2).flat, curves.items(), strict=True):
         for name, (values, errors) in lines.items():
-            axes.plot(values, [100 * error for error in errors], marker=".", label=drawn_text(name))
+            axes.plot(
+                values, [100 * error for error in errors], marker=".", label=drawn_text(name, 30)
+            )
         axes.set_xlabel(change)
         axes.set_ylabel("test error in %")
         axes.set_ylim(0, 105 * max(0.01, *chain(*(errors for _, errors in lines.values()))))

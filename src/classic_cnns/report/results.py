@@ -147,8 +147,13 @@ def is_share(metric: str) -> bool:
     return metric.removeprefix("last ").startswith(("error/", "accuracy/", "top5_error/"))
 
 
-def drawn_text(text: str) -> str:
-    """A user's text for matplotlib, to which `$` would start a formula."""
+def drawn_text(text: str, most: int = 20) -> str:
+    """A user's text for matplotlib, to which `$` would start a formula.
+
+    Of more than `most` letters, both ends are kept: paths and layers differ in the last ones.
+    """
+    if len(text) > most:
+        text = f"{text[: most // 2]}…{text[-((most - 1) // 2) :]}"
     return text.replace("$", r"\$")
 
 
