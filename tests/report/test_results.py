@@ -341,6 +341,20 @@ def test_the_band_of_the_curves_is_the_deviation_of_the_table(runs, tmp_path, mo
     assert not single  # one run has no deviation
 
 
+def test_the_mean_has_the_epochs_that_all_seeds_have(runs, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    nan = np.nan
+    for directory, values in zip(
+        runs, ([4, nan, 3, 2, 1], [5, nan, 4], [6, nan, 5, np.inf], [nan], []), strict=True
+    ):
+        write_metrics(directory, "error/val", values)
+    curves.write(tmp_path / "curves.png", read_table(runs))
+    (line,) = figures[0].axes[0].lines  # the other runs have no value
+    assert list(line.get_xdata()) == [1, 3] and list(line.get_ydata()) == [5, 4]
+    assert line.get_label() == "optim.lr=0.1, n=3"
+
+
 def test_a_run_whose_command_is_unknown_cannot_be_repeated(runs):
     (runs[0] / "provenance.json").unlink()
     assert "To repeat" not in read_table(runs[:1]).markdown()

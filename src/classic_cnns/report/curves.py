@@ -1,7 +1,6 @@
 """A figure of learning curves, with mean and deviation over seeds."""
 
 import textwrap
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +37,14 @@ def write(path: Path, table: Table) -> None:
     form = (lambda y, _: f"{100 * y:g}%") if percent else (lambda y, _: f"{y:g}")
     axes.yaxis.set_major_formatter(FuncFormatter(form))
     for group, rows in groups.items():
-        curves = [found for row in rows if (found := curve(row.directory, table.metric))]
-        if not curves:
-            continue
+        curves = [curve(row.directory, table.metric) for row in rows]
+        curves = [found for found in curves if np.isfinite(found).any()]
         # (epochs, runs); inf is left out too
-        values = np.ma.masked_invalid(list(zip_longest(*curves, fillvalue=np.nan)))
-        measured = values.count(1) > 0  # not every epoch has a validation
+        values = np.ma.masked_invalid(list(zip(*curves, strict=False)))
+        # Not every epoch has a validation; where one run is missing, the mean would jump.
+        measured = values.count(-1) == len(curves)
+        if not measured.any() or not curves:
+            continue
         epochs, values = 1 + np.flatnonzero(measured), values[measured]
         mean, deviation = values.mean(1), values.std(1, ddof=1)  # none of a single run
         own = [(key, value) for key, value in group if value and (key, value) not in common]
