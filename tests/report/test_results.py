@@ -43,7 +43,7 @@ def runs(tmp_path):
         run(tmp_path / f"{lr}-{seed}", words[lr, seed], "finished", error)
         for (lr, seed), error in ERRORS.items()
     ]
-    return [*finished, run(tmp_path / "bad", ["optim.lr=0.2", "seed=1"], "failed")]
+    return [*finished, run(tmp_path / "bad", ["optim.lr=0.25", "seed=1"], "failed")]
 
 
 def test_a_damaged_file_costs_only_its_own_row(runs, tmp_path):
@@ -123,6 +123,24 @@ def test_the_best_run_is_of_the_best_mean_over_seeds(tmp_path):
     for key, error in errors.items():
         run(tmp_path / "-".join(map(str, key)), words[key], "finished", error)
     assert "Best: job 0.2-1, error/val 2.00%" in read_table([tmp_path]).markdown()
+
+
+def test_a_group_with_failed_seeds_is_ranked_after_complete_ones(tmp_path):
+    errors = {"0.1": (0.03, 0.05, 0.04), "0.2": (0.01, None, None), "0.3": (None, 0.02, 0.02)}
+    for lr, group in errors.items():
+        for seed, error in enumerate(group):
+            state = "diverged" if error is None else "finished"
+            directory = tmp_path / f"{lr}-{seed}"
+            run(directory, [f"optim.lr={lr}", f"seed={seed}"], state, error or 0.0)
+    table = read_table([tmp_path])
+    assert [row[:3] for row in rows_of_means(table)] == [
+        ["0.1", "3", "4.00% ± 1.00%"],
+        ["0.2", "1 of 3", "1.00%"],
+        ["0.3", "2 of 3", "2.00% ± 0.00%"],
+    ]
+    assert "Best: job 0.1-0, error/val 3.00%" in table.markdown()
+    without = Table([row for row in table.rows if row.parameters["optim.lr"] != "0.1"])
+    assert "Best: job 0.2-0, error/val 1.00%" in without.markdown()
 
 
 def test_the_best_run_is_named_with_the_command_to_repeat_it(runs):
@@ -292,7 +310,9 @@ def test_the_legend_names_what_differs(runs, tmp_path, monkeypatch):
         write_metrics(directory, "error/val", [0.1, 0.05])
     curves.write(tmp_path / "curves.png", read_table(runs))
     (legend,) = figures[0].legends
-    assert [t.get_text() for t in legend.get_texts()] == ["optim.lr=0.1, n=3", "optim.lr=0.2, n=2"]
+    assert [t.get_text() for t in legend.get_texts()] == [
+        *("optim.lr=0.1, n=3", "optim.lr=0.2, n=1", "optim.lr=0.25, n=1")
+    ]
 
 
 def test_a_dollar_in_a_parameter_is_no_formula(tmp_path, monkeypatch):

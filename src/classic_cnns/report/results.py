@@ -96,18 +96,21 @@ class Table:
             cells.append([r.name, *parameters, r.state, *self.shown([r])])
         parts = [markdown_table(cells)]
         finished = [r for r in rows if r.state == "finished"]
-        groups = {
-            shared: done
-            for shared, group in self.groups().items()
-            if (done := [r for r in group if r.state == "finished"])
-        }
+        groups = []  # sort key, shared parameters, number of seeds, finished runs
+        for shared, started in self.groups().items():
+            if done := [r for r in started if r.state == "finished"]:
+                rank, n = self.rank(*done), str(len(done))
+                partial = len(done) < len(started)  # the seeds that failed may have been the worst
+                n += f" of {len(started)}" if partial else ""
+                groups.append(((partial or rank == inf, rank), shared, n, done))
+        groups.sort(key=lambda group: group[0])
         best = finished[:1]
-        if any(len(group) > 1 for group in groups.values()) and "seed" in rows[0].parameters:
-            best = min(groups.values(), key=lambda g: self.rank(*g))  # not the luckiest seed of all
-            best = sorted(best, key=self.rank)
+        if "seed" in rows[0].parameters and any(n != "1" for _, _, n, _ in groups):
+            best = sorted(groups[0][-1], key=self.rank)  # not the luckiest seed of all
             cells = [[*(key for key, _ in rows[0].group), "n", *self.columns]]
-            for shared, group in sorted(groups.items(), key=lambda item: self.rank(*item[1])):
-                cells.append([*(value for _, value in shared), str(len(group)), *self.shown(group)])
+            for _, shared, n, done in groups:
+                values = (format_parameter(value) for _, value in shared)
+                cells.append([*values, n, *self.shown(done)])
             parts += ["Mean ± standard deviation over seeds:", markdown_table(cells)]
         if best and self.metric in best[0].values:
             name, value = best[0].name, format_value(self.metric, best[0].values[self.metric])
