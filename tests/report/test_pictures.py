@@ -1,5 +1,7 @@
 """Pictures of runs: the positions and colours of their parts."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from matplotlib.cbook import is_math_text
@@ -51,6 +53,17 @@ def test_mistakes_are_in_rows_of_twelve_with_class_and_answer_below():
 def test_a_single_mistake_has_its_text_too():
     picture = pictures.mistakes([(torch.rand(1, 8, 8), 4, 6)], [*"0123456789"])
     assert picture.shape == (3, 28 + 92, 28 + 12 * 92) and picture[:, 92:, 28:92].min() < 128
+
+
+def test_mistakes_have_letters_of_any_alphabet_in_the_width_of_an_image():
+    made = [(torch.rand(1, 8, 8), 0, 0)]
+    names = ["Б", "Ж", "ü", "ő", "α", "ω"]
+    below = [pictures.mistakes(made, [name])[:, 92:] for name in names]
+    # A font without these letters draws the same box for all of them.
+    assert not any(one.equal(two) for one, two in combinations(below, 2))
+    for name in ("W" * 80, "a\nb" * 20, "i" * 80, "many words " * 8):
+        below = pictures.mistakes(2 * made, [name], [1.0, 1.0])[0, 92:]
+        assert below[:, 117:120].min() == 255 and below[:, 28:117].min() < 128
 
 
 def test_the_confusion_matrix_has_a_row_for_each_class():

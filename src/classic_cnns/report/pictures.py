@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
+from classic_cnns import printable
 from classic_cnns.report.markdown import markdown_table
 from classic_cnns.report.results import drawn_text
 
@@ -72,7 +73,12 @@ def mistakes(
     """Images (C, H, W) as a grid (3, H', W') uint8, each with its class and the predicted class.
 
     Like Fig. 8 of the LeNet-5 paper. `shares` are the probabilities of the predicted classes.
+    Names are cut where the next image begins.
     """
+    import matplotlib  # here, since importing it takes a second
+
+    # Its font has more letters than Pillow's.
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 10)
     side, gap, columns = 64, 28, 12  # pixels, and images in a row
     rows = -(-len(made) // columns)
     width, height = (gap + count * (side + gap) for count in (columns, rows))
@@ -83,9 +89,12 @@ def mistakes(
         low, high = image.min(), image.max()
         tile = to_pil_image(((image - low) / (high - low).clamp(min=1e-9)).float())
         picture.paste(tile.resize((side, side), Image.Resampling.BOX), (left, top))
-        words = f"{names[label]:.12}\n-> {names[answer]:.12}"
-        words += f" {shares[number]:.0%}" if shares else ""
-        draw.text((left, top + side + 1), words, fill="black", spacing=1)
+        share = f" {shares[number]:.0%}" if shares else ""
+        for line, (before, own, after) in enumerate((("", label, ""), ("-> ", answer, share))):
+            name = f"{printable(names[own]):.40}"
+            while font.getlength(before + name + after) > side + gap - 4:
+                name = f"{name.removesuffix('…')[:-1]}…"
+            draw.text((left, top + side + 12 * line), before + name + after, "black", font)
     return pil_to_tensor(picture)
 
 
