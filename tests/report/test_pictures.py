@@ -97,4 +97,24 @@ def test_a_dollar_in_a_name_is_no_formula(names):
         texts = [drawn.get_text() for drawn in figure.findobj(Text)]
         assert not any(map(is_math_text, texts))
         shown = "\n".join(texts).replace(r"\$", "$")  # matplotlib's escape
+        shown = shown.replace("\xa0", " ")
         assert all(name in shown for name in names)
+
+
+@pytest.mark.parametrize("first", ["golden retriever dog", "W" * 20, "long name " * 8, "x" * 80])
+def test_long_names_are_neither_clipped_nor_make_the_charts_small(first):
+    names = [f"{first[:-1]}{number}" for number in range(5)]
+    counts, shares = torch.eye(5, dtype=torch.int), dict.fromkeys(names, 0.2)
+    layers = {name: torch.rand(3, 4, 4) for name in names}
+    images, nearest = torch.rand(2, 1, 8, 8), torch.rand(2, 6, 1, 8, 8)
+    for figure, chart, least in (
+        (pictures.confusion_figure(counts, names), 0, 0.5),
+        (pictures.maps(images[0], layers, None, shares), 1, 0.6),
+        (pictures.answers(images, names[:2], [shares] * 2, nearest), 1, 0.15),
+    ):
+        figure.draw_without_rendering()
+        for text in (text for text in figure.findobj(Text) if first[:4] in text.get_text()):
+            box = text.get_window_extent()
+            assert 0 <= box.x0 and box.x1 <= figure.bbox.x1, text
+            assert 0 <= box.y0 and box.y1 <= figure.bbox.y1, text
+        assert figure.axes[chart].get_position(original=True).width >= least

@@ -1,5 +1,6 @@
 """Figures of a run: inputs, kernels, feature maps, answers, confusion matrix and mistakes."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -117,7 +118,7 @@ def confusion_figure(counts: Tensor, names: Sequence[str]) -> Any:
             axes.text(
                 column, row, count or "", ha="center", va="center", color="w" if dark else "k"
             )
-    axes.set_xticks(range(len(names)), names, rotation=45)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("answer")
     axes.set_ylabel("class")
@@ -160,7 +161,9 @@ def maps(
         axes.set_ylabel(drawn_text(name, 30), rotation=0, ha="right", va="center")
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.suptitle("    ".join(f"{drawn_text(name)} {share:.1%}" for name, share in found.items()))
+    shares = (f"{drawn_text(name)} {share:.1%}" for name, share in found.items())
+    title = "    ".join(words.replace(" ", "\N{NO-BREAK SPACE}") for words in shares)
+    figure.suptitle(textwrap.fill(title, 80))  # broken between classes only
     return figure
 
 
@@ -180,7 +183,7 @@ def answers(
     grid[0, 2].set_title("nearest training images in the last hidden layer", fontsize="small")
     for row, (label, found) in enumerate(zip(labels, best, strict=True)):
         show(grid[row, 0], images[row][None], 1)
-        grid[row, 0].set_title(drawn_text(label), fontsize="small")
+        grid[row, 0].set_title(drawn_text(label), fontsize="small", loc="left")
         colors = ["tab:red" if name == label else "tab:blue" for name in found]
         grid[row, 1].barh(range(len(found)), list(found.values()), color=colors)
         grid[row, 1].set_yticks(range(len(found)), list(map(drawn_text, found)), fontsize="small")
