@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -301,6 +302,29 @@ def test_the_axes_of_the_curves_have_whole_epochs_and_plain_numbers(runs, tmp_pa
             shown
         )
         assert axes.get_ylabel() == metric
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([1.0, 0.25], {"30%", "40%", "50%", "60%", "100%"}),
+        ([0.75, 0.45], {"50%", "60%", "70%"}),
+        ([0.9, 0.008], {"1%", "2%", "5%", "10%", "20%", "50%"}),
+    ],
+)
+def test_a_logarithmic_axis_has_several_labels(runs, tmp_path, monkeypatch, values, labels):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    for directory in runs:
+        write_metrics(directory, "error/val", values)
+    curves.write(tmp_path / "curves.png", read_table(runs))
+    axes = figures[0].axes[0]
+    figures[0].draw_without_rendering()
+    low, high = axes.get_ylim()
+    inside = [t for t in axes.get_yticklabels() if low <= t.get_position()[1] <= high]
+    assert {text.get_text() for text in inside} >= labels
+    boxes = sorted(text.get_window_extent().extents[[1, 3]].tolist() for text in inside)
+    assert all(one[1] < two[0] for one, two in pairwise(boxes))  # none overlaps the next
 
 
 def test_the_legend_names_what_differs(runs, tmp_path, monkeypatch):

@@ -31,7 +31,6 @@ def write(path: Path, table: Table) -> None:
     every = [curve(row.directory, table.metric) for row in table.rows]
     if table.direction == "minimize" and all(x > 0 or x != x for values in every for x in values):
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
     percent = is_share(table.metric)
     form = (lambda y, _: f"{100 * y:g}%") if percent else (lambda y, _: f"{y:g}")
@@ -55,6 +54,10 @@ def write(path: Path, table: Table) -> None:
         axes.fill_between(
             epochs, mean - deviation, mean + deviation, color=drawn.get_color(), alpha=0.2, lw=0
         )
+    low, high = axes.get_ylim()
+    if axes.get_yscale() == "log":  # several labels, also from 25 to 100 %
+        subs = range(1, 10) if high < 10 * low else (1, 2, 5)
+        axes.yaxis.set_major_locator(LogLocator(subs=tuple(subs)))
     axes.grid(alpha=0.3)
     if axes.lines:
         figure.legend(loc="outside lower center", fontsize="small")
