@@ -4,7 +4,6 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-from matplotlib import cycler
 from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -25,8 +24,9 @@ def write(path: Path, table: Table) -> None:
     common = set.intersection(*map(set, groups or [()]))
     figure = Figure(figsize=(9, 5 + 0.2 * len(groups)), layout="constrained")
     axes = figure.add_subplot(xlabel="epoch", ylabel=drawn_text(table.metric, 40))
-    styles = cycler(linestyle=["-", "--", ":", "-."])
-    axes.set_prop_cycle(styles * cycler(color=list(TABLEAU_COLORS)))
+    colors, styles = list(TABLEAU_COLORS), ("-", "--", ":", "-.")
+    lines = [style for style in styles for _ in colors]
+    axes.set_prop_cycle(color=colors * len(styles), linestyle=lines)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     every = [curve(row.directory, table.metric) for row in table.rows]
     if table.direction == "minimize" and all(x > 0 or x != x for values in every for x in values):
