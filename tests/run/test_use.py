@@ -712,6 +712,7 @@ def test_an_exported_file_works_without_this_project_and_gives_the_same_answers(
     program = (
         "import sys; import numpy as np; pictures = np.load('pictures.npy')\n"
         + example(suffix)
+        + "\nprint(classes)" * (suffix == "onnx")
         + "\nassert 'classic_cnns' not in sys.modules; np.save('found.npy', np.asarray(found))"
     )
     done = subprocess.run(
@@ -726,6 +727,8 @@ def test_an_exported_file_works_without_this_project_and_gives_the_same_answers(
         expected = net(net.prepared(torch.from_numpy(planes))).softmax(1).detach()
         np.testing.assert_allclose(found, expected, atol=1e-4)
         assert line.startswith(f"{tmp_path}/net.{suffix}: 40 of 40 test images get torch's answer")
+    if suffix == "onnx":
+        assert json.loads(done.stdout) == net.prepared.classes
 
 
 @pytest.mark.slow

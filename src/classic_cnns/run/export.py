@@ -108,7 +108,7 @@ def compare(module: nn.Module, run: Run, pictures: Tensor, source: str, path: Pa
     return comparison
 
 
-def onnx(module: nn.Module, pictures: Tensor) -> tuple[bytes, Run]:
+def onnx(module: Exported, pictures: Tensor) -> tuple[bytes, Run]:
     """The content of an ONNX file, and a function that runs it in onnxruntime."""
     import onnxruntime
 
@@ -121,7 +121,9 @@ def onnx(module: nn.Module, pictures: Tensor) -> tuple[bytes, Run]:
             optimize=False,  # onnxruntime does this itself, and faster
         )  # fmt: skip
     assert program is not None
-    content = program.model_proto.SerializeToString()
+    model = program.model_proto
+    model.metadata_props.add(key="classes", value=json.dumps(module.preprocessing.classes))
+    content = model.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors, but not warnings about its optimizations
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
