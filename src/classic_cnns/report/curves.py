@@ -22,7 +22,7 @@ def write(path: Path, table: Table) -> None:
     """Plot the table's metric over epochs as a PNG: mean ± standard deviation over seeds."""
     groups = table.groups()
     common = set.intersection(*map(set, groups or [()]))
-    figure = Figure(figsize=(9, 5 + 0.2 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="epoch", ylabel=drawn_text(table.metric, 40))
     colors, styles = list(TABLEAU_COLORS), ("-", "--", ":", "-.")
     lines = [style for style in styles for _ in colors]
@@ -60,5 +60,7 @@ def write(path: Path, table: Table) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=tuple(subs)))
     axes.grid(alpha=0.3)
     if axes.lines:
+        lines = sum(1 + str(line.get_label()).count("\n") for line in axes.lines)
+        figure.set_figheight(5 + 0.2 * lines)
         figure.legend(loc="outside lower center", fontsize="small")
     figure.savefig(path, dpi=120)
