@@ -101,6 +101,13 @@ def test_a_dollar_in_a_name_is_no_formula(names):
         assert all(name in shown for name in names)
 
 
+def test_undecodable_names_of_folders_are_drawn_in_one_line():
+    for figure in figures(["M\udcfcll", "a\nb"]).values():
+        figure.draw_without_rendering()
+        shown = "\n".join(drawn.get_text() for drawn in figure.findobj(Text))
+        assert r"M\udcfcll" in shown and r"a\nb" in shown
+
+
 @pytest.mark.parametrize("first", ["golden retriever dog", "W" * 20, "long name " * 8, "x" * 80])
 def test_long_names_are_neither_clipped_nor_make_the_charts_small(first):
     names = [f"{first[:-1]}{number}" for number in range(5)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from classic_cnns import UserError, files, one_line
+from classic_cnns import UserError, files, one_line, printable
 from classic_cnns.report.markdown import markdown_table
 
 OF_DIRECTORY = ("run_dir=", "varied=")  # words that do not belong to the command of a user
@@ -151,10 +151,11 @@ def is_share(metric: str) -> bool:
 
 
 def drawn_text(text: str, most: int = 20) -> str:
-    """A user's text for matplotlib, to which `$` would start a formula.
+    """A user's text for matplotlib, to which `$` would start a formula, in one line.
 
     Of more than `most` letters, both ends are kept: paths and layers differ in the last ones.
     """
+    text = printable(text)  # undecodable bytes of a file name end in an exception
     if len(text) > most:
         text = f"{text[: most // 2]}…{text[-((most - 1) // 2) :]}"
     return text.replace("$", r"\$")
