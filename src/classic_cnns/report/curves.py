@@ -25,8 +25,9 @@ def write(path: Path, table: Table) -> None:
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="epoch", ylabel=drawn_text(table.metric, 40))
     colors, styles = list(TABLEAU_COLORS), ("-", "--", ":", "-.")
-    lines = [style for style in styles for _ in colors]
-    axes.set_prop_cycle(color=colors * len(styles), linestyle=lines)
+    axes.set_prop_cycle(
+        color=colors * len(styles), linestyle=[style for style in styles for _ in colors]
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     every = [curve(row.directory, table.metric) for row in table.rows]
     if table.direction == "minimize" and all(x > 0 or x != x for values in every for x in values):
