@@ -113,9 +113,9 @@ def test_a_damaged_checkpoint_is_reported_and_the_other_one_used(words, tiny_con
 
     for name in ("last.ckpt", "best.ckpt"):
         damage(Path("run/checkpoints") / name)
-    with pytest.raises(UserError, match="run/checkpoints/last.ckpt: is no intact"):
+    with pytest.raises(UserError, match="run/checkpoints/last.ckpt: is cut off, damaged"):
         run(compose("resume=run", "trainer.max_epochs=4"))
-    with pytest.raises(UserError, match="run/checkpoints/best.ckpt: is no intact"):
+    with pytest.raises(UserError, match="run/checkpoints/best.ckpt: is cut off, damaged"):
         run(compose(*words, "init_from=run", "run_dir=other", **options))
     assert not Path("other").exists()
 
