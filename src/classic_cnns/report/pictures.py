@@ -163,7 +163,8 @@ def maps(
         axes.set_yticks([])
     shares = (f"{drawn_text(name)} {share:.1%}" for name, share in found.items())
     title = "    ".join(words.replace(" ", "\N{NO-BREAK SPACE}") for words in shares)
-    figure.suptitle(textwrap.fill(title, 80))  # broken between classes only
+    lines = textwrap.fill(title, 80)  # broken between classes only
+    figure.suptitle(lines.replace("\N{NO-BREAK SPACE}", " "))
     return figure
 
 
