@@ -336,6 +336,8 @@ def test_a_frozen_part_of_a_users_net_stays_frozen(train):
 def test_a_loss_with_class_weights_is_trained_used_and_resumed(train):
     shares = [1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 3.0]
     word = f"+model.loss.weight={{_target_:torch.tensor,data:{shares}}}".replace(" ", "")
+    with pytest.raises(UserError, match="write such a list as {_target_: torch.tensor, data"):
+        train("model=lenet5_relu", f"+model.loss.weight={shares}".replace(" ", ""))
     train("model=lenet5_relu", word)
     net = classic_cnns.load("run")
     assert net.loss.weight.tolist() == shares

@@ -298,6 +298,8 @@ def build_errors(key: str) -> Iterator[None]:
             way_out += f", or replace them all: '{part}={{_target_: <class>{partial}}}'"
         if key == "optim" and "required positional argument: " in line:
             way_out = "add _partial_: true to it, since a run gives it the weights"
+        if "ListConfig' object to buffer" in line:
+            way_out = "write such a list as {_target_: torch.tensor, data: [...]}"
         if place := line_of_user(cause):
             way_out = f"see {place}"
         raise UserError(line if own else f"{key}: {line}; {way_out}") from error
