@@ -272,9 +272,8 @@ class Classifier(pl.LightningModule):
                 check_fits(config, checkpoint["state_dict"], strict is not False)
             given = {name: instantiate(config.model[name]) for name in ("net", "loss")}
             given |= {name: instantiate(config.optim[name]) for name in ("optimizer", "scheduler")}
-            classes = config.get("data", {}).get("num_classes")
-            given |= {"num_classes": classes, "top5": config.get("top5_error")}
-            given["seed"] = config.seed
+            classes, top5 = config.get("data", {}).get("num_classes"), config.get("top5_error")
+            given |= {"seed": config.seed, "num_classes": classes, "top5": top5}
             module = cls(**given | parts)
             module.load_state_dict(checkpoint["state_dict"], strict is not False)
             if stored := checkpoint.get("preprocessing"):
@@ -363,8 +362,7 @@ class Classifier(pl.LightningModule):
                 "optim.scheduler: needs a number of steps, and the DataLoader has no length; try "
                 "+trainer.max_steps=1000, +trainer.limit_train_batches=100, or optim.scheduler=null"
             )
-        epochs = self.schedule_epochs or trainer.max_epochs
-        batches = trainer.num_training_batches
+        epochs, batches = self.schedule_epochs or trainer.max_epochs, trainer.num_training_batches
         changes = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]
         if batches != inf and epochs > 0 and (changes or epochs != trainer.max_epochs):
             every = [trainer.accumulate_grad_batches] * epochs

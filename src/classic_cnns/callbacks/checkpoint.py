@@ -92,9 +92,7 @@ class BestAndLast(Checkpoint):
         self.saved, self.batches, self.look = time.monotonic(), 0, 1  # see `interval_is_over`
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        stops = trainer.should_stop or self.postponed
-        self.postponed = stops and is_accumulating(trainer, batch_idx)
-        trainer.should_stop = stops and not self.postponed
+        self.postpone_stop(trainer, batch_idx)
         if not is_resumable(trainer, batch_idx):
             return
         stops = trainer.should_stop or trainer.global_step == trainer.max_steps
@@ -104,6 +102,12 @@ class BestAndLast(Checkpoint):
             save_last(trainer)
             self.cost = time.monotonic() - began
             self.start_clock()
+
+    def postpone_stop(self, trainer: pl.Trainer, batch_idx: int) -> None:
+        """Let a run that is out of time, say, go on until the optimizer has used its gradients."""
+        asked = trainer.should_stop or self.postponed
+        self.postponed = asked and is_accumulating(trainer, batch_idx)
+        trainer.should_stop = asked and not self.postponed
 
     def interval_is_over(self, trainer: pl.Trainer) -> bool:
         """Whether the time for a checkpoint has come; the same on all ranks.
