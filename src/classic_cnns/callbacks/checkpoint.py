@@ -104,7 +104,7 @@ class BestAndLast(Checkpoint):
             self.start_clock()
 
     def postpone_stop(self, trainer: pl.Trainer, batch_idx: int) -> None:
-        """Let a run that is out of time, say, go on until the optimizer has used its gradients."""
+        """Let a run that is out of time, say, go on until accumulated gradients are used."""
         asked = trainer.should_stop or self.postponed
         self.postponed = asked and is_accumulating(trainer, batch_idx)
         trainer.should_stop = asked and not self.postponed

@@ -142,6 +142,7 @@ def unreadable(config: Any) -> list[str]:
 
 
 def untrusted(config: Any) -> list[str]:
+    """The `_target_`s of a config that only the user can trust."""
     targets = (str(value) for key, value in nodes(config) if key.rpartition(".")[2] == "_target_")
     return [target for target in targets if not is_trusted(target)]
 
