@@ -13,7 +13,7 @@ from classic_cnns import UserError
 from classic_cnns.config.compose import Composer
 from classic_cnns.config.schema import flatten
 from classic_cnns.config.stored import checked_config
-from classic_cnns.data.pictures import read_picture
+from classic_cnns.data.pictures import Form, read_picture
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -110,7 +110,8 @@ def test_any_bytes_as_a_picture(kind, tmp_path):
     def fuzz(data):
         path.write_bytes(data)
         for channels in (1, 3):
-            assert_result_or_one_line(read_picture, path, channels, 28, channels == 1)
+            form = Form(channels, 28, channels == 1)
+            assert_result_or_one_line(read_picture, path, form)
 
     fuzz()
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import struct
 import zlib
@@ -405,9 +406,36 @@ def test_mistakes_in_folders_are_reported_in_one_line(root, line):
         data(root, num_classes=2 + (root / "train" / "cow").exists())
 
 
-def test_pictures_of_folders_have_three_channels(root):
-    with pytest.raises(UserError, match="^data.channels=1: must be 3, .*; try data.channels=3$"):
-        compose("model=lenet5_relu", "data=image_folder", f"data.root={root}", "data.channels=1")
+def test_pictures_of_folders_have_one_channel_or_three(root):
+    with pytest.raises(UserError, match="^data.channels=2: must be one of 1, 3; try data.channels"):
+        compose("model=lenet5_relu", "data=image_folder", f"data.root={root}", "data.channels=2")
+
+
+def test_the_proposals_lead_to_lenet5_on_grey_folders(root):
+    words = ["model=lenet5", "data=image_folder", f"data.root={root}", "data.channels=3"]
+    for expected in ("data.channels=1", "data.size=28", "data.augment=none"):
+        with pytest.raises(UserError) as refusal:
+            compose(*words)
+        (proposal,) = re.findall(r"try (\S+?)(?:,| or|$)", str(refusal.value))
+        assert proposal == expected
+        key = proposal.partition("=")[0]
+        words = [word for word in words if not word.startswith(f"{key}=")] + [proposal]
+    assert compose(*words).data.channels == 1
+
+
+@pytest.mark.parametrize("store", ["raw", "jpeg"])
+def test_grey_folders_are_read_as_the_pictures_of_predict(root, store):
+    options = {"channels": 1, "size": 48, "augment": "none", "store": store, "jpeg_quality": 100}
+    direct = data(root, **options)
+    stored = data(root, prepare=True, **options)
+    images, labels = next(iter(direct.val_dataloader()))
+    again, same = next(iter(stored.val_dataloader()))
+    assert images.shape == (4, 1, 32, 32) and torch.equal(labels, same)
+    torch.testing.assert_close(again, images, rtol=0, atol=0 if store == "raw" else 4)
+    paths = sorted((root / "val").rglob("*.*"))[:4]
+    for image, path in zip(images, paths, strict=True):
+        (expected,), _ = direct.preprocessing.read(str(path))
+        np.testing.assert_array_equal(image[0].numpy(), expected[8:40, 8:40])
 
 
 def test_folders_without_classes_are_reported_in_one_line(tmp_path):

@@ -15,9 +15,11 @@ import torch
 
 from classic_cnns import UserError
 from classic_cnns.data import folders, store
-from classic_cnns.data.pictures import decode
+from classic_cnns.data.pictures import Form, read_picture
 from classic_cnns.data.store import Files
 from tests.data.test_image_folder import SIDE, data, root, same_batches, truncate  # noqa: F401
+
+FORM = Form(3, SIDE)
 
 
 @pytest.fixture(autouse=True)
@@ -30,10 +32,10 @@ def one_process(monkeypatch):
 def make(root, tmp_path, monkeypatch):  # noqa: F811
     """A function that makes or opens a store of the images in `root`."""
 
-    def make(make=True, must=False, quality=0, size=SIDE, counted=decode, name="store"):
+    def make(make=True, must=False, quality=0, form=FORM, counted=read_picture, name="store"):
         index = folders.index(str(root), tmp_path / "index.npz")
-        monkeypatch.setattr(store, "decode", counted)
-        return store.prepare(index, tmp_path / name, size, quality, make, must)
+        monkeypatch.setattr(store, "read_picture", counted)
+        return store.prepare(index, tmp_path / name, form, quality, make, must)
 
     return make
 
@@ -62,8 +64,11 @@ def test_batches_from_the_raw_store_equal_those_from_the_folders(root, loader, c
     assert len(set(lines)) <= 1
 
 
-def test_a_jpeg_store_is_smaller_and_almost_equal(make, tmp_path):
-    raw, jpeg = make(size=128)["val"], make(size=128, quality=90, name="jpegs")["val"]
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_jpeg_store_is_smaller_and_almost_equal(make, tmp_path, channels):
+    form = Form(channels, 128)
+    raw, jpeg = make(form=form)["val"], make(form=form, quality=90, name="jpegs")["val"]
+    assert all_images(raw).shape == (10, channels, 128, 128)
     difference = all_images(raw).float() - all_images(jpeg)
     assert 0 < difference.abs().mean() < 4
     sizes = [(tmp_path / name / "val.bin").stat().st_size for name in ("store", "jpegs")]
@@ -117,16 +122,16 @@ def test_a_store_is_made_again_if_a_file_is_added_removed_or_changed(make, root,
     caplog.set_level("INFO")
     calls = []
 
-    def counted(path, size):
+    def counted(path, form):
         calls.append(path)
-        return decode(path, size)
+        return read_picture(path, form)
 
     def prepared() -> int:
         calls.clear()
         stored = all_images(make(counted=counted)["train"])
         count = len(set(calls))
         paths, _ = folders.files(str(root), "train")
-        assert torch.equal(stored, Files(paths, SIDE)[range(len(paths))][0])
+        assert torch.equal(stored, Files(paths, FORM)[range(len(paths))][0])
         return count
 
     files = sorted((root / "train" / "cat").glob("*.*"))
@@ -171,11 +176,11 @@ def test_of_two_concurrent_preparations_one_waits_for_the_other(make, caplog):
     caplog.set_level("INFO")
     started, proceed = threading.Event(), threading.Event()
 
-    def counted(path, size):
+    def counted(path, form):
         calls.append(path)
         started.set()
         proceed.wait(10)
-        return decode(path, size)
+        return read_picture(path, form)
 
     threads = [threading.Thread(target=lambda: found.append(make(counted=counted))) for _ in "ab"]
     threads[0].start()
@@ -213,9 +218,9 @@ def test_a_full_disk_is_reported_in_one_line_and_keeps_the_images(make, monkeypa
 
     calls = []
 
-    def counted(path, size):
+    def counted(path, form):
         calls.append(path)
-        return decode(path, size)
+        return read_picture(path, form)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)

@@ -439,6 +439,27 @@ def test_evaluate_gives_exactly_the_metrics_of_the_run(folder, name):
         assert found.metrics == expected and len(expected) == 3 * (1 + both)
 
 
+@pytest.mark.parametrize("prepare", ["true", "false"])
+def test_digits_in_folders_give_the_metrics_of_the_same_digits(folder, tmp_path, prepare):
+    images, labels = arrays(folder, "lenet5")
+    images = np.pad(images[:, 2:26, 2:26], ((0, 0), (2, 2), (2, 2)))  # on a dark ground
+    for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
+        for split in ("train", "val"):
+            path = tmp_path / "digits" / split / str(label) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    words = ["data=image_folder", f"data.root={tmp_path / 'digits'}", f"data.prepare={prepare}"]
+    words += [f"data_dir={tmp_path}", "data.workers=0", "data.augment=none"]
+    found = evaluate(*Composer().load_run(folder / "lenet5", words), "test")
+    net = classic_cnns.load(folder / "lenet5")
+    inputs = np.pad(images, ((0, 0), (2, 2), (2, 2))) / 255 * 1.275 - 0.1
+    scores = net(torch.from_numpy(inputs[:, None].astype(np.float32))).detach()
+    wrong = (scores.argmax(1).numpy() != labels).mean()
+    loss = net.loss(scores, torch.from_numpy(labels).long()).item()
+    expected = {"error/test": wrong, "accuracy/test": 1 - wrong, "loss/test": loss}
+    assert found.metrics == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("split, other", [("test", "train"), ("val", "test")])
 def test_evaluate_reads_only_the_set_that_it_needs(folder, split, other):
     expected = evaluate(*Composer().load_run(folder / "lenet5"), split)

@@ -236,6 +236,8 @@ class Composer:
                     config.trainer[key] = today.trainer[key]
             else:
                 config[group] = today[group]
+        if "root" in config.data and "size" in earlier.data:  # files are read in the run's form
+            config.data.channels, config.data.size = earlier.data.channels, earlier.data.size
         default = deepcopy(config)
         name = config.data.get("dataset")
         if "train_size" in config.data and name in self.groups["data"]:  # the run used a part

@@ -192,7 +192,7 @@ def rules(default: dict, config: dict) -> dict[str, Rule]:
                 found[key] = one_of(*words)
     if "num_classes" in data and "root" in data:
         found["data.num_classes"] = constant(data["num_classes"])
-        found["data.channels"] = constant(3)  # as pictures of folders are read
+        found["data.channels"] = one_of(1, 3)
     if type(given.get("train_size")) is int:
         found["data.val_size"] = null_or(integer(1, given["train_size"] - 1))
     if type(given.get("augmentations")) is dict:
@@ -316,16 +316,19 @@ def conflicts(config: dict, default: dict) -> Iterator[str]:
 def misfits(wanted: dict, data: dict) -> Iterator[str]:
     """An error for each way in which the data set's images do not match the model's `input`."""
     side, has, fit = wanted["size"], data["size"], wanted["fit"]
-    takes, channels = wanted.get("channels"), data["channels"]
+    takes, channels, folders = wanted.get("channels"), data["channels"], "root" in data
     if takes not in (None, channels):
+        others = f"data.channels={takes}" if folders else "data=mnist or data=fashion_mnist"
         yield (
             f"data={data['dataset']}: has images of {channels} channels and this model takes "
-            f"{takes}; try data=mnist or data=fashion_mnist, or another model"
+            f"{takes}; try {others}, or another model"
         )
     if fit != "resize" and (side > has if fit == "crop" else side < has):
+        padded = fit == "pad" and folders  # an eighth of the side for the border, as for MNIST
         yield (
             f"model.input.size={side}: images of {has} pixels cannot be "
-            f"{'cropped' if fit == 'crop' else 'padded'} to it; try model.input.fit=resize"
+            f"{'cropped' if fit == 'crop' else 'padded'} to it; try "
+            f"{f'data.size={side * 7 // 8} or ' * padded}model.input.fit=resize"
         )
     before = side if fit == "pad" else has
     for augmentation in data["augmentations"][data["augment"]]:

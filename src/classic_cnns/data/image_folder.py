@@ -54,7 +54,7 @@ class DecodedBatches(Batches):
         else:
             workers = min(self.workers, len(numbers))
             # The ranks of a machine share its memory.
-            size = 3 * self.images.size**2 * max(map(len, numbers), default=0) * self.world_size
+            size = self.images.form.bytes * max(map(len, numbers), default=0) * self.world_size
             pinned = device.type == "cuda"
             parts = iter(read_ahead(self.images, numbers, workers, size=size, pinned=pinned))
         missing: list[str] = []
@@ -130,10 +130,9 @@ class ImageFolderData(ImageData):
 
     def prepare_store(self, create: bool, required: bool) -> None:
         """Open the store of resized images, or create it; see `store.prepare`."""
-        kind = f"{self.size}-{self.store}{self.quality or ''}"
-        self.stores = prepare(
-            self.files, self.cache / kind, self.size, self.quality, create, required
-        )
+        form = self.preprocessing.form
+        kind = f"{self.size}-{self.store}{self.quality or ''}{'-grey' * (form.channels == 1)}"
+        self.stores = prepare(self.files, self.cache / kind, form, self.quality, create, required)
 
     def setup(self, stage: str) -> None:
         self.prepare_data()  # Lightning has done so, other callers may not
@@ -166,7 +165,7 @@ class ImageFolderData(ImageData):
         paths, labels = self.files[split]
         every = core_count() // (self.trainer.num_devices if self.trainer else 1)
         return DecodedBatches(
-            self.stores[split] if self.stores else Files(paths, self.size),
+            self.stores[split] if self.stores else Files(paths, self.preprocessing.form),
             torch.from_numpy(labels).to(self.device),
             torch.arange(len(paths), device=self.device),
             batch_size,

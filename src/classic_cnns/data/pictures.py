@@ -1,7 +1,7 @@
 """Images of any size, mode and orientation, converted to the form of a data set's images."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,18 +14,29 @@ LARGEST_PAGE = 20  # a page may be this many times as large as the digit on it
 MAX_PIXELS = 80_000_000  # pixels; of JPEGs after decoding at reduced size
 
 
-def read_picture(
-    source: Any, channels: int, side: int, digits: bool = False
-) -> tuple[np.ndarray, dict[str, bool]]:
+class Form(NamedTuple):
+    """The form of a data set's images: 1 or 3 channels, pixels a side, and whether of digits."""
+
+    channels: int
+    side: int
+    digits: bool = False
+
+    @property
+    def bytes(self) -> int:
+        return self.channels * self.side**2
+
+
+def read_picture(source: Any, form: Form) -> tuple[np.ndarray, dict[str, bool]]:
     """A picture as (channels, side, side) uint8, and which changes were made to it.
 
     `source` is a path, a PIL image, or uint8: an array (H, W) or (H, W, C), a tensor (H, W) or (C,
     H, W). Colour pictures are resized and cropped to the central square, as in training. Grey data
     sets have bright figures on a dark background: a picture with a bright border is `inverted`, and
-    one that is not square is padded with dark borders. With `digits`, a picture of another size is
+    one that is not square is padded with dark borders. A picture of digits that has another size is
     `centred`: its ink is scaled and placed as in MNIST. Raises UserError if `source` is not a
     picture.
     """
+    channels, side, digits = form
     try:
         if channels == 3:
             return decode(source, side).transpose(2, 0, 1), {}

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classic_cnns.data.pictures import read_picture
+from classic_cnns.data.pictures import Form, read_picture
 from classic_cnns.data.transforms import crop_to, pad_to, patches_of, resize_to, scale
 
 FITS = {"pad": pad_to, "crop": crop_to, "resize": resize_to}
@@ -64,10 +64,14 @@ class Preprocessing(nn.Module):
             images = scale(fit(images, size), *ends)
         return images if self.mean is None else images.sub_(self.mean)
 
+    @property
+    def form(self) -> Form:
+        digits = self.classes == [str(number) for number in range(10)]
+        return Form(self.channels, self.image_size, digits)
+
     def read(self, picture: Any) -> tuple[np.ndarray, dict[str, bool]]:
         """A picture in the form of the data set's images; see `read_picture`."""
-        digits = self.classes == [str(number) for number in range(10)]
-        return read_picture(picture, self.channels, self.image_size, digits)
+        return read_picture(picture, self.form)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.test_patches == "centre":

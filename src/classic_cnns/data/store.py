@@ -3,7 +3,7 @@
 `<split>.bin` contains the images one after the other, in the order of the index. `<split>.records`
 has for each image its length in bytes (0 if it cannot be decoded), its CRC-32, and the size and
 modification time of the source file. Files are only appended to, so an interrupted preparation
-continues where it stopped. A `raw` image is (3, size, size) uint8, exactly the pixels decoded
+continues where it stopped. A `raw` image is (C, size, size) uint8, exactly the pixels decoded
 without a store; a `jpeg` image takes a tenth of the space and differs slightly.
 
 Why not WebDataset's tar shards or LitData's chunks: they shuffle within a window. Here the order of
@@ -31,7 +31,7 @@ from torch.utils.data import Dataset
 
 from classic_cnns import UserError, printable
 from classic_cnns.data.folders import Index, hash_names
-from classic_cnns.data.pictures import decode
+from classic_cnns.data.pictures import Form, read_picture
 from classic_cnns.data.workers import read_ahead
 from classic_cnns.files import read_json, write_json
 from classic_cnns.report.log import progress_bar
@@ -49,15 +49,15 @@ BLOCK = 64  # images in a block
 class EncodedBlocks(Dataset):
     """Blocks of images in the format of a store: the bytes of the images and of their records."""
 
-    def __init__(self, paths: Sequence[str], size: int, quality: int) -> None:
-        self.paths, self.size, self.quality = paths, size, quality
+    def __init__(self, paths: Sequence[str], form: Form, quality: int) -> None:
+        self.paths, self.form, self.quality = paths, form, quality
 
     def __getitem__(self, numbers: Sequence[int]) -> tuple[bytes, bytes]:
         packed, records = [], []
         for path in map(self.paths.__getitem__, numbers):
             file = file_stamp(path)  # before reading, in case it changes
             try:
-                packed.append(self.pack(decode(path, self.size)))
+                packed.append(self.pack(read_picture(path, self.form)[0]))
             except Exception:  # reported after each pass over the store
                 packed.append(b"")
             records.append((len(packed[-1]), crc32(packed[-1]), *file))
@@ -65,23 +65,25 @@ class EncodedBlocks(Dataset):
 
     def pack(self, pixels: np.ndarray) -> bytes:
         if not self.quality:
-            return pixels.transpose(2, 0, 1).tobytes()
+            return pixels.tobytes()
         stream = BytesIO()
-        Image.fromarray(pixels).save(stream, "JPEG", quality=self.quality)
+        image = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
+        Image.fromarray(image).save(stream, "JPEG", quality=self.quality)
         return stream.getvalue()
 
 
 class Files(Dataset):
-    """Reads the images for a list of indices: (n, 3, size, size) uint8, and their rows in the list.
+    """Reads the images for a list of indices: (n, C, size, size) uint8, and their rows in the list.
 
     Files that cannot be decoded are left out of both.
     """
 
-    def __init__(self, paths: Sequence[str], size: int) -> None:
-        self.paths, self.size = paths, size
+    def __init__(self, paths: Sequence[str], form: Form) -> None:
+        self.paths, self.form = paths, form
 
     def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        images = np.empty((len(numbers), 3, self.size, self.size), np.uint8)
+        channels, side, _ = self.form
+        images = np.empty((len(numbers), channels, side, side), np.uint8)
         rows: list[int] = []
         for row, number in enumerate(numbers):
             if self.read(number, images[len(rows)]):
@@ -89,9 +91,9 @@ class Files(Dataset):
         return torch.from_numpy(images[: len(rows)]), torch.tensor(rows, dtype=torch.int64)
 
     def read(self, number: int, pixels: np.ndarray) -> bool:
-        """Fill `pixels` (3, size, size) with an image; False if it cannot be decoded."""
+        """Fill `pixels` (C, size, size) with an image; False if it cannot be decoded."""
         try:
-            pixels[:] = decode(self.paths[number], self.size).transpose(2, 0, 1)
+            pixels[:], _ = read_picture(self.paths[number], self.form)
         except Exception:  # a damaged file can raise anything; reported after the pass
             return False
         return True
@@ -105,8 +107,8 @@ class StoredImages(Files):
     while another run rebuilds it.
     """
 
-    def __init__(self, folder: Path, split: str, paths: Sequence[str], size: int) -> None:
-        super().__init__(paths, size)
+    def __init__(self, folder: Path, split: str, paths: Sequence[str], form: Form) -> None:
+        super().__init__(paths, form)
         self.folder = folder
         self.records = np.fromfile(folder / f"{split}.records", RECORD)
         self.ends = np.cumsum(self.records["length"], dtype=np.int64)
@@ -126,7 +128,8 @@ class StoredImages(Files):
             found = -1
         if (found, crc32(content), *file_stamp(path)) == (length, crc, *file):
             if length and not raw:
-                pixels[:] = np.asarray(Image.open(BytesIO(content))).transpose(2, 0, 1)
+                image = np.asarray(Image.open(BytesIO(content)))
+                pixels[:] = image.transpose(2, 0, 1) if image.ndim == 3 else image
             return length > 0
         self.wrong.add(path)
         return super().read(number, pixels)
@@ -164,7 +167,7 @@ def file_stamp(path: str) -> tuple[int, int]:
 
 
 def prepare(
-    index: Index, folder: Path, size: int, quality: int, create: bool, required: bool
+    index: Index, folder: Path, form: Form, quality: int, create: bool, required: bool
 ) -> dict[str, StoredImages] | None:
     """The store in `folder`, by split; with `create` it is created or completed.
 
@@ -178,7 +181,8 @@ def prepare(
         del splits["test"]  # the same folder as val/
     names = hash_names(index)
     names.update(b"\n")  # the stores of earlier versions end with it
-    today = {"format": FORMAT, "size": size, "quality": quality, "names_sha256": names.hexdigest()}
+    today = {"format": FORMAT, "size": form.side, "quality": quality}
+    today |= {"names_sha256": names.hexdigest()}
 
     def open_stores() -> dict[str, StoredImages] | None:
         known = read_manifest(manifest) or {}
@@ -189,7 +193,7 @@ def prepare(
             )
         if known != today | {"whole": True}:
             return None
-        stores = {n: StoredImages(folder, n, paths, size) for n, paths in splits.items()}
+        stores = {n: StoredImages(folder, n, paths, form) for n, paths in splits.items()}
         return {"test": stores["val"]} | stores
 
     found = open_stores()
@@ -211,11 +215,11 @@ def prepare(
                     log.info("%s: %s; preparing again", folder, why)
                 for file in folder.glob("*.*"):
                     file.unlink()
-            if not has_room(splits, folder, size, quality, required):
+            if not has_room(splits, folder, form, quality, required):
                 return None
             write_json(manifest, today)
             for split, paths in splits.items():
-                write_split(folder / split, EncodedBlocks(paths, size, quality))
+                write_split(folder / split, EncodedBlocks(paths, form, quality))
             write_json(manifest, today | {"whole": True})
             return open_stores()
     except OSError as error:
@@ -237,17 +241,18 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         return {}
 
 
-def has_room(splits: dict, folder: Path, size: int, quality: int, required: bool) -> bool:
+def has_room(splits: dict, folder: Path, form: Form, quality: int, required: bool) -> bool:
     """Log how much space each format takes, and return whether there is enough."""
     count = sum(map(len, splits.values()))
     paths = splits["train"]
     some = range(len(paths))[:: max(1, len(paths) // 50)]
-    content, _ = EncodedBlocks(paths, size, quality or 90)[some]
-    needed = {"jpeg": count * len(content) // len(some), "raw": count * 3 * size**2}
+    content, _ = EncodedBlocks(paths, form, quality or 90)[some]
+    needed = {"jpeg": count * len(content) // len(some), "raw": count * form.bytes}
     written = sum(file.stat().st_size for file in folder.glob("*.bin"))
     free = shutil.disk_usage(folder).free + written
     text = (
-        f"{count:,} images of {size} x {size}: raw (data.store=raw) {gigabytes(needed['raw'])}, "
+        f"{count:,} images of {form.side} x {form.side}: "
+        f"raw (data.store=raw) {gigabytes(needed['raw'])}, "
         f"JPEGs of quality {quality or 90} (data.store=jpeg) about {gigabytes(needed['jpeg'])}; "
         f"{gigabytes(free)} are free in {folder}"
     )
