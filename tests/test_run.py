@@ -806,6 +806,9 @@ def test_the_hparams_tab_has_metrics_with_values_and_the_same_keys_in_every_run(
         experiment = plugin["_hparams_/experiment"].experiment
         metrics = {info.name.tag for info in experiment.metric_infos}
         assert metrics <= set(log.Tags()["scalars"])  # each has a value
+        errors = [line["metrics"]["error/val"] for line in read_metrics(directory)[0]]
+        (best,) = log.Scalars("best/error/val")  # of the checkpoint that was tested
+        assert best.value == pytest.approx(min(errors)) and "best/error/val" in metrics
         assert "hp_metric" not in log.Tags()["scalars"]
         start = plugin["_hparams_/session_start_info"].session_start_info
         assert "_hparams_/session_end_info" in plugin

@@ -9,8 +9,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from torch.utils.tensorboard.summary import hparams
 
-# Columns of the HPARAMS tab; equal in every run, since TensorBoard takes those of the first.
-METRICS = ("error/val", "error/test", "loss/val", "loss/test", "speed/images_per_second")
+# Columns of the HPARAMS tab, which shows the last value of each; those of best/ are of the tested
+# checkpoint. They are equal in every run, since TensorBoard takes those of the first.
+METRICS = ("best/error/val", "error/test", "best/loss/val", "loss/test", "speed/images_per_second")
 # Hyperparameter columns, at most five; in a sweep the varied keys are shown instead.
 KEYS = ("data.augment", "optim.lr", "data.batch_size", "trainer.max_epochs", "seed")
 # The custom scalars tab: training, validation and test of a metric in one chart.

@@ -348,6 +348,9 @@ def train_and_test(
             seed_generators(config.seed, 0)
             trainer.test(module, data, ckpt_path=best, weights_only=True, verbose=False)
         tested |= {name: x.item() for name, x in trainer.callback_metrics.items()}
+    for board in tensorboard_writers(trainer):  # for the HPARAMS tab, which shows last values
+        for name in {"error/val", "loss/val"} & tested.keys():
+            board.add_scalar(f"best/{name}", tested[name], steps)
     for logger in trainer.loggers:
         if trainer.is_global_zero and hasattr(logger, "close"):
             logger.close()
