@@ -19,10 +19,11 @@ if __name__ == "__main__":
     parser.add_config_dir()
     with one_line_errors():
         given = parser.parse_intermixed_args()
-        # A net for images of any number of channels and any size.
-        usual = {"data": "image_folder", "model": "simple_cnn", "model.input.fit": "crop"}
-        usual["model.input.size"] = "1"
         chosen = {word.partition("=")[0] for word in given.words}
+        # A net for images of any number of channels and any size.
+        usual = {"model": "simple_cnn", "model.input.fit": "crop", "model.input.size": "1"}
+        if "data" not in chosen:
+            usual |= {"data": "image_folder", "data.augment": "none"}
         added = [f"{key}={value}" for key, value in usual.items() if key not in chosen]
         config = Composer(given.config_dir).compose([*added, *given.words])
 

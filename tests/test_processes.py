@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.forks import SRC, TRAIN
@@ -123,6 +124,18 @@ def test_data_are_downloaded_before_a_run_that_has_no_network(
     run = fork(TRAIN, *words, "trainer=cpu", "trainer.max_epochs=1", cwd=tmp_path)
     assert run.wait() == 0, run.stdout.read()
     assert not list(tmp_path.glob("outputs/prepare*"))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_class_folders_are_prepared_without_a_run(fork, tmp_path, channels):
+    for name in ("train/a", "train/b", "val/a"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (9, 8), "red").save(tmp_path / name / "1.png")
+    words = ["data.root=.", f"data.channels={channels}", "data.size=8", f"data_dir={tmp_path}"]
+    prepared = fork(SRC / "prepare.py", *words, cwd=tmp_path)
+    assert prepared.wait() == 0, prepared.stderr.read()
+    (pixels,) = tmp_path.glob("folders/*/8-raw*/train.bin")
+    assert pixels.stat().st_size == 2 * channels * 8 * 8
 
 
 def test_a_diverged_run_ends_with_an_exit_code_and_one_line(

@@ -449,7 +449,7 @@ def test_digits_in_folders_give_the_metrics_of_the_same_digits(folder, tmp_path,
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
     words = ["data=image_folder", f"data.root={tmp_path / 'digits'}", f"data.prepare={prepare}"]
-    words += [f"data_dir={tmp_path}", "data.workers=0", "data.augment=none"]
+    words += [f"data_dir={tmp_path}", "data.workers=0"]
     found = evaluate(*Composer().load_run(folder / "lenet5", words), "test")
     net = classic_cnns.load(folder / "lenet5")
     inputs = np.pad(images, ((0, 0), (2, 2), (2, 2))) / 255 * 1.275 - 0.1

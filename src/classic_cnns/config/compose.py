@@ -236,8 +236,11 @@ class Composer:
                     config.trainer[key] = today.trainer[key]
             else:
                 config[group] = today[group]
-        if "root" in config.data and "size" in earlier.data:  # files are read in the run's form
-            config.data.channels, config.data.size = earlier.data.channels, earlier.data.size
+                if "none" in config[group].get("augmentations", ()):
+                    config[group].augment = "none"  # other data are only for evaluation
+        for key in ("channels", "size"):  # files of folders are read in the form of the run's data
+            if "root" in config.data and key in earlier.data:
+                config.data[key] = earlier.data[key]
         default = deepcopy(config)
         name = config.data.get("dataset")
         if "train_size" in config.data and name in self.groups["data"]:  # the run used a part
