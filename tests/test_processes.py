@@ -131,9 +131,13 @@ def test_class_folders_are_prepared_without_a_run(fork, tmp_path, channels):
     for name in ("train/a", "train/b", "val/a"):
         (tmp_path / name).mkdir(parents=True)
         Image.new("RGB", (9, 8), "red").save(tmp_path / name / "1.png")
+    damaged = tmp_path / "train" / "b" / "2.png"
+    damaged.write_bytes(b"no picture")
     words = ["data.root=.", f"data.channels={channels}", "data.size=8", f"data_dir={tmp_path}"]
     prepared = fork(SRC / "prepare.py", *words, cwd=tmp_path)
-    assert prepared.wait() == 0, prepared.stderr.read()
+    out, err = prepared.communicate()
+    assert prepared.returncode == 0, err
+    assert f"1 of 3 files cannot be decoded and were left out: {damaged}\n" in out
     (pixels,) = tmp_path.glob("folders/*/8-raw*/train.bin")
     assert pixels.stat().st_size == 2 * channels * 8 * 8
 

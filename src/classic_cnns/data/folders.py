@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def folder_of(root: str, split: str) -> Path:
-    folder = expand("data.root", root) / split
+    folder = expand("data.root", root).absolute() / split
     if split == "test" and not folder.is_dir():
         return folder.with_name("val")
     return folder
@@ -209,7 +209,11 @@ def index(root: str, cache: Path) -> Index:
     def changed(folder: str) -> int:
         return os.stat(folder).st_mtime_ns if os.path.isdir(folder) else -1
 
-    began, top, splits = time.time_ns(), expand("data.root", root), ("train", "val", "test")
+    began, top, splits = (
+        time.time_ns(),
+        expand("data.root", root).absolute(),
+        ("train", "val", "test"),
+    )
     with suppress(Exception), np.load(cache) as kept:  # no cache yet, or a damaged one
         seen = json.loads(kept["seen"].item())
         if all(changed(folder) == moment for folder, moment in seen.items()):

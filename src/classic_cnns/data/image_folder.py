@@ -133,6 +133,11 @@ class ImageFolderData(ImageData):
         form = self.preprocessing.form
         kind = f"{self.size}-{self.store}{self.quality or ''}{'-grey' * (form.channels == 1)}"
         self.stores = prepare(self.files, self.cache / kind, form, self.quality, create, required)
+        for split, stored in (self.stores or {}).items() if required else ():  # else in training
+            wrong = np.flatnonzero(stored.records["length"] == 0).tolist()
+            paths = [stored.paths[number] for number in wrong]
+            loader: Any = self.loader(split, 1)
+            loader.report(paths, len(stored.paths))
 
     def setup(self, stage: str) -> None:
         self.prepare_data()  # Lightning has done so, other callers may not
