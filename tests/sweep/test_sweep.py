@@ -1,5 +1,6 @@
 """Whole sweeps of fake runs: results, failures, signals, resuming and mistakes."""
 
+import os
 import random
 import signal
 import time
@@ -178,6 +179,22 @@ def test_a_signal_stops_a_sweep_as_soon_as_its_directory_is_printed(sweep):
     out, _ = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM
     assert "sweep.dir=s" in out.split("continue with: ")[1]
+
+
+@pytest.mark.parametrize("words", [["sweep.dir=s"], []])
+def test_a_sweep_whose_time_is_over_asks_slurm_to_be_started_again(sweep, words):
+    scontrol = sweep.folder / "scontrol"
+    scontrol.write_text("#!/bin/sh\necho $@ > asked\n")
+    scontrol.chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "42", "SLURM_NTASKS": "1", "SLURM_RESTART_COUNT": "1"}
+    path = f"{sweep.folder}:{os.environ['PATH']}"
+    process = sweep.start("seed=0,1", *words, EPOCH_SECONDS="9", PATH=path, **slurm)
+    assert process.stdout.readline().startswith("2 jobs in ")
+    process.send_signal(signal.SIGUSR1)
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGUSR1 and "continue with: " in out
+    asked = [path.read_text() for path in sweep.folder.glob("asked")]
+    assert asked == ["requeue 42\n"] * len(words)  # the command alone would begin a new sweep
 
 
 def test_a_finished_sweep_starts_no_jobs(sweep):

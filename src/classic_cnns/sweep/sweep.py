@@ -26,7 +26,7 @@ from classic_cnns.sweep.job import Job
 from classic_cnns.sweep.record import new_record, open_directory, refuse
 from classic_cnns.sweep.search import Search
 from classic_cnns.trainer import devices
-from classic_cnns.trainer.processes import clean_environment, stop_signals
+from classic_cnns.trainer.processes import REQUEUE, clean_environment, requeue, stop_signals
 
 KEEPS_NOTHING = ("keep=", "debug=", "estimate=", "trainer.fast_dev_run=")
 DONE = ("finished", "diverged", "pruned")  # not started again
@@ -49,7 +49,8 @@ def run_sweep(words: Sequence[str], flags: Sequence[str], composer: Composer) ->
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("-m: a sweep starts the processes of its jobs; try it without torchrun")
-    for name in os.environ.keys() - clean_environment().keys():  # also for the checks below
+    # Also for the checks below. The job's ID is for stop_signals() and requeue().
+    for name in os.environ.keys() - clean_environment().keys() - {"SLURM_JOB_ID"}:
         del os.environ[name]
     words = [without_latest(word) for word in words]
     grid = Grid(words, composer.groups)
@@ -166,6 +167,8 @@ class Sweep:
             self.supervise(executor, signals)
             if signals:
                 self.display.say(f"interrupted; continue with: {self.record['command']}")
+                if signals[0] == REQUEUE and self.continues:
+                    requeue()
                 return 128 + signals[0]  # as in shells
             if self.error:
                 raise self.error
@@ -176,6 +179,11 @@ class Sweep:
     def left(self) -> int:
         """The number of jobs that a search has not yet asked for."""
         return self.search.left if self.search else 0
+
+    @property
+    def continues(self) -> bool:
+        """Whether the command that was given continues the sweep; else it starts another one."""
+        return any(word.startswith("sweep.dir=") for word in sys.argv)
 
     @property
     def ends(self) -> bool:
