@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,23 @@ DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
     errno.ENAMETOOLONG,
 }  # fmt: skip
+
+
+FLOAT, TIME = "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"
+
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Reads YAML as OmegaConf does, 20 times as fast: 1e-3 is a number, and a date is a text."""
+
+    yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if pair[0] != TIME]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+Loader.add_implicit_resolver(
+    FLOAT, re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def expand(key: str, value: object) -> Path:
@@ -93,9 +111,7 @@ def read_yaml(path: str | Path, most: int = 20_000) -> Any:
     with open(path, "rb") as file:
         content = file.read(50 * most + 1)
     depth = 0
-    for number, event in enumerate(
-        yaml.parse(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    ):
+    for number, event in enumerate(yaml.parse(content, Loader)):
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent):
@@ -104,8 +120,10 @@ def read_yaml(path: str | Path, most: int = 20_000) -> Any:
             raise ValueError(
                 f"more than {most:,} values, {50 * most:,} bytes or {MAX_DEPTH} levels"
             )
-    text = content.decode()
-    return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    values = yaml.load(content, Loader) or {}
+    if not isinstance(values, (dict, list)):  # OmegaConf would read a text as another YAML
+        raise ValueError("it has no keys")
+    return OmegaConf.to_container(OmegaConf.create(values), resolve=False)
 
 
 def flatten(values: dict, prefix: str = "", groups: bool = False) -> Iterator[tuple[str, Any]]:

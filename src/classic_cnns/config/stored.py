@@ -145,8 +145,6 @@ def upgraded_config(own: DictConfig, today: DictConfig) -> DictConfig:
 
     Version 0.1 had no config groups for callbacks, loggers and the Trainer's class.
     """
-    if "callbacks" in own:
-        return own
     strategies = {
         "ddp": "auto",
         "two_towers": {"_target_": "classic_cnns.trainer.two_towers.TwoTowers"},
