@@ -229,9 +229,9 @@ class Composer:
     def change(self, config: DictConfig, overrides: Sequence[Override]) -> DictConfig:
         """The checked config of an earlier run with other data, devices or epochs."""
         choices = tuple(self.choice(o) for o in overrides if self.is_choice(o))
-        today, earlier = self.read_files(choices), deepcopy(config)
+        earlier = to_plain(config.data)
         for choice in choices:
-            group = choice.partition("=")[0]
+            group, today = choice.partition("=")[0], self.read_files(choices)
             if group == "trainer":  # its devices; the precision, for example, is the run's
                 for key in stored.PLACEMENT:
                     config.trainer[key] = today.trainer[key]
@@ -240,8 +240,8 @@ class Composer:
                 if "none" in config[group].get("augmentations", ()):
                     config[group].augment = "none"  # other data are only for evaluation
         for key in ("channels", "size"):  # files of folders are read in the form of the run's data
-            if "root" in config.data and key in earlier.data:
-                config.data[key] = earlier.data[key]
+            if "root" in config.data and key in earlier:
+                config.data[key] = earlier[key]
         default = deepcopy(config)
         name = config.data.get("dataset")
         if "train_size" in config.data and name in self.groups["data"]:  # the run used a part
@@ -254,7 +254,7 @@ class Composer:
         words = [str(override.input_line) for override in overrides]
         config = check(config, example_values(default, config), words)
         for key, what in (("channels", "channels"), ("num_classes", "classes")):
-            has, takes = config.data.get(key), earlier.data.get(key)
+            has, takes = config.data.get(key), earlier.get(key)
             if None not in (has, takes) and has != takes:
                 raise UserError(
                     f"{' '.join(words)}: these data have {has} {what} and the run's net is for "
