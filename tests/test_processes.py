@@ -57,7 +57,7 @@ def test_a_run_stopped_by_a_signal_is_resumed_with_equal_weights(
     assert process.returncode == code
     assert "Traceback" not in rest
     if status:
-        assert f"continue with: python src/train.py resume={stopped}" in rest
+        assert f"continue with: python {TRAIN} resume={stopped}" in rest
         assert result(stopped)["status"] == status
     else:
         assert not (stopped / "result.json").exists()

@@ -229,7 +229,7 @@ def test_ctrl_c_stops_all_ranks_and_the_run_is_resumed_on_one_device(
             os.kill(pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err == "" and gone(pids)
-    assert f"interrupted; continue with: python src/train.py resume={stopped}" in out
+    assert f"interrupted; continue with: python {TRAIN} resume={stopped}" in out
     assert result(stopped)["status"] == "interrupted"
     step = checkpoint(stopped)["global_step"]
     assert 32 < step < 8 * 32
@@ -263,7 +263,7 @@ def test_a_killed_rank_ends_the_run_which_is_resumed_with_equal_weights(
     assert process.returncode == 1
     (line,) = [line for line in err.splitlines() if "gloo" not in line.lower()]
     assert line.startswith("error: rank 1 was killed by SIGKILL")
-    assert line.endswith("continue with: python src/train.py resume=run")
+    assert line.endswith(f"continue with: python {TRAIN} resume=run")
     run = tmp_path / "run"
     assert result(run)["status"] == "failed" and "rank 1 was killed" in result(run)["error"]
     assert checkpoint(run)["global_step"] >= 8

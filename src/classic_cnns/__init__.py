@@ -11,6 +11,7 @@ Imports are lazy: `compose` does not import torch.
 """
 
 import re
+import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -52,9 +53,13 @@ def one_line(error: object) -> str:
 
 
 def program() -> str:
-    """The command that the user typed, for messages that suggest a command."""
-    name = Path((sys.argv or [""])[0]).name
-    return name if name.startswith("classic-cnns") else "python src/train.py"
+    """The command that trains, as the user would type it here, for messages that suggest one."""
+    called = Path((sys.argv or [""])[0])
+    if called.name.startswith("classic-cnns"):
+        return called.name
+    beside = called.parent / "train.py"  # of this or another script of ours
+    ours = beside.is_file() and (called.parent / "classic_cnns").is_dir()
+    return f"python {shlex.quote(str(beside if ours else Path('src/train.py')))}"
 
 
 def quoted(text: str) -> str:
