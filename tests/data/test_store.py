@@ -75,6 +75,16 @@ def test_a_jpeg_store_is_smaller_and_almost_equal(make, tmp_path, channels):
     assert sizes[1] < sizes[0] / 3
 
 
+def test_a_jpeg_that_is_as_long_as_its_pixels_is_decoded(make, monkeypatch):
+    form = Form(1, 48)
+    usual = all_images(make(form=form, quality=90)["val"])
+    pack = store.EncodedBlocks.pack  # a decoder ignores what follows the end of a JPEG
+    monkeypatch.setattr(store.EncodedBlocks, "pack", lambda *given: pack(*given).ljust(48 * 48))
+    long = make(form=form, quality=90, name="long")["val"]
+    assert set(long.records["length"]) == {48 * 48}
+    assert torch.equal(all_images(long), usual)
+
+
 def test_a_damaged_image_in_the_store_is_read_from_its_file(make, root, tmp_path, caplog):  # noqa: F811
     whole = all_images(make()["train"])
     with open(tmp_path / "store" / "train.bin", "r+b") as file:

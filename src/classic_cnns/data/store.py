@@ -107,9 +107,11 @@ class StoredImages(Files):
     while another run rebuilds it.
     """
 
-    def __init__(self, folder: Path, split: str, paths: Sequence[str], form: Form) -> None:
+    def __init__(
+        self, folder: Path, split: str, paths: Sequence[str], form: Form, raw: bool
+    ) -> None:
         super().__init__(paths, form)
-        self.folder = folder
+        self.folder, self.raw = folder, raw
         self.records = np.fromfile(folder / f"{split}.records", RECORD)
         self.ends = np.cumsum(self.records["length"], dtype=np.int64)
         self.content = folder / f"{split}.bin"
@@ -119,7 +121,8 @@ class StoredImages(Files):
     def read(self, number: int, pixels: np.ndarray) -> bool:
         length, crc, *file = self.records[number].tolist()
         path = self.paths[number]
-        start, raw = int(self.ends[number]) - length, length == pixels.nbytes
+        start = int(self.ends[number]) - length
+        raw = self.raw and length == pixels.nbytes  # a small JPEG can be as long
         content: Any = pixels.reshape(-1) if raw else bytearray(length)
         try:
             with open(self.content, "rb", buffering=0) as stream:
@@ -193,7 +196,7 @@ def prepare(
             )
         if known != today | {"whole": True}:
             return None
-        stores = {n: StoredImages(folder, n, paths, form) for n, paths in splits.items()}
+        stores = {n: StoredImages(folder, n, p, form, not quality) for n, p in splits.items()}
         return {"test": stores["val"]} | stores
 
     found = open_stores()
