@@ -489,8 +489,9 @@ def example_values(default: DictConfig, config: DictConfig) -> dict[str, Any]:
 
     The root of the data, which has no default, is that of `config`.
     """
-    if "root" in default.data:
-        default.data.root = config.data.root
+    with suppress(OmegaConfBaseException):  # of an interpolation, reported later
+        if "root" in default.data:
+            default.data.root = config.data.root
     values: dict[str, Any] = {}
     for key in interpolations(default):
         values[key] = None

@@ -168,10 +168,11 @@ def check_scores(config: DictConfig, net: torch.nn.Module, images: torch.Tensor)
         ) from error
     classes = config.data.get("num_classes")
     if scores.dim() != 2 or classes not in (None, scores.shape[1]):
-        shape = "x".join(map(str, scores.shape[1:]))
+        shape, key = "x".join(map(str, scores.shape[1:])), "num_classes"
+        way_out = f"model.net.{key}=${{data.{key}}}" if key in config.model.net else "another model"
         raise UserError(
             f"model.net: gives {shape} scores for an image and data has {classes} classes; "
-            "try model.net.num_classes=${data.num_classes}"
+            f"try {way_out}"
         )
     return scores
 
