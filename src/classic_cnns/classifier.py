@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -92,6 +93,12 @@ def takes_total_steps(scheduler: Callable) -> bool:
 
 def first_five(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def other_classes(has: Sequence[str], takes: Sequence[str]) -> str:
+    """How the classes of data differ from those that a net was trained with; else an empty text."""
+    text = f"data: its classes are {first_five(has)}, and the run was trained with "
+    return "" if list(has) == list(takes) else text + first_five(takes)
 
 
 def average_softmax(views: Sequence[Tensor]) -> Tensor:
@@ -565,11 +572,11 @@ class Classifier(pl.LightningModule):
         with suppress(KeyError, TypeError):  # a file from elsewhere can contain anything
             of_run = checkpoint["hyper_parameters"]["data"]["dataset"] == data.dataset
         classes, mean = list(stored.get("classes", ())), stored.get("mean")
-        if of_run and classes != list(data.class_names):
-            raise UserError(
-                f"data: its classes are {first_five(data.class_names)}, and the run was trained "
-                f"with {first_five(classes)}; restore the folders"
-            )
+        if other := other_classes(data.class_names, classes):
+            if of_run:
+                raise UserError(f"{other}; restore the folders")
+            if self.trainer.is_global_zero:
+                logging.getLogger(__name__).warning("%s; they are compared in this order", other)
         own = data.preprocessing.mean
         if self.trainer.state.fn == "fit" and own is not None and mean is not None:
             own.copy_(mean)  # also if images were added since

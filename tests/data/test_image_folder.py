@@ -25,9 +25,11 @@ from classic_cnns.data import folders, pictures
 from classic_cnns.data.image_folder import ImageFolderData, imagenet_names
 from classic_cnns.data.pictures import decode
 from classic_cnns.data.transforms import RandomCrop, RandomFlip
+from classic_cnns.run.build import build
 from classic_cnns.run.evaluate import evaluate
 from classic_cnns.run.predict import predict
 from classic_cnns.run.run import run
+from classic_cnns.run.trained import data_of, load_net
 from tests.runs import events
 
 SIDE = 40  # of the decoded images; 256 in conf/
@@ -420,7 +422,10 @@ def test_the_proposals_lead_to_lenet5_on_grey_folders(root):
         assert proposal == expected
         key = proposal.partition("=")[0]
         words = [word for word in words if not word.startswith(f"{key}=")] + [proposal]
-    assert compose(*words).data.channels == 1
+    config = compose(*words)
+    assert config.data.channels == 1
+    with pytest.raises(UserError, match="gives 10 scores .* 2 classes; try another model$"):
+        build(config)  # its output units are bitmaps of the ten digits
 
 
 @pytest.mark.parametrize("store", ["raw", "jpeg"])
@@ -593,8 +598,13 @@ def test_a_folder_that_has_changed_since_the_run_is_reported(train, root, caplog
     line = "data: its classes are aardvark, cat, and the run was trained with cat, dog; restore"
     with pytest.raises(UserError, match=line):
         train("whole", f"resume={directory}", "trainer.max_epochs=4")
+    checkpoint, config = Composer().load_run(directory)
     with pytest.raises(UserError, match=line):
-        evaluate(*Composer().load_run(directory), "test")
+        evaluate(checkpoint, config, "test")
+    net = load_net(checkpoint, config)
+    with pytest.raises(UserError, match=line):  # also for figures and exported files
+        data_of(config, net)
+    assert net.classes == ["cat", "dog"]
 
 
 @pytest.mark.slow

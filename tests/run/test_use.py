@@ -460,6 +460,17 @@ def test_digits_in_folders_give_the_metrics_of_the_same_digits(folder, tmp_path,
     assert found.metrics == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("names, told", [("0123456789", False), ("abcdefghij", True)])
+def test_other_names_of_classes_than_the_nets_are_told(folder, tmp_path, caplog, names, told):
+    for path in (tmp_path / split / name for split in ("train", "val") for name in names):
+        path.mkdir(parents=True)
+        Image.new("L", (28, 28)).save(path / "0.png")
+    words = ["data=image_folder", f"data.root={tmp_path}", f"data_dir={tmp_path}", "data.workers=0"]
+    evaluate(*Composer().load_run(folder / "lenet5", words), "test")
+    line = "data: its classes are a, b, c, d, e, ..., and the run was trained with 0, 1, 2, 3, 4,"
+    assert (f"{line} ...; they are compared in this order" in caplog.messages) == told
+
+
 @pytest.mark.parametrize("split, other", [("test", "train"), ("val", "test")])
 def test_evaluate_reads_only_the_set_that_it_needs(folder, split, other):
     expected = evaluate(*Composer().load_run(folder / "lenet5"), split)

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from classic_cnns import UserError
-from classic_cnns.classifier import Classifier
+from classic_cnns.classifier import Classifier, other_classes
 from classic_cnns.config.compose import Composer
 from classic_cnns.config.stored import config_errors
 from classic_cnns.run.build import build_data
@@ -39,10 +39,19 @@ def load_net(checkpoint: Path, config: DictConfig) -> Classifier:
 
 
 def data_of(config: DictConfig, net: Classifier) -> Any:
-    """The data module of a run, with the preprocessing that the checkpoint contains."""
+    """The data module of a run, with the preprocessing that the checkpoint contains.
+
+    Raises UserError if folders of classes were added, removed or renamed since.
+    """
     data: Any = build_data(config)
     data.preprocessing, data.has_statistics = net.prepared, True
-    data.prepare_data()
+    classes = net.classes
+    try:
+        data.prepare_data()
+    finally:  # folders may have other names by now, which are not the net's
+        has, net.prepared.classes = net.classes, classes
+    if other := other_classes(has, classes):
+        raise UserError(f"{other}; restore the folders")
     data.setup("test")
     return data
 
