@@ -1,6 +1,8 @@
 import multiprocessing
 import shutil
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,3 +54,32 @@ def test_values_are_sent_through_pipes_if_shared_memory_is_small(monkeypatch, ca
     assert ["64 MB of /dev/shm are free" in text for text in caplog.messages] == [True] * (
         not shared
     )
+
+
+KILLED = """
+import multiprocessing, sys, time
+from torch.utils.data import Dataset
+from classic_cnns.data.workers import read_ahead
+
+class Large(Dataset):
+    def __getitem__(self, share):
+        return (bytes(10**7),)
+
+values = iter(read_ahead(Large(), range(20), 2))
+next(values)
+time.sleep(0.5)  # until the workers fill the pipe
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a process can end with its parent")
+def test_workers_end_with_a_reader_that_is_killed(spawn):
+    reader = spawn([sys.executable, "-c", KILLED])
+    workers = [Path(f"/proc/{pid}/cmdline") for pid in reader.stdout.readline().split()]
+    assert len(workers) == 2 and all(path.read_bytes() for path in workers)
+    reader.kill()
+    end = time.monotonic() + 10
+    while any(path.exists() and path.read_bytes() for path in workers):  # empty: it has ended
+        assert time.monotonic() < end
+        time.sleep(0.05)

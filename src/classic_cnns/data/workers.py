@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from classic_cnns.trainer.processes import end_with_parent
+
 log = logging.getLogger(__name__)
 
 SHARED = "/dev/shm"  # where torch keeps shared memory on Linux
@@ -44,9 +46,15 @@ def read_ahead(
         collate_fn=collate,
         pin_memory=pinned,
         multiprocessing_context="fork" if forked else None,
+        worker_init_fn=end_too,
         generator=torch.Generator(),  # otherwise the loader draws from the global one
     )
     return map(pickle.loads, loader) if piped else loader
+
+
+def end_too(worker: int) -> None:
+    """End with a killed reader: torch's worker would wait for ever to send it a large value."""
+    end_with_parent()
 
 
 def free_shared_memory() -> float:
