@@ -275,6 +275,8 @@ def test_without_write_access_the_folders_are_read(make, monkeypatch, caplog):
 
     monkeypatch.setattr(store, "write_json", refuse)
     assert make() is None and "Read-only file system; images are read from" in caplog.text
+    with pytest.raises(UserError, match="Read-only file system; .* try data_dir=<another folder>$"):
+        make(must=True)
 
 
 # --- Many files -----------------------------------------------------------------------------------

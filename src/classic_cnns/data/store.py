@@ -229,9 +229,9 @@ def prepare(
         if not required and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             log.warning("%s: %s; images are read from their folders", folder, error.strerror)
             return None
+        way_out = "data_dir=<another folder>" if required else "data.prepare=false"
         raise UserError(
-            f"{folder}: {error.strerror}; make room and start again to continue, or try "
-            "data.prepare=false"
+            f"{folder}: {error.strerror}; make room and start again to continue, or try {way_out}"
         ) from error
 
 
