@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import lru_cache
 from math import ceil, inf, isfinite, log
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,12 @@ def first_five(names: Sequence[str]) -> str:
 
 def other_classes(has: Sequence[str], takes: Sequence[str]) -> str:
     """How the classes of data differ from those that a net was trained with; else an empty text."""
-    text = f"data: its classes are {first_five(has)}, and the run was trained with "
-    return "" if list(has) == list(takes) else text + first_five(takes)
+    if list(has) == list(takes):
+        return ""
+    equal = len(commonprefix([list(has), list(takes)]))
+    shown = [first_five(names[equal:]) or "none" for names in (has, takes)]
+    after = f"after {equal} equal ones " * (equal > 0)
+    return f"data: {after}its classes are {shown[0]}, and the run was trained with {shown[1]}"
 
 
 def average_softmax(views: Sequence[Tensor]) -> Tensor:

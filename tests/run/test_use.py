@@ -23,7 +23,7 @@ from torchvision import datasets
 import classic_cnns
 from classic_cnns import UserError, compose, train
 from classic_cnns.callbacks.pictures import Pictures
-from classic_cnns.classifier import Classifier
+from classic_cnns.classifier import Classifier, other_classes
 from classic_cnns.config.compose import Composer
 from classic_cnns.config.trust import is_trusted
 from classic_cnns.data.fetch import cache_directory
@@ -469,6 +469,16 @@ def test_other_names_of_classes_than_the_nets_are_told(folder, tmp_path, caplog,
     evaluate(*Composer().load_run(folder / "lenet5", words), "test")
     line = "data: its classes are a, b, c, d, e, ..., and the run was trained with 0, 1, 2, 3, 4,"
     assert (f"{line} ...; they are compared in this order" in caplog.messages) == told
+
+
+@pytest.mark.parametrize(
+    ("has", "takes", "line"),
+    [("ab", "ab", ""), ("abcx", "abcd", "data: after 3 equal ones its classes are x, and the run "
+      "was trained with d"), ("ab", "abc", "data: after 2 equal ones its classes are none, and the "
+      "run was trained with c")],
+)  # fmt: skip
+def test_the_first_other_class_is_named(has, takes, line):
+    assert other_classes(list(has), list(takes)) == line
 
 
 @pytest.mark.parametrize("split, other", [("test", "train"), ("val", "test")])

@@ -174,7 +174,7 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
             own: list[bytes] = []
             for path in sorted(walk(folder / name, {} if seen is None else seen)):
                 if os.path.splitext(path)[1].lower() in known:
-                    own.append(os.fsencode(path[len(base) + 1 :]))
+                    own.append(os.fsencode(path[len(os.path.join(base, "")) :]))
                 else:
                     wrong.append(path)
             parts.append(np.array(own, "S"))
