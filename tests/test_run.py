@@ -735,7 +735,8 @@ def test_tensorboard_has_the_curves_of_each_epoch_texts_and_images(train):
     assert {f"saturated/{layer}" for layer in squashed} <= set(scalars) - tags
     splits = {f"{m}/{s}" for m in ("loss", "error", "accuracy") for s in ("train", "val", "test")}
     assert tags == splits | {
-        "loss/train_step", "optim/lr", "speed/images_per_second", "speed/data_wait",
+        "best/error/val", "best/loss/val", "loss/train_step", "optim/lr",
+        "speed/images_per_second", "speed/data_wait",
         "epoch",  # Lightning adds it
     }  # fmt: skip
     assert [e.step for e in log.Scalars("loss/train")] == [63, 127, 191]  # as Lightning counts
