@@ -93,9 +93,6 @@ def carry_out(name: str, folder: Path, server: forks.Server | None) -> dict:
     """
     directory = folder / "runs" / name
     given = [*words(name, folder), f"run_dir={directory}", "logger=null"]
-    config = compose(*given, config_dirs=[str(folder / "conf")])
-    if config.trainer.precision == "auto":  # processors without bfloat16 would choose float32
-        given.append("trainer.precision=bf16-mixed")
     threads = torch.get_num_threads()
     if name in TWO_PROCESSES:
         process = server.start(forks.TRAIN, "--config-dir", folder / "conf", *given, cwd=folder)
