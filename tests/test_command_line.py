@@ -346,7 +346,7 @@ def test_help_names_all_groups_and_shows_examples_that_work(train):
         choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
         assert re.search(rf"^{group}: {choices}$", answer.out, re.M), group
 
-    examples = re.findall(r"^ +python src/train\.py (.+)$", answer.out, re.M)
+    examples = re.findall(rf"^ +python {re.escape(str(TRAIN))} (.+)$", answer.out, re.M)
     assert len(examples) == len(set(examples)) == 6
     run = train.folder / "outputs" / "lenet5-mnist" / "latest"  # one example resumes a run
     run.mkdir(parents=True)
