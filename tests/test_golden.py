@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from classic_cnns import compose, train
-from classic_cnns.trainer.devices import choose_precision
 from tests import golden
 
 RUN_0_1 = Path(__file__).parent / "fixtures" / "run_0_1"
@@ -40,11 +39,10 @@ def test_a_recipe_gives_its_golden_weights(request, name, folder):
     server = request.getfixturevalue("server") if name in golden.TWO_PROCESSES else None
     found, expected = golden.carry_out(name, folder, server), golden.stored()["recipes"][name]
     config = compose(*golden.words(name, folder), config_dirs=[str(folder / "conf")])
-    # Processors round bfloat16 differently, so a few of the forty test images get another class, or
-    # do not have it: the losses of `alexnet_cifar10_fast` in float32 differ by 15 %.
-    rounded = config.trainer.precision == "auto"
-    native = choose_precision("auto", "cpu") == "bf16-mixed"
-    margin = (0.1 if native else 0.2) if rounded else 2e-2
+    # Processors round bfloat16 differently or do not have it, so a few of the forty test images get
+    # another class.
+    rounded = config.trainer.precision in ("auto", "bf16-mixed")
+    margin = 0.1 if rounded else 2e-2
     assert found["metrics"] == pytest.approx(expected["metrics"], rel=margin, abs=margin)
     assert_same_weights(found, expected, tolerance=0.1 if rounded else 1e-3)
 

@@ -237,7 +237,7 @@ class Composer:
                     config.trainer[key] = today.trainer[key]
             else:
                 config[group] = today[group]
-                if "none" in config[group].get("augmentations", ()):
+                if "none" in (config[group].get("augmentations") or ()):
                     config[group].augment = "none"  # other data are only for evaluation
         for key in ("channels", "size"):  # files of folders are read in the form of the run's data
             if "root" in config.data and key in earlier:

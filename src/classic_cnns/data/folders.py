@@ -209,11 +209,8 @@ def index(root: str, cache: Path) -> Index:
     def changed(folder: str) -> int:
         return os.stat(folder).st_mtime_ns if os.path.isdir(folder) else -1
 
-    began, top, splits = (
-        time.time_ns(),
-        expand("data.root", root).absolute(),
-        ("train", "val", "test"),
-    )
+    began, splits = time.time_ns(), ("train", "val", "test")
+    top = folder_of(root, "train").parent
     with suppress(Exception), np.load(cache) as kept:  # no cache yet, or a damaged one
         seen = json.loads(kept["seen"].item())
         if all(changed(folder) == moment for folder, moment in seen.items()):

@@ -23,6 +23,7 @@ class Form(NamedTuple):
 
     @property
     def bytes(self) -> int:
+        """The size of an image in memory."""
         return self.channels * self.side**2
 
 
