@@ -28,6 +28,7 @@ from typing_extensions import Self
 from classic_cnns import UserError, one_line
 from classic_cnns.config.stored import checked_config, read_config
 from classic_cnns.config.trust import check_stored, is_trusted, nodes
+from classic_cnns.data.folders import first_five
 from classic_cnns.data.preprocessing import Preprocessing
 from classic_cnns.optim.levenberg_marquardt import StochasticDiagonalLM
 from classic_cnns.trainer.checkpoint_io import read_checkpoint
@@ -90,10 +91,6 @@ def takes_total_steps(scheduler: Callable) -> bool:
     """Whether a scheduler takes the number of steps; then it is stepped after each batch."""
     known = inspect.signature(scheduler).parameters
     return "total_steps" in known or any(x.kind is x.VAR_KEYWORD for x in known.values())
-
-
-def first_five(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def other_classes(has: Sequence[str], takes: Sequence[str]) -> str:

@@ -460,6 +460,26 @@ def test_digits_in_folders_give_the_metrics_of_the_same_digits(folder, tmp_path,
     assert found.metrics == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_test_folder_with_some_of_the_classes_is_enough(folder, tmp_path, caplog):
+    images, labels = arrays(folder, "lenet5")
+    images = np.pad(images[:, 2:26, 2:26], ((0, 0), (2, 2), (2, 2)))
+    chosen = [number for number, label in enumerate(labels) if label in (2, 5, 9)]
+    for number in chosen:
+        path = tmp_path / "digits" / "test" / str(labels[number]) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[number]).save(path)
+    words = ["data=image_folder", f"data.root={tmp_path / 'digits'}", f"data_dir={tmp_path}"]
+    found = evaluate(*Composer().load_run(folder / "lenet5", words), "test")
+    net = classic_cnns.load(folder / "lenet5")
+    right = np.array(net.predict(list(images[chosen]))).astype(int) == labels[chosen]
+    assert found.metrics["accuracy/test"] == pytest.approx(right.mean())
+    counts = [row["images"] for row in found.classes.values()]
+    assert counts == np.bincount(labels[chosen], minlength=10).tolist()
+    assert "has no images of 7 of 10 classes: 0, 1, 3, 4, 6, ..." in caplog.messages[0]
+    with pytest.raises(UserError, match="digits: has no val/; try another folder"):
+        evaluate(*Composer().load_run(folder / "lenet5", words), "val")
+
+
 @pytest.mark.parametrize("names, told", [("0123456789", False), ("abcdefghij", True)])
 def test_other_names_of_classes_than_the_nets_are_told(folder, tmp_path, caplog, names, told):
     for path in (tmp_path / split / name for split in ("train", "val") for name in names):

@@ -239,7 +239,8 @@ class Composer:
                 config[group] = today[group]
                 if "none" in (config[group].get("augmentations") or ()):
                     config[group].augment = "none"  # other data are only for evaluation
-        for key in ("channels", "size"):  # files of folders are read in the form of the run's data
+        # Files of folders are read in the form of the run's data, for the run's classes.
+        for key in ("channels", "size", "num_classes"):
             if "root" in config.data and key in earlier:
                 config.data[key] = earlier[key]
         default = deepcopy(config)

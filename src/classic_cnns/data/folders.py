@@ -3,6 +3,8 @@
 root/train/<class>/**/<name>.jpg      names that begin with a dot are ignored
 root/val/<class>/...                  the same classes, or some of them
 root/test/<class>/...                 optional; without it val/ is also the test set
+
+A trained net can be evaluated on a folder that has only the split in question.
 """
 
 from __future__ import annotations
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SPLITS = "train", "val", "test"
+
+
+def first_five(names: Sequence[str]) -> str:
+    return printable(", ".join(names[:5]) + (", ..." if len(names) > 5 else ""))
+
 
 def folder_of(root: str, split: str) -> Path:
     folder = expand("data.root", root).absolute() / split
@@ -41,34 +49,39 @@ def folder_errors(root: str) -> Iterator[None]:
         raise UserError(f"data.root={root}: {error.strerror}: {error.filename}") from error
 
 
-def classes(root: str | None) -> list[str]:
+def classes(root: str | None, evaluated: bool = False) -> list[str]:
     """The sorted names of the classes; a label is an index into this list.
 
-    Raises UserError if train/ has fewer than two classes, or val/ or test/ has others.
+    Raises UserError if train/ has fewer than two classes, or val/ or test/ has others. With
+    `evaluated`, one of the three is enough.
     """
     if root is None:
         raise UserError(
             "data.root=null: must be a folder with train/<class>/ and val/<class>/; "
             "try data.root=<that folder>"
         )
-    found = {}
+    found: dict[str, list[str]] = {}
     with folder_errors(root):
         if not expand("data.root", root).is_dir():
             raise UserError(f"data.root={root}: there is no such folder; try another one")
-        for split in ("train", "val", "test"):
+        for split in SPLITS:
             folder = folder_of(root, split)
             if not folder.is_dir():
+                if evaluated:
+                    continue
                 raise UserError(
                     f"data.root={root}: has no {split}/; it needs train/<class>/ and val/<class>/"
                 )
             with os.scandir(folder) as entries:
                 found[split] = sorted(e.name for e in entries if e.is_dir() and e.name[0] != ".")
-            unknown = sorted(set(found[split]) - set(found["train"]))
+            unknown = sorted(set(found[split]) - set(found.get("train", found[split])))
             if unknown:
                 raise UserError(
                     f"data.root={root}: {folder.name}/ has the class {unknown[0]} that train/ "
                     "lacks; remove it, or add it to train/"
                 )
+    if "train" not in found:
+        return sorted(set().union(*found.values()))
     if (count := len(found["train"])) < 2:
         raise UserError(
             f"data.root={root}: train/ has {count or 'no'} class folder{'s' * (not count)} and at "
@@ -165,12 +178,12 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
     """
     import numpy as np
 
-    folder, known = folder_of(root, split), suffixes()
+    folder, known, names = folder_of(root, split), suffixes(), classes(root, evaluated=True)
     base = str(folder.parent)
     parts: list[np.ndarray] = []  # the names in each class
     wrong: list[str] = []
     with folder_errors(root):
-        for name in classes(root):
+        for name in names:
             own: list[bytes] = []
             for path in sorted(walk(folder / name, {} if seen is None else seen)):
                 if os.path.splitext(path)[1].lower() in known:
@@ -178,10 +191,11 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
                 else:
                     wrong.append(path)
             parts.append(np.array(own, "S"))
-    paths, counts = Paths(base, np.concatenate(parts)), list(map(len, parts))
+    counts = list(map(len, parts))
+    paths = Paths(base, np.concatenate(parts or [np.array([], "S")]))
     if split == "train" and 0 in counts:
         raise UserError(
-            f"data.root={root}: train/{classes(root)[counts.index(0)]} has no images; "
+            f"data.root={root}: train/{names[counts.index(0)]} has no images; "
             "remove the folder, or add some to it"
         )
     if not len(paths):
@@ -191,15 +205,14 @@ def files(root: str, split: str, seen: dict[str, int] | None = None) -> tuple[Pa
         )
     if wrong and folder.name == split:  # not a second time for val/ as the test set
         log.warning(
-            "%s: %d of %d files do not have the extension of an image and are left out: %s%s",
-            folder, len(wrong), len(wrong) + len(paths), printable(", ".join(wrong[:5])),
-            ", ..." if len(wrong) > 5 else "",
+            "%s: %d of %d files do not have the extension of an image and are left out: %s",
+            folder, len(wrong), len(wrong) + len(paths), first_five(wrong),
         )  # fmt: skip
     return paths, np.repeat(np.arange(len(counts)), counts)
 
 
 def index(root: str, cache: Path) -> Index:
-    """The `files` of all splits; read from the .npz file `cache` if no folder has changed.
+    """The `files` of each split; read from the .npz file `cache` if no folder has changed.
 
     A million files take ten seconds to list, and one second to read from the cache. If the cache
     cannot be written, it is skipped.
@@ -209,17 +222,19 @@ def index(root: str, cache: Path) -> Index:
     def changed(folder: str) -> int:
         return os.stat(folder).st_mtime_ns if os.path.isdir(folder) else -1
 
-    began, splits = time.time_ns(), ("train", "val", "test")
+    began = time.time_ns()
     top = folder_of(root, "train").parent
     with suppress(Exception), np.load(cache) as kept:  # no cache yet, or a damaged one
         seen = json.loads(kept["seen"].item())
         if all(changed(folder) == moment for folder, moment in seen.items()):
             return {
                 split: (Paths(str(top), kept[f"{split}_paths"]), kept[f"{split}_labels"])
-                for split in splits
+                for split in SPLITS
+                if f"{split}_paths" in kept
             }
-    seen = {str(place): changed(str(place)) for place in (top, *(top / split for split in splits))}
-    found = {split: files(root, split, seen) for split in splits}
+    seen = {str(place): changed(str(place)) for place in (top, *(top / split for split in SPLITS))}
+    there = [split for split in SPLITS if folder_of(root, split).is_dir()]
+    found = {split: files(root, split, seen) for split in there}
     if max(seen.values()) > began - 10**9:
         return found  # a second change within the clock's resolution would go unnoticed
     kept = {"seen": np.array(json.dumps(seen))}

@@ -110,22 +110,35 @@ class ImageFolderData(ImageData):
         self.stores: dict[str, StoredImages] | None = None
         self.root, self.workers, self.data_dir = root, workers, data_dir
         self.files: folders.Index = {}
+        self.run_classes: Sequence[str] = ()  # of the run that is evaluated
         self.reported: set[str] = set()
 
     def prepare_data(self) -> None:
         if self.files:
             return
-        found = folders.classes(self.root)
-        self.preprocessing.classes = imagenet_names([printable(name) for name in found])
-        if len(found) != self.num_classes:  # possible in a resumed run
+        found = folders.classes(self.root, evaluated=bool(self.run_classes))
+        names = imagenet_names([printable(name) for name in found])
+        known = list(self.run_classes)
+        if not set(names) <= set(known):
+            known = names  # in a new run, or compared with the run's in their order
+        if len(known) != self.num_classes:  # possible in a resumed run
             raise UserError(
-                f"data.root={self.root}: has {len(found)} classes and this run was "
+                f"data.root={self.root}: has {len(known)} classes and this run was "
                 f"started with {self.num_classes}; restore the folders, or start a new run"
             )
+        if missing := [name for name in known if name not in names]:
+            log.warning(
+                "%s: has no images of %d of %d classes: %s",
+                self.root, len(missing), len(known), folders.first_five(missing),
+            )  # fmt: skip
+        self.preprocessing.classes = known
         base = expand("data.root", self.root).absolute()
         key = f"{base.name}-{sha256(bytes(base)).hexdigest()[:12]}"
         self.cache = cache_directory(self.data_dir) / "folders" / key
         self.files = folders.index(self.root, self.cache / "index.npz")
+        if names != known:  # numbers of the run's classes
+            numbers = np.array([known.index(name) for name in names], np.int64)
+            self.files = {k: (paths, numbers[labels]) for k, (paths, labels) in self.files.items()}
         self.prepare_store(self.prepare, required=False)
 
     def prepare_store(self, create: bool, required: bool) -> None:
@@ -144,7 +157,7 @@ class ImageFolderData(ImageData):
         self.preprocessing.to(self.device)  # including the mean image of a checkpoint
         if not self.has_statistics:
             # Deviation: mean image and colour axes of 1,000 training images, not of all
-            count = len(self.files["train"][0])
+            count = len(self.files_of("train")[0])
             some = np.sort(np.random.RandomState(1998).permutation(count)[:1000])
             shares = torch.from_numpy(some).split(1)  # larger parts leave 100 MB in the heap
             parts = (part for part, _ in self.loader("train", 1).read(shares) if len(part))
@@ -166,8 +179,13 @@ class ImageFolderData(ImageData):
             "names_sha256": folders.hash_names(self.files).hexdigest(),
         }
 
+    def files_of(self, split: str) -> tuple[folders.Paths, np.ndarray]:
+        if split not in self.files:
+            raise UserError(f"data.root={self.root}: has no {split}/; try another folder")
+        return self.files[split]
+
     def batches(self, split: str, batch_size: int, **options: Any) -> Batches:
-        paths, labels = self.files[split]
+        paths, labels = self.files_of(split)
         every = core_count() // (self.trainer.num_devices if self.trainer else 1)
         return DecodedBatches(
             self.stores[split] if self.stores else Files(paths, self.preprocessing.form),

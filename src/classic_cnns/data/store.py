@@ -180,7 +180,7 @@ def prepare(
     """
     manifest = folder / MANIFEST
     splits = {split: index[split][0] for split in index}
-    if np.array_equal(splits["test"].names, splits["val"].names):
+    if "val" in splits and np.array_equal(splits["test"].names, splits["val"].names):
         del splits["test"]  # the same folder as val/
     names = hash_names(index)
     names.update(b"\n")  # the stores of earlier versions end with it
@@ -197,7 +197,9 @@ def prepare(
         if known != today | {"whole": True}:
             return None
         stores = {n: StoredImages(folder, n, p, form, not quality) for n, p in splits.items()}
-        return {"test": stores["val"]} | stores
+        if "val" in stores:
+            stores.setdefault("test", stores["val"])
+        return stores
 
     found = open_stores()
     if found or not create:
@@ -247,7 +249,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 def has_room(splits: dict, folder: Path, form: Form, quality: int, required: bool) -> bool:
     """Log how much space each format takes, and return whether there is enough."""
     count = sum(map(len, splits.values()))
-    paths = splits["train"]
+    paths = next(iter(splits.values()))
     some = range(len(paths))[:: max(1, len(paths) // 50)]
     content, _ = EncodedBlocks(paths, form, quality or 90)[some]
     needed = {"jpeg": count * len(content) // len(some), "raw": count * form.bytes}

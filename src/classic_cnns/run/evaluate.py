@@ -116,6 +116,7 @@ def evaluate(checkpoint: Path, config: DictConfig, split: str) -> Evaluation | N
         # Use the mean image of its own training set.
         with config_errors(checkpoint):
             data.preprocessing.mean, data.has_statistics = stored["mean"], True
+            data.run_classes = list(stored.get("classes", ()))
         if hasattr(data, "sets"):  # validation images are a part of the training set
             data.sets = ("test",) if split == "test" else ("train",)
     classes = Classes()
