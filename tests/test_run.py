@@ -34,6 +34,7 @@ from classic_cnns.data.batches import Batches
 from classic_cnns.logger.tensorboard import CHARTS, TensorBoard, hparams, hyperparameters
 from classic_cnns.model.lenet5 import LeNet5, MAPLoss, MLELoss
 from classic_cnns.report.results import read_metrics
+from classic_cnns.run import directory as directories
 from classic_cnns.run.evaluate import evaluate
 from classic_cnns.run.run import run
 from classic_cnns.trainer.processes import report_no_locks, try_lock
@@ -304,6 +305,20 @@ def test_a_run_that_failed_before_its_first_checkpoint_starts_again(train, whole
             train("broken")
     train("unused", "resume=broken")
     assert same(weights(Path("broken")), weights(whole))
+
+
+def test_a_job_whose_first_start_was_killed_at_once_is_started_again(train, whole, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(directories, "write_provenance", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train("killed")
+    Path("killed/result.json").unlink()
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    with pytest.raises(UserError, match="run_dir=killed: already contains a run"):
+        train("killed")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    train("killed")
+    assert same(weights(Path("killed")), weights(whole))
 
 
 def test_a_finished_run_is_not_trained_again(train, whole, caplog):

@@ -58,9 +58,12 @@ def restarted_run(config: DictConfig) -> Path | None:
         [expand("run_dir", config.run_dir)] if given else (OUTPUTS / str(config.name)).glob("*")
     )
     for directory in sorted(places, reverse=True):
-        jobs = [start.get("job") for start in read_starts(directory)]
-        path = directory / "config.yaml"
-        if job_id() in jobs and path.is_file():
+        starts, path = read_starts(directory), directory / "config.yaml"
+        # A start that was killed at once has recorded nothing.
+        of_job = job_id() in [start.get("job") for start in starts] or (
+            given and len(starts[0]) == 1
+        )
+        if of_job and path.is_file():
             # The same but for init_from: by now its `latest` may mean this run.
             earlier = OmegaConf.create(read_yaml(path))
             now = OmegaConf.create(stored_values(config) | {"init_from": earlier.init_from})
