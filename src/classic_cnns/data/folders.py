@@ -80,6 +80,8 @@ def classes(root: str | None, evaluated: bool = False) -> list[str]:
                     f"data.root={root}: {folder.name}/ has the class {unknown[0]} that train/ "
                     "lacks; remove it, or add it to train/"
                 )
+    if not found:
+        raise UserError(f"data.root={root}: has no test/; it needs test/<class>/<name>.jpg")
     if "train" not in found:
         return sorted(set().union(*found.values()))
     if (count := len(found["train"])) < 2:

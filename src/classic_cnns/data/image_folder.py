@@ -119,18 +119,18 @@ class ImageFolderData(ImageData):
         found = folders.classes(self.root, evaluated=bool(self.run_classes))
         names = imagenet_names([printable(name) for name in found])
         known = list(self.run_classes)
-        if not set(names) <= set(known):
+        if other := [name for name in names if name not in known]:
+            if known and len(names) != len(known):
+                raise UserError(
+                    f"data.root={self.root}: has the class {other[0]}, and the run was trained "
+                    f"with {folders.first_five(known)}; rename or remove that folder"
+                )
             known = names  # in a new run, or compared with the run's in their order
         if len(known) != self.num_classes:  # possible in a resumed run
             raise UserError(
                 f"data.root={self.root}: has {len(known)} classes and this run was "
                 f"started with {self.num_classes}; restore the folders, or start a new run"
             )
-        if missing := [name for name in known if name not in names]:
-            log.warning(
-                "%s: has no images of %d of %d classes: %s",
-                self.root, len(missing), len(known), folders.first_five(missing),
-            )  # fmt: skip
         self.preprocessing.classes = known
         base = expand("data.root", self.root).absolute()
         key = f"{base.name}-{sha256(bytes(base)).hexdigest()[:12]}"
