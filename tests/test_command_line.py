@@ -126,6 +126,8 @@ def test_an_image_folder_is_checked_before_torch_is_imported(train):
     assert train(*words).started and train(*words, "data.num_classes=2").started
     assert "try data.num_classes=2" in train(*words, "data.num_classes=3").line()
     assert "data.workers=-1" in train(*words, "data.workers=-1").line()
+    line = train(*words, "data.size=64").line()
+    assert train(*words, re.search(r"try (\S+) or model.input.fit=resize$", line)[1]).started
     small = ["model=alexnet_cifar10", *words[1:]]
     line = train(*small).line()
     assert "would train on crops of 96 of 256 pixels and test on whole images" in line

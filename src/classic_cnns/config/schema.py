@@ -324,11 +324,11 @@ def misfits(wanted: dict, data: dict) -> Iterator[str]:
             f"{takes}; try {others}, or another model"
         )
     if fit != "resize" and (side > has if fit == "crop" else side < has):
-        padded = fit == "pad" and folders  # an eighth of the side for the border, as for MNIST
+        # An eighth of the longer side for the border or the crop, as for MNIST and for AlexNet.
+        verb, size = ("cropped", side * 8 // 7) if fit == "crop" else ("padded", side * 7 // 8)
         yield (
-            f"model.input.size={side}: images of {has} pixels cannot be "
-            f"{'cropped' if fit == 'crop' else 'padded'} to it; try "
-            f"{f'data.size={side * 7 // 8} or ' * padded}model.input.fit=resize"
+            f"model.input.size={side}: images of {has} pixels cannot be {verb} to it; try "
+            f"{f'data.size={size} or ' * folders}model.input.fit=resize"
         )
     before = side if fit == "pad" else has
     for augmentation in data["augmentations"][data["augment"]]:
