@@ -1,5 +1,6 @@
 """What users of Lightning and Hydra expect: it works, or one line says why not."""
 
+import contextlib
 import csv
 import inspect
 import io
@@ -28,6 +29,7 @@ from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import READ, Composer, compose
 from classic_cnns.config.schema import RESERVED, trainer_arguments
 from classic_cnns.report import curves, summary
+from classic_cnns.report.log import show_log
 from classic_cnns.report.results import read_table
 from classic_cnns.run import run as api
 from classic_cnns.run.build import build, build_trainer, line_of_user
@@ -736,6 +738,16 @@ def test_a_notebook_shows_the_progress_bar_and_a_file_does_not(train, stream, sh
     monkeypatch.setattr(sys, "stderr", kind())
     train()
     assert ("images/s" in sys.stderr.getvalue()) == shown
+
+
+def test_a_cell_with_captured_output_does_not_take_the_messages_of_later_ones():
+    outputs = []
+    for number in range(2):
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            show_log()
+            logging.getLogger("classic_cnns").info("cell %d", number)
+        outputs.append(output.getvalue())
+    assert outputs == ["cell 0\n", "cell 1\n"]
 
 
 def test_a_notebook_shows_a_mistake_in_one_line(tmp_path):

@@ -20,6 +20,8 @@ def show_log(quiet: bool = False) -> None:
     """
     root, above_0 = logging.getLogger("classic_cnns"), rank_zero_only.rank != 0  # type: ignore
     root.setLevel(logging.WARNING if above_0 or quiet else logging.INFO)
+    for handler in [h for h in root.handlers if type(h) is logging.StreamHandler]:
+        root.removeHandler(handler)  # a notebook may have captured the output of an earlier call
     if not root.handlers:
         root.addHandler(logging.StreamHandler(sys.stderr if above_0 or quiet else sys.stdout))
     for name in ("lightning.pytorch", "lightning.fabric"):
