@@ -55,11 +55,18 @@ def test_libgomp_spins_briefly_while_there_are_more_openmp_threads_than_cpus():
     assert after > 0.25, f"additional threads are still counted after their end: {rule}"
 
 
-USED = """
-import os, threading, time
+COMMAND = """
 from classic_cnns.trainer.spinning import limit_spinning
 limit_spinning()
 import torch
+"""
+NOTEBOOK = """
+import torch
+from classic_cnns import build, compose
+build(compose("model=simple_cnn", "data=mnist"))
+"""
+USED = """
+import os, threading, time
 work = torch.zeros(2**20)
 end = time.monotonic() + 60
 while time.monotonic() < end and not any("sleep" in t.name for t in threading.enumerate()):
@@ -71,10 +78,11 @@ print(os.environ["GOMP_SPINCOUNT"], time.monotonic() < end)
 
 @linux
 @pytest.mark.slow
-def test_a_process_that_lacks_cores_stops_spinning():
+@pytest.mark.parametrize("started", [COMMAND, NOTEBOOK], ids=["command", "notebook"])
+def test_a_process_that_lacks_cores_stops_spinning(started):
     loops = [subprocess.Popen(BUSY_LOOP) for _ in range(CORES)]
     try:
-        assert python(USED).split() == [str(spinning.SPIN_COUNT), "True"]
+        assert python(started + USED).split() == [str(spinning.SPIN_COUNT), "True"]
     finally:
         for loop in loops:
             loop.kill()

@@ -29,6 +29,7 @@ from classic_cnns.config.stored import find_checkpoint, stored_values
 from classic_cnns.trainer import devices
 from classic_cnns.trainer.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from classic_cnns.trainer.lightning_internals import NoProfiler
+from classic_cnns.trainer.spinning import limit_spinning
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def build(
     They are those of `init_from`, if it is given, unless a checkpoint of a resumed run follows.
     Raises UserError for parts that cannot be built.
     """
+    limit_spinning()  # commands have called it before, notebooks have not
     data = build_data(config)
     torch.manual_seed(config.seed)
     np.random.seed(config.seed % 2**32)  # for modules and data of the user's own

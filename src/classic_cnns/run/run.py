@@ -55,7 +55,7 @@ from classic_cnns.trainer.checkpoint_io import first_intact, read_checkpoint
 from classic_cnns.trainer.launch import send_report
 from classic_cnns.trainer.lightning_internals import ResumeExactly, disable_sigterm_exchange
 from classic_cnns.trainer.processes import REQUEUE, requeue, stop_signals, try_lock
-from classic_cnns.trainer.spinning import Watch, limit_spinning
+from classic_cnns.trainer.spinning import Watch
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,6 @@ def run(config: DictConfig) -> dict[str, Any]:
     show_log()
     devices.keep_freed_memory()
     devices.limit_threads()
-    limit_spinning()  # commands have called it before, train() has not
     config = deepcopy(config)
     OmegaConf.set_readonly(config, False)  # a run that keeps nothing has a temporary directory
     if is_ours(config.data) and "root" in config.data:  # also for commands in other directories

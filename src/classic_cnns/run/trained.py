@@ -11,6 +11,7 @@ from classic_cnns.classifier import Classifier, other_classes
 from classic_cnns.config.compose import Composer
 from classic_cnns.config.stored import config_errors
 from classic_cnns.run.build import build_data
+from classic_cnns.trainer.spinning import limit_spinning
 
 
 def load(path: Any, trust: Sequence[str] = ()) -> Classifier:
@@ -20,6 +21,7 @@ def load(path: Any, trust: Sequence[str] = ()) -> Classifier:
     stored config may use code of this project, of torch, of Lightning and of the packages in
     `trust`. Raises UserError if `path` is not a run of one of our nets.
     """
+    limit_spinning()
     checkpoint, config = Composer(trusted=trust).load_run(path)
     return load_net(checkpoint, config)
 
