@@ -326,36 +326,16 @@ class Composer:
     def set_value(self, config: DictConfig, default: DictConfig, override: Override) -> None:
         """Set or remove one key; UserError for one that does not exist and cannot be added."""
         word, key = str(override.input_line), override.get_key_element().lstrip("+~")
-        value = value_of(override)
-        known = values_by_key(default)
-        group, _, rest = key.partition(".")
+        value, known = value_of(override), values_by_key(default)
         if key.startswith("hydra"):
             raise UserError(f"{word}: {HYDRA}")
         if override.is_delete():
-            if group in LIST_GROUPS and "." not in rest and key not in known:
-                near = get_close_matches(key, [f"{group}.{name}" for name in default[group]], n=1)
-                hint = f"did you mean ~{near[0]}?" if near else "--cfg job shows those that are"
-                raise UserError(f"{word}: is not selected; {hint}")
-            if group not in LIST_GROUPS or "." in rest:
-                raise UserError(
-                    f"{word}: a key cannot be removed; set it to null if --cfg job shows null"
-                )
-            config[group].pop(rest, None)  # it may be given twice
+            remove_part(config, default, word, key)
             return
-        if key.startswith(PARAMS) and key.endswith(ENDS):  # names of parameters contain dots
-            name, _, end = key.removeprefix(PARAMS).rpartition(".")
-            search = to_plain(config.sweep).get("search") or {}
-            try:
-                params = search.get("params") or {}
-                params[name] = {**(params.get(name) or {}), end: value}
-            except (AttributeError, TypeError) as error:
-                raise UserError(
-                    f"{word}: sweep.search and its params must be groups of keys here; leave out "
-                    "the word that sets them"
-                ) from error
-            config.sweep.search = search | {"params": params}
+        if key.startswith(PARAMS) and key.endswith(ENDS):
+            set_search_parameter(config, word, key, value)
             return
-        if isinstance(value, dict) and not (group == "trainer" and "." not in rest):
+        if isinstance(value, dict) and not (key.startswith("trainer.") and key.count(".") == 1):
             # The keys inside a class are its arguments.
             free = takes_class(key, known, to_plain(default)) or can_add(key, known)
             free = free and "_target_" in value
@@ -390,6 +370,34 @@ class Composer:
             usual = {"callbacks": "default", "logger": "tensorboard"}[group]
             raise UserError(f"{word}: is not selected; try {group}=[{usual},{name}]")
         raise UserError(f"{word}: {unknown_key(key, known)}")
+
+
+def remove_part(config: DictConfig, default: DictConfig, word: str, key: str) -> None:
+    """Remove a callback or a logger; UserError for one that is not there, and for other keys."""
+    group, _, name = key.partition(".")
+    of_list = group in LIST_GROUPS and "." not in name
+    if of_list and key not in values_by_key(default):
+        near = get_close_matches(key, [f"{group}.{name}" for name in default[group]], n=1)
+        hint = f"did you mean ~{near[0]}?" if near else "--cfg job shows those that are"
+        raise UserError(f"{word}: is not selected; {hint}")
+    if not of_list:
+        raise UserError(f"{word}: a key cannot be removed; set it to null if --cfg job shows null")
+    config[group].pop(name, None)  # it may be given twice
+
+
+def set_search_parameter(config: DictConfig, word: str, key: str, value: Any) -> None:
+    """Set a bound of a parameter of a search, whose own name contains dots."""
+    name, _, end = key.removeprefix(PARAMS).rpartition(".")
+    search = to_plain(config.sweep).get("search") or {}
+    try:
+        params = search.get("params") or {}
+        params[name] = {**(params.get(name) or {}), end: value}
+    except (AttributeError, TypeError) as error:
+        raise UserError(
+            f"{word}: sweep.search and its params must be groups of keys here; leave out "
+            "the word that sets them"
+        ) from error
+    config.sweep.search = search | {"params": params}
 
 
 @contextmanager
