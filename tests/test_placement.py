@@ -4,18 +4,31 @@ The forward pass runs with torch's fake tensors, which have no values but a devi
 backward pass would need a real GPU for that, so it runs with tensors on the device "meta", whose
 `is_cuda` is patched. An operation on tensors of two devices fails, as on a GPU. `OnlyDevice` also
 refuses operations that create a tensor on the CPU, since copying it would slow every step.
+
+For Apple's GPUs, operations run on the CPU with their real values, while all tensors say that they
+are on "mps", and what torch cannot do there is refused. Its own list of operators is the truth.
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+import torchgen
+import yaml
+from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from classic_cnns.data.image_folder import DecodedBatches
+from classic_cnns.data.pictures import Form
+from classic_cnns.data.store import Files
 from classic_cnns.data.transforms import (
     ColourNoise,
     RandomAffine,
@@ -147,6 +160,114 @@ def test_images_are_fitted_to_the_input_size_on_the_gpu(name: str, fake: None) -
         assert fit(pixels(9, 3, 32, 32)).shape == shape
 
 
+# --- Apple's GPUs ---------------------------------------------------------------------------------
+
+CPU, MPS = torch.device("cpu"), torch.device("mps", 0)
+
+
+@cache
+def operators() -> dict[str, dict]:
+    """Torch's own description of its operators."""
+    path = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
+    entries = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return {entry["func"].partition("(")[0]: entry for entry in entries}
+
+
+def works_on_mps(name: str) -> bool:
+    entry = operators()[name]
+    if "structured_delegate" in entry:
+        return works_on_mps(entry["structured_delegate"])
+    places = ", ".join(entry.get("dispatch") or ["Composite"]).split(", ")
+    return any(place == "MPS" or place.startswith("Composite") for place in places)
+
+
+class Refusals(TorchDispatchMode):
+    """Fails for operators without a kernel, for float64, and for gathers from overlapping views."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.namespace != "aten":
+            return out
+        name = str(func).removeprefix("aten.").removesuffix(".default")
+        assert works_on_mps(name), f"{name} has no kernel for MPS"
+        for x in tree_leaves((args, out)):
+            if isinstance(x, Tensor):
+                assert x.dtype != torch.float64 or not x.dim(), f"{name}: MPS has no float64"
+                whole = x.numel() <= x.untyped_storage().size() // x.element_size()
+                # index_select first copies its source, see its source code in torch.
+                assert whole or name != "index_select", f"{name} would copy {x.numel():,} numbers"
+        return out
+
+
+class Apple(TorchFunctionMode):
+    """All tensors say that they are on MPS, and are on the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func == Tensor.device.__get__:
+            return MPS
+        args, kwargs = tree_map_only(torch.device, lambda _: CPU, (args, kwargs or {}))
+        assert not kwargs.get("non_blocking"), "copies memory that may be freed: pytorch#189690"
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def apple() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def enter(stack: ExitStack) -> None:
+    stack.enter_context(Apple())
+    stack.enter_context(Refusals())
+
+
+@pytest.mark.parametrize("distortion", DISTORTIONS, ids=lambda d: type(d).__name__)
+def test_distortions_on_apple_s_gpus_are_those_on_the_cpu(distortion, apple: ExitStack) -> None:
+    images = torch.randint(256, (9, 3, 32, 32), dtype=torch.uint8)
+    noise = torch.cat([torch.zeros(1, distortion.draws), torch.rand(7, distortion.draws)])
+    noise = torch.cat([noise, torch.full((1, distortion.draws), 1 - 2**-24)])
+    if isinstance(distortion, ColourNoise):
+        distortion = ColourNoise(0.1)  # without fake tensors
+        distortion.partial_fit(images)  # on the CPU, in float64
+    expected = distortion(images, noise)
+    enter(apple)
+    found = distortion(images, noise)
+    apple.close()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_images_are_fitted_to_the_input_size_on_apple_s_gpus(name: str, apple) -> None:
+    fit, shape = FITS[name]
+    enter(apple)
+    assert fit(torch.zeros(9, 3, 32, 32, dtype=torch.uint8)).shape == shape
+
+
+def test_images_of_folders_are_copied_to_apple_s_gpus_while_they_exist(tmp_path, apple) -> None:
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    files, numbers = Files(paths, Form(3, 8, False)), torch.arange(3)
+    batches = DecodedBatches(
+        files, numbers, numbers, 2, to_input=lambda x: x, workers=0, reported=set()
+    )
+    enter(apple)
+    assert [images[:, 0, 0, 0].tolist() for images, _ in batches] == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("words", RECIPES + VARIANTS)
+def test_a_step_needs_only_what_apple_s_gpus_can_do(words: str, apple: ExitStack) -> None:
+    net, loss, make, shape, _ = recipe(words)
+    images, labels = torch.rand(2, *shape), torch.tensor([1, 7])
+    optimizer = make(net.named_parameters())
+    enter(apple)
+    loss(net(images), labels).backward()
+    if isinstance(optimizer, StochasticDiagonalLM):
+        optimizer.estimate(net, [(images, labels)])
+    elif not isinstance(optimizer, torch.optim.Adam):  # asks the GPU, which is not there
+        optimizer.step()
+
+
 # --- These tests can fail -------------------------------------------------------------------------
 
 WRONG = {
@@ -170,3 +291,14 @@ def test_an_operation_with_the_cpu_is_found_in_the_backward_pass(wrong: str, met
     weight.register_hook(WRONG[wrong])
     with OnlyDevice(META), pytest.raises((AssertionError, RuntimeError), match="cpu"):
         weight.sum().backward()
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda x: torch.special.ndtri(x),
+    lambda x: x.double() + 1,
+    lambda x: x.as_strided((2, 2), (1, 1)).index_select(0, torch.tensor([1])),
+])  # fmt: skip
+def test_what_apple_s_gpus_cannot_do_is_found(wrong, apple: ExitStack) -> None:
+    enter(apple)
+    with pytest.raises(AssertionError, match="ndtri has no|no float64|would copy 4 numbers"):
+        wrong(torch.rand(3))

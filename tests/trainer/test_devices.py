@@ -1,10 +1,12 @@
 """The limits of containers, from the kernel's documentation of control groups 1 and 2."""
 
 import os
+import sys
 
 import pytest
 import torch
 
+from classic_cnns import UserError, compose
 from classic_cnns.sweep import local
 from classic_cnns.trainer import devices
 
@@ -78,3 +80,14 @@ def test_torch_uses_no_more_threads_than_the_container_has_cores(container, monk
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_mac_has_one_gpu_without_float64_and_its_cores(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(UserError, match="^trainer.precision=64-true: .*; try trainer=cpu$"):
+        compose("trainer.precision=64-true")
+    with pytest.raises(UserError, match="has 1 GPU; try .*, or trainer.accelerator=cpu$"):
+        compose("trainer=ddp")
+    for words in ("trainer.precision=64-true trainer=cpu", "trainer=ddp trainer.accelerator=cpu"):
+        assert compose(*words.split()).trainer.accelerator == "cpu"

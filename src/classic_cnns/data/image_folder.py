@@ -64,7 +64,8 @@ class DecodedBatches(Batches):
             if done == len(numbers):  # now, since the caller may stop after the last batch
                 next(parts, None)  # ends the workers
                 self.report(missing, sum(map(len, numbers)))
-            yield images.to(device, non_blocking=True), rows.to(device)
+            # To Apple's GPUs torch would copy memory that has been freed (pytorch#189690).
+            yield images.to(device, non_blocking=device.type == "cuda"), rows.to(device)
 
     def report(self, names: list[str], count: int) -> None:
         """Log in one line the files of `count` that could not be decoded, each only once."""

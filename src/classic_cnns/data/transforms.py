@@ -109,7 +109,9 @@ class ColourNoise:
         self.axes = (axes * variances.clamp(min=0).sqrt()).float().to(images.device)
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
-        normal = torch.special.ndtri(noise.clamp(min=2**-25))  # 0 would give minus infinity
+        uniform = noise.clamp(min=2**-25)  # 0 would give minus infinity
+        apple = uniform.device.type == "mps"  # has no ndtri
+        normal = 2**0.5 * (2 * uniform - 1).erfinv() if apple else torch.special.ndtri(uniform)
         colours = self.strength * normal @ self.axes.T  # (B, 3)
         return to_float(images).add_(colours[:, :, None, None])
 
@@ -124,9 +126,12 @@ def random_windows(images: Tensor, noise: Tensor, height: int, width: int) -> Te
     # A window is one run of memory from its first to its last pixel; copying runs takes a tenth
     # of the time of indexing pixels.
     length = (height - 1) * pitch + width
-    runs = images.flatten().as_strided((images.numel() - length + 1, length), (1, 1))
     planes = torch.arange(count * channels, device=images.device) * rows * pitch
     starts = planes + (top * pitch + left).repeat_interleave(channels)
+    if images.device.type == "mps":  # would first copy all runs, which overlap: up to 90 GB
+        y, x = (torch.arange(size, device=images.device) for size in (height, width))
+        return images.flatten()[starts.view(count, channels, 1, 1) + y[:, None] * pitch + x]
+    runs = images.flatten().as_strided((images.numel() - length + 1, length), (1, 1))
     shape, strides = (count, channels, height, width), (channels * length, length, pitch, 1)
     return runs.index_select(0, starts).as_strided(shape, strides)
 

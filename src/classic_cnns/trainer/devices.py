@@ -173,7 +173,12 @@ def device_conflicts(config: dict) -> Iterator[str]:
     if on_gpus:
         most, usual, has = gpus, gpus, f"{gpus} GPU{'s' * (gpus > 1)}"
     if here and devices > most:
-        yield f"trainer.devices={devices}: this machine has {has}; try trainer.devices={usual}"
+        other = ", or trainer.accelerator=cpu" * on_gpus
+        yield (
+            f"trainer.devices={devices}: this machine has {has}; try trainer.devices={usual}{other}"
+        )
+    if here and on_gpus and sys.platform == "darwin" and "64" in str(trainer["precision"]):
+        yield f"trainer.precision={trainer['precision']}: needs a CPU on Macs; try trainer=cpu"
     total = devices * nodes
     if outside is None and nodes > 1:
         yield (
