@@ -26,6 +26,7 @@ FORM = Form(3, SIDE)
 def one_process(monkeypatch):
     monkeypatch.setattr(store, "core_count", lambda: 0)
     monkeypatch.setattr(store, "BLOCK", 4)
+    monkeypatch.delattr(os, "preadv", raising=False)  # Python for macOS may lack it
 
 
 @pytest.fixture

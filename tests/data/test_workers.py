@@ -1,6 +1,8 @@
 import multiprocessing
+import os
 import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -54,6 +56,24 @@ def test_values_are_sent_through_pipes_if_shared_memory_is_small(monkeypatch, ca
     assert ["64 MB of /dev/shm are free" in text for text in caplog.messages] == [True] * (
         not shared
     )
+
+
+class Owners(Dataset):
+    def __getitem__(self, share):
+        return torch.tensor(share), os.getpid(), threading.get_ident()
+
+
+def test_threads_read_where_there_is_no_shared_memory(monkeypatch, tmp_path):
+    """On macOS, and in a container without /dev/shm, where torch cannot start a worker."""
+    for name, free in ((tmp_path / "none", None), (tmp_path, 0)):
+        monkeypatch.setattr(module, "SHARED", name)
+        if free is not None:
+            usage = shutil.disk_usage(tmp_path)._replace(free=free)
+            monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        found = list(read_ahead(Owners(), [[1, 2], [], [3]] * 4, 2))
+        assert [numbers.tolist() for numbers, *_ in found] == [[1, 2], [], [3]] * 4
+        assert {pid for _, pid, _ in found} == {os.getpid()}
+        assert threading.get_ident() not in {thread for *_, thread in found}
 
 
 KILLED = """

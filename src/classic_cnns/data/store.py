@@ -14,9 +14,7 @@ import errno
 import logging
 import os
 import shutil
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -32,7 +30,7 @@ from torch.utils.data import Dataset
 from classic_cnns import UserError, printable
 from classic_cnns.data.folders import Index, hash_names
 from classic_cnns.data.pictures import Form, read_picture
-from classic_cnns.data.workers import read_ahead
+from classic_cnns.data.workers import in_threads, read_ahead
 from classic_cnns.files import read_json, write_json
 from classic_cnns.report.log import progress_bar
 from classic_cnns.trainer.devices import core_count
@@ -126,7 +124,8 @@ class StoredImages(Files):
         content: Any = pixels.reshape(-1) if raw else bytearray(length)
         try:
             with open(self.content, "rb", buffering=0) as stream:
-                found = os.preadv(stream.fileno(), [content], start)
+                stream.seek(start)
+                found = stream.readinto(content)
         except OSError:
             found = -1
         if (found, crc32(content), *file_stamp(path)) == (length, crc, *file):
@@ -138,15 +137,8 @@ class StoredImages(Files):
         return super().read(number, pixels)
 
     def in_order(self, shares: Iterable[Sequence[int]], threads: int) -> Iterator[Any]:
-        """The images of each share, read ahead by threads, which only wait for the disk."""
-        with ThreadPoolExecutor(max(1, threads)) as pool:
-            waiting: deque = deque()
-            for share in shares:
-                waiting.append(pool.submit(self.__getitem__, share))
-                if len(waiting) > threads + 1:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        """The images of each share, read ahead by threads."""
+        yield from in_threads(self.__getitem__, shares, threads)  # which only wait for the disk
         if self.wrong:
             log.warning(
                 "%s: %d images are damaged or outdated and were read from their files, for "

@@ -1,13 +1,13 @@
-"""Reading a data set by worker processes."""
+"""Reading a data set by worker processes, or by threads where processes cannot be forked."""
 
 import logging
+import os
 import pickle
 import shutil
-import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from math import inf
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from classic_cnns.trainer.processes import end_with_parent
 
 log = logging.getLogger(__name__)
 
-SHARED = "/dev/shm"  # where torch keeps shared memory on Linux
+SHARED = "/dev/shm"  # where Linux keeps shared memory and semaphores
+LEAST = 10**6  # bytes of shared memory for the semaphores of worker processes
 
 
 def read_ahead(
@@ -25,13 +26,16 @@ def read_ahead(
 ) -> Iterable[tuple]:
     """Iterates over `dataset[share]` for each of `shares`, read ahead by `workers` processes.
 
-    Values are tuples, and are returned unchanged and in order. Without workers, this process reads.
-    `size` is the number of bytes of all tensors in a value: it decides whether there is enough
-    shared memory to send them. With `pinned` tensors are in memory from which a GPU reads faster.
+    They are threads on macOS, and on Linux without shared memory. Values are tuples, and are
+    returned unchanged and in order. Without workers, this process reads. `size` is the number of
+    bytes of all tensors in a value: it decides whether there is enough shared memory to send them.
+    With `pinned` tensors are in memory from which a GPU reads faster.
     """
-    # The default since Python 3.14 is not to fork: then each worker imports torch, which takes
-    # seconds in each pass, and gets a copy of the data set, such as the names of a million files.
-    forked = workers > 0 and sys.platform == "linux"
+    # Forked, which is not the default since Python 3.14 and not safe on macOS: else each worker
+    # imports torch, which takes seconds in each pass, and copies the names of a million files.
+    forked = workers > 0 and free_shared_memory() > LEAST
+    if workers > 0 and not forked:
+        return in_threads(dataset.__getitem__, shares, workers)
     # A worker reads two values ahead, and there may be a loader for validation at the same time.
     piped = forked and free_shared_memory() < 4 * (workers + 1) * size
     if piped:
@@ -52,16 +56,29 @@ def read_ahead(
     return map(pickle.loads, loader) if piped else loader
 
 
+def in_threads(read: Callable, shares: Iterable, threads: int) -> Iterator[Any]:
+    """`read(share)` for each share, in order, read ahead by `threads` threads."""
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        waiting: deque = deque()
+        for share in shares:
+            waiting.append(pool.submit(read, share))
+            if len(waiting) > threads + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def end_too(worker: int) -> None:
     """End with a killed reader: torch's worker would wait for ever to send it a large value."""
     end_with_parent()
 
 
 def free_shared_memory() -> float:
-    """Bytes of shared memory that are free. A worker that finds too little waits for ever."""
-    with suppress(OSError):
-        return shutil.disk_usage(SHARED).free
-    return inf
+    """Bytes of shared memory that are free, 0 where there is none, as on macOS.
+
+    A worker that finds too little waits for ever.
+    """
+    return shutil.disk_usage(SHARED).free if os.access(SHARED, os.W_OK) else 0
 
 
 @cache  # once in a process
