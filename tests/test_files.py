@@ -1,11 +1,13 @@
-"""Files: YAML compared with OmegaConf's own reader."""
+"""Files: YAML compared with OmegaConf's own reader, and folders in other locales."""
 
+import os
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from classic_cnns.files import read_yaml
+from classic_cnns import UserError
+from classic_cnns.files import make_folder, read_yaml
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -38,3 +40,12 @@ def test_a_file_without_keys_is_refused(text, tmp_path):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ValueError, match="it has no keys"):
         read_yaml(tmp_path / "a.yaml")
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused(tmp_path, monkeypatch):
+    """TensorBoard writes to the path in UTF-8, also where the locale has another encoding."""
+    make_folder(tmp_path / "läuf", "run_dir")
+    monkeypatch.setattr(os, "fsencode", lambda path: str(path).encode("latin-1"))
+    make_folder(tmp_path / "run", "run_dir")
+    with pytest.raises(UserError, match="^run_dir=.*laufä: .*; try PYTHONUTF8=1 before"):
+        make_folder(tmp_path / "laufä", "run_dir")

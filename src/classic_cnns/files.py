@@ -79,6 +79,10 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 def make_folder(path: Path, option: str) -> None:
     """Create a folder for output; UserError, which names the `option`, if that is impossible."""
+    if str(path).encode(errors="replace") != os.fsencode(path):  # TensorBoard would not find it
+        raise UserError(
+            f"{option}={path}: is not UTF-8 in this locale; try PYTHONUTF8=1 before the command"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
