@@ -133,6 +133,7 @@ def test_the_children_of_a_command_end_with_it(tmp_path):
     assert gone([int(pid.read_text())])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a process can end with its parent")
 def test_the_jobs_of_a_killed_sweep_end(spawn, tmp_path):
     pid = tmp_path / "pid"
     job = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
