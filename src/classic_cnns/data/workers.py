@@ -50,7 +50,8 @@ def read_ahead(
         collate_fn=collate,
         pin_memory=pinned,
         multiprocessing_context="fork" if forked else None,
-        worker_init_fn=end_too,
+        # A worker of a killed reader would wait for ever to send it a large value.
+        worker_init_fn=end_with_parent,
         generator=torch.Generator(),  # otherwise the loader draws from the global one
     )
     return map(pickle.loads, loader) if piped else loader
@@ -66,11 +67,6 @@ def in_threads(read: Callable, shares: Iterable, threads: int) -> Iterator[Any]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def end_too(worker: int) -> None:
-    """End with a killed reader: torch's worker would wait for ever to send it a large value."""
-    end_with_parent()
 
 
 def free_shared_memory() -> float:

@@ -122,7 +122,7 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not LAUNCHER.fullmatch(name)}
 
 
-def end_with_parent() -> None:
+def end_with_parent(*_: object) -> None:
     """On Linux, receive SIGTERM when the parent process ends, however it ends."""
     if sys.platform == "linux":
         LIBC.prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
