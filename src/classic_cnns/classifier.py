@@ -176,10 +176,9 @@ class SplitMetrics(nn.Module):
     def load_sums(self, sums: dict[str, Any]) -> None:
         """Continue from the result of `sums`."""
         for name, (total, weight) in sums.items():
-            if weight and name in self.means:
-                mean: Any = self.means[name]
-                mean.update(0.0, weight)
-                mean.mean_value.fill_(total)
+            mean: Any = self.means[name]
+            mean.update(0.0, weight)
+            mean.mean_value.fill_(total)
 
 
 class Classifier(pl.LightningModule):

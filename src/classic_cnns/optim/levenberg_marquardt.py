@@ -66,8 +66,6 @@ class StochasticDiagonalLM(Optimizer):
             loss = closure() if closure else None
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
-            if not weights:
-                continue
             damped = [self.state[weight]["curvature"] + group["mu"] for weight in weights]
             gradients = [weight.grad for weight in weights]
             torch._foreach_addcdiv_(weights, gradients, damped, value=-group["lr"])
