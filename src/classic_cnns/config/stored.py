@@ -35,8 +35,8 @@ def resolve_latest(path: Any) -> Path:
     for part in (path, *path.parents):
         if part.name != "latest" or part.is_dir():
             continue
-        note = part if part.is_file() else part.with_name("latest.txt")  # `latest` in 0.1
-        if note.is_file():
+        notes = part.with_name("latest.txt"), part  # `latest` in 0.1
+        if note := next(filter(Path.is_file, notes), None):
             name = note.read_text(errors="replace").strip()
             if Path("_", name).name != name:
                 raise UserError(

@@ -77,9 +77,6 @@ def update_latest(directory: Path) -> None:
     """Write the directory's name to the `latest.txt` next to it."""
     # Not a symbolic link: TensorBoard would follow it and show the run twice.
     write_text(directory.with_name("latest.txt"), f"{directory.name}\n")
-    old = directory.with_name("latest")  # of version 0.1
-    if old.is_file():
-        old.unlink()
 
 
 def restore_latest(removed: Path) -> None:
