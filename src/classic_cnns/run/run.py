@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
+    LambdaCallback,
     LearningRateFinder,
     StochasticWeightAveraging,
 )
@@ -228,19 +229,6 @@ def new_directory(config: DictConfig, stack: ExitStack) -> Iterator[Path]:
         raise
 
 
-class KeepBatchSize(Callback):
-    """Writes the batch size that Lightning has found to `config.yaml`, for resuming the run."""
-
-    def __init__(self, config: DictConfig, directory: Path) -> None:
-        self.config, self.directory = config, directory
-
-    def on_train_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
-        size = getattr(trainer.datamodule, "batch_size", None)
-        if size and "batch_size" in self.config.data and trainer.is_global_zero:
-            self.config.data.batch_size = size
-            directories.write_config(self.directory, self.config)
-
-
 def assemble(
     config: DictConfig,
     directory: Path,
@@ -259,8 +247,15 @@ def assemble(
     finders = BatchSizeFinder, LearningRateFinder
     if step:  # they have found it, and would train from the beginning
         callbacks = [callback for callback in callbacks if not isinstance(callback, finders)]
+
+    def keep_batch_size(trainer: Any, _: Any) -> None:  # that was found, for resuming the run
+        size = getattr(trainer.datamodule, "batch_size", None)
+        if size and "batch_size" in config.data and trainer.is_global_zero:
+            config.data.batch_size = size
+            directories.write_config(directory, config)
+
     if any(isinstance(callback, BatchSizeFinder) for callback in callbacks):
-        callbacks.append(KeepBatchSize(config, directory))
+        callbacks.append(LambdaCallback(on_train_start=keep_batch_size))
     always = History(), SeedEpochs(config.seed), Estimate(config.get("estimate", False))
     trainer = build_trainer(
         config,
