@@ -20,7 +20,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -318,8 +318,6 @@ class Composer:
             OmegaConf.set_struct(config, False)
             config.name = config.name or f"{chosen.get('model')}-{chosen.get('data')}"
             config.config_dirs = self.config_dirs
-            if "optim" not in config:
-                config.optim = {}
             self.composed[choices] = config
         return deepcopy(self.composed[choices])
 
@@ -438,7 +436,7 @@ def parse_overrides(words: Sequence[str], single: bool = False) -> list[Override
 
 
 def parse_word(word: str) -> Override | None:
-    with suppress(OverrideParseException, HydraException):
+    with suppress(HydraException):
         override = OverridesParser.create().parse_override(word)
         return override if override.key_or_group else None
     return None

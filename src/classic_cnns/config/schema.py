@@ -29,12 +29,12 @@ def integer(low: int, high: float = inf) -> Rule:
     return Rule(f"a whole number {limits}", lambda x: type(x) is int and low <= x <= high, low)
 
 
-def number(low: float, high: float = inf, above: bool = False) -> Rule:
-    limits = f"{'above' if above else 'of at least'} {low:g}"
+def number(high: float = inf, above: bool = False) -> Rule:
+    limits = f"{'above' if above else 'of at least'} 0"
     limits += f" and below {high:g}" if high < inf else ""
 
     def holds(x: Any) -> bool:
-        return type(x) in (int, float) and (x > low if above else x >= low) and x < high
+        return type(x) in (int, float) and (x > 0 if above else x >= 0) and x < high
 
     return Rule(f"a number {limits}", holds)
 
@@ -118,11 +118,11 @@ RULES = {
     null_or(integer(1)): "sweep.parallel data.val_size model.input.size "
     "callbacks.checkpoint.steps",
     null_or(one_of(True, False)): "top5_error trainer.channels_last",
-    number(0, 1): "model.net.dropout optim.momentum",
-    number(0, above=True): "model.net.weight_std optim.mu",
-    number(0, 1000, above=True): "optim.bias_lr optim.lr",
-    null_or(number(0)): "trainer.limit_test_batches trainer.limit_val_batches",
-    null_or(number(0, above=True)): "model.loss.j optim.clip_norm sweep.time_limit "
+    number(1): "model.net.dropout optim.momentum",
+    number(above=True): "model.net.weight_std optim.mu",
+    number(1000, above=True): "optim.bias_lr optim.lr",
+    null_or(number()): "trainer.limit_test_batches trainer.limit_val_batches",
+    null_or(number(above=True)): "model.loss.j optim.clip_norm sweep.time_limit "
     "trainer.gradient_clip_val callbacks.checkpoint.minutes",
     null_or(same_kind({})): "optim.scheduler sweep.search sweep.search.params "
     "sweep.search.pruner sweep.search.sampler",
@@ -186,7 +186,7 @@ def rules(default: dict, config: dict) -> dict[str, Rule]:
         if key.startswith(CONSTANTS) and "sha256" in data:
             found[key] = constant(value)
         elif key.startswith("optim.weight_decay"):  # one value, or one for each layer
-            found[key] = number(0)
+            found[key] = number()
         for name, *words in OPTIONS:
             if key == f"model.net.{name}" and value in words:
                 found[key] = one_of(*words)

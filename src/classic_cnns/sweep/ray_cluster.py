@@ -21,8 +21,6 @@ class RayCluster:
         self.cpus, self.parallel = cpus_per_rank, parallel or count
         # Jobs import the code from directories shared by the machines.
         paths = os.pathsep.join(path for path in sys.path if path)
-        if ray.is_initialized():
-            return
         try:
             ray.init(
                 address,
