@@ -43,6 +43,7 @@ from typing import Any
 
 import yaml
 
+from classic_cnns.report.results import read_metrics
 from classic_cnns.trainer.devices import core_count, visible_gpus
 
 ROOT = Path(__file__).parents[1]
@@ -220,9 +221,7 @@ def plan(sides: list[tuple[str, str]], more: list[str]) -> str:
         for side in [side for of, side in trained if of == name]:
             ended = [json.loads(p.read_text()) for p in RUNS.glob(f"{name}/{side}/*/*/result.json")]
             ended = [result for result in ended if result["status"] in ENDED]
-            left = (
-                of_side(claim, "seeds", side) + len(of_side(claim, "rates", side, [])) - len(ended)
-            )
+            left = all_runs(claim, side) - len(ended)
             known = ended or stored(name)["sides"].get(side, {}).get("runs", [])
             each = [x["seconds"] for x in known if x["status"] == "finished"]
             runs += left
@@ -346,8 +345,7 @@ def best_rate(
 def numbers(directory: Path) -> dict[str, Any]:
     """The stored results of a run: its metrics, and the errors of each epoch."""
     result = json.loads((directory / "result.json").read_text())
-    log = directory / "metrics.jsonl"  # not there if the first epoch diverged
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    lines, _ = read_metrics(directory)  # none if the first epoch diverged
     epochs = {
         metric: [round(line["metrics"][metric], 5) for line in lines if metric in line["metrics"]]
         for metric in ("error/train", "error/val", "loss/train")
