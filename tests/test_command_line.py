@@ -128,6 +128,7 @@ def test_an_image_folder_is_checked_before_torch_is_imported(train):
     assert "data.workers=-1" in train(*words, "data.workers=-1").line()
     line = train(*words, "data.size=64").line()
     assert train(*words, re.search(r"try (\S+) or model.input.fit=resize$", line)[1]).started
+    assert "no effect on raw pixels; add data.store" in train(*words, "data.jpeg_quality=5").line()
     small = ["model=alexnet_cifar10", *words[1:]]
     line = train(*small).line()
     assert "would train on crops of 96 of 256 pixels and test on whole images" in line
@@ -362,6 +363,7 @@ def test_cfg_job_prints_every_key_without_torch(train):
     assert answer.code == 0 and answer.err == "" and answer.left == []
     for text in ("seed: 7", "data_dir: null", "batch_size: ${optim.batch_size}", "val_size: null"):
         assert re.search(rf"^ *{re.escape(text)}$", answer.out, re.M), text
+    assert "\nestimate: true\n" in train("--cfg", "job", "--estimate").out
 
 
 def test_windows_is_refused_in_one_line():
@@ -414,6 +416,7 @@ def test_a_folder_does_not_make_the_standard_library_trusted(tmp_path):
     assert is_trusted("file.Net", packages) and not is_trusted("joblib.load", packages)
     assert not is_trusted("code.interact", packages)
     assert is_trusted("torch.nn.ReLU") and not is_trusted("torch.hub.load", packages)
+    assert not is_trusted("classic_cnns.model.missing.Net")
 
 
 @pytest.mark.parametrize("argument", ["--help", "--cfg=job", "optim.lr=-1", "lr=-1"])

@@ -329,10 +329,13 @@ def test_a_frozen_part_of_a_users_net_stays_frozen(train):
     state = weights()
     assert state["net.stem.1.num_batches_tracked"] == 0
     assert not state["net.stem.1.running_mean"].any() and state["net.stem.1.running_var"].all()
-    net = Classifier.load_from_checkpoint(
-        "run/checkpoints/last.ckpt", trust=["ordinary", "random_split"]
-    )
+    packages = ["ordinary", "random_split"]
+    net = Classifier.load_from_checkpoint("run/checkpoints/last.ckpt", trust=packages)
     assert net.num_classes is None and not net.net.stem.training
+    again = Classifier.load_from_checkpoint(
+        "run/checkpoints/last.ckpt", hparams_file="run/config.yaml", trust=packages, net=net.net
+    )
+    assert again.net is net.net and again.hparams == net.hparams
 
 
 def test_a_loss_with_class_weights_is_trained_used_and_resumed(train):
@@ -654,6 +657,7 @@ def test_a_debugging_run_leaves_no_files(train, choice, tmp_path, caplog):
     assert train(f"debug={choice}")["status"] == "finished"
     assert caplog.messages[-1].endswith(", nothing of this run is kept")
     assert sorted(path for path in tmp_path.iterdir()) == before
+    assert ("Profiler Report" in caplog.text) == (choice == "profiler")
 
 
 def test_overfitting_reaches_a_training_error_of_zero(train):

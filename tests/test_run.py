@@ -35,9 +35,11 @@ from classic_cnns.logger.tensorboard import CHARTS, TensorBoard, hparams, hyperp
 from classic_cnns.model.lenet5 import LeNet5, MAPLoss, MLELoss
 from classic_cnns.report.results import read_metrics
 from classic_cnns.run import directory as directories
+from classic_cnns.run.build import build_parts
+from classic_cnns.run.directory import make_unique
 from classic_cnns.run.evaluate import evaluate
 from classic_cnns.run.run import run
-from classic_cnns.trainer.processes import report_no_locks, try_lock
+from classic_cnns.trainer.processes import report_no_locks, requeue, try_lock
 from classic_cnns.trainer.spinning import Watch
 from tests.runs import events, metrics, result, same, weights
 
@@ -203,8 +205,9 @@ def test_a_failed_run_is_resumed_with_equal_results(train, whole, monkeypatch):
     assert result(broken)["status"] == "failed"
     assert "power failure" in result(broken)["error"]
 
+    (broken / "checkpoints" / ".last.ckpt.7").touch()  # as after a kill while it was written
     train("unused", "resume=broken")
-    assert not Path("unused").exists()
+    assert not Path("unused").exists() and not list((broken / "checkpoints").glob(".*"))
     assert same(weights(broken), weights(whole))
     assert metrics(broken) == metrics(whole)
     assert len(json.loads((broken / "provenance.json").read_text())) == 2
@@ -481,6 +484,26 @@ def test_a_file_system_without_locks_is_reported_once(train, number, monkeypatch
     train("a", "resume=a", "trainer.max_epochs=2")
     assert result(Path("a"))["epochs"] == 2
     assert sum("the file system has no locks" in line for line in caplog.messages) == 1
+
+
+def test_a_job_that_slurm_does_not_start_again_is_reported(monkeypatch, caplog):
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    monkeypatch.setenv("PATH", "")  # without scontrol
+    requeue()
+    assert "SLURM does not start this job again" in caplog.text
+
+
+def test_runs_that_start_in_the_same_second_have_different_directories(tmp_path):
+    names = [make_unique(tmp_path / "now").name for _ in range(3)]
+    assert names == ["now", "now-2", "now-3"]
+
+
+def test_a_callback_that_is_null_in_a_file_is_left_out(tmp_path):
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks" / "fewer.yaml").write_text("pictures: null\n")
+    config = compose("callbacks=[default,fewer]", config_dirs=[str(tmp_path)])
+    parts = build_parts(config, "callbacks", Callback)
+    assert [type(part).__name__ for part in parts] == ["Progress", "BestAndLast", "Activations"]
 
 
 def test_a_run_that_reached_its_steps_is_continued_for_more(train, caplog):

@@ -327,6 +327,14 @@ def test_without_test_images_the_validation_images_are_tested(root):
     assert len(folders.files(str(root), "test")[0]) == 21
 
 
+def test_a_list_of_files_that_cannot_be_kept_is_made_at_every_start(root, tmp_path, caplog):
+    for folder in (root, *root.glob("*"), *root.glob("*/*")):
+        os.utime(folder, (1e9, 1e9))  # a list made within a second of a change is not kept anyway
+    (tmp_path / "file").touch()
+    found = folders.index(str(root), tmp_path / "file" / "index.npz")
+    assert len(found["train"][0]) == 21 and "are listed at every start" in caplog.text
+
+
 def test_the_facts_have_the_folder_the_counts_and_a_checksum_of_the_names(root):
     facts = data(root).facts()
     assert facts["root"] == str(root) and facts["files"] == {"train": 21, "val": 10, "test": 10}

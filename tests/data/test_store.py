@@ -53,6 +53,12 @@ def all_images(one) -> torch.Tensor:
 # --- Reading --------------------------------------------------------------------------------------
 
 
+def test_test_images_of_their_own_are_stored_too(root, make):  # noqa: F811
+    shutil.copytree(root / "train", root / "test")
+    stores = make()
+    assert torch.equal(all_images(stores["test"]), all_images(stores["train"]))
+
+
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])
 def test_batches_from_the_raw_store_equal_those_from_the_folders(root, loader, caplog):  # noqa: F811
     truncate(sorted((root / "train").rglob("*.*"))[3])

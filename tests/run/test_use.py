@@ -28,8 +28,8 @@ from classic_cnns.config.compose import Composer
 from classic_cnns.config.trust import is_trusted
 from classic_cnns.data.fetch import cache_directory
 from classic_cnns.data.preprocessing import Preprocessing
-from classic_cnns.run.evaluate import Classes, evaluate
-from classic_cnns.run.predict import predict
+from classic_cnns.run.evaluate import Classes, Evaluation, evaluate
+from classic_cnns.run.predict import figure_paths, predict
 from classic_cnns.run.trained import data_of
 from tests import golden
 from tests.forks import SRC, TRAIN
@@ -108,6 +108,8 @@ def test_a_checkpoint_file_alone_gives_the_answers_of_its_run(folder, name, tmp_
         )
         assert wrong / len(labels) == result(folder / name)["error/test"]
     assert net.hparams.optim["lr"] == json.loads(json.dumps(net.hparams.optim))["lr"]
+    with pytest.raises(UserError, match="other.ckpt: is not there"):
+        Classifier.load_from_checkpoint(tmp_path / "other.ckpt")
 
 
 def test_a_checkpoint_has_the_mean_of_the_training_images(folder):
@@ -600,6 +602,26 @@ def test_precision_and_recall_of_each_class(folder):
     assert json.loads(found.json())["metrics"] == found.metrics
 
 
+def test_an_evaluation_is_shown_as_two_tables():
+    classes = {
+        "cat": {"images": 1234, "precision": 0.5, "recall": 0.25},
+        "dog": {"images": 0, "precision": None, "recall": None},
+    }
+    metrics = {"loss/test": 0.123456, "error/test": 0.0475}
+    shown = Evaluation("best.ckpt", "pets", "test", metrics, classes).table()
+    expected = """\
+best.ckpt on pets, test
+
+loss/test                   0.1235
+error/test                   4.75%
+
+| class | images | precision | recall |
+|-------|--------|-----------|--------|
+| cat   | 1,234  | 50.00%    | 25.00% |
+| dog   | 0      | -         | -      |"""
+    assert shown == expected
+
+
 def test_tests_of_many_classes_need_little_memory(tmp_path):
     """A confusion matrix of 20,000 classes would take 3 GB."""
     images, labels = torch.randn(64, 4, 1, 1), torch.randint(20_000, (64,))
@@ -740,6 +762,13 @@ def test_explain_draws_a_figure_for_each_readable_image(folder, tmp_path, capsys
         predict(*run, paths, True, Path("/dev/null/x"))
 
 
+def test_figures_of_files_with_equal_names_have_different_ones(tmp_path):
+    paths = figure_paths(tmp_path, ["a.png", "a-1.png", "b/a.png", "c/a.png"])
+    assert len(set(paths)) == 4 and [path.name for path in paths[:2]] == [
+        "a_layers.png", "a-1_layers.png",
+    ]  # fmt: skip
+
+
 # --- export.py ------------------------------------------------------------------------------------
 
 
@@ -819,6 +848,15 @@ def test_images_of_any_size_are_exported(folder, fit, side, suffix, tmp_path):
     _, run = (export.onnx if suffix == ".onnx" else export.pt2)(module, pictures[:2])
     told = export.compare(module, run, pictures, "pictures", path)
     assert told.startswith("50 of 50 pictures get torch's answer")
+
+
+def test_without_its_data_a_net_is_compared_on_random_pictures(folder, tmp_path):
+    from classic_cnns.run import export
+
+    checkpoint, config = Composer().load_run(folder / "lenet5")
+    config.data.dataset = "gone"
+    told = export.export(checkpoint, config, tmp_path / "net.pt2")
+    assert "net.pt2: 1,000 of 1,000 random pictures get torch's answer" in told
 
 
 def test_a_file_with_other_answers_is_not_written(folder, tmp_path, monkeypatch):

@@ -199,10 +199,14 @@ def test_a_search_may_have_only_settings_of_the_sweep():
     assert len(Search(config.sweep, grid).corners()) == 2
 
 
-def test_a_range_of_too_many_steps_is_refused():
-    grid = Grid(["optim.lr=range(0.1,1,1e-9)", "sweep.search.n_trials=3"], {})
+@pytest.mark.parametrize(("word", "line"), [
+    ("optim.lr=range(0.1,1,1e-9)", "has too many steps; try interval"),
+    ("optim.lr=tag(log,range(1,5))", "steps are not on a log scale; try interval"),
+])  # fmt: skip
+def test_a_range_that_is_no_parameter_is_refused(word, line):
+    grid = Grid([word, "sweep.search.n_trials=3"], {})
     config = Composer().compose(grid.settings)
-    with pytest.raises(UserError, match="too many steps; try interval"):
+    with pytest.raises(UserError, match=line):
         Search(config.sweep, grid)
 
 
@@ -229,6 +233,7 @@ OTHERS = {
         "its search had optim.lr with low=0.01, high=0.4, log=True;",
     "sweep.search.params.seed.choices=[1,2]": "its search did not have seed;",
     "optim.momentum=0.8": "its grid was",
+    "sweep.search=null": "it was a search;",
 }  # fmt: skip
 
 
@@ -255,6 +260,7 @@ REFUSED = {
     ),
     "key": ({"params": {"optim.lrr": {"low": 0.5, "high": 1.5}}}, ["optim.lrr=0.5", "optim.lr"]),
     "name": ({"params": {"optim.lr": {"low": 1, "high": 2}, "seed": {}}}, ["params.seed: miss"]),
+    "number": ({"params": {"optim.lr": 0.5}}, ["params.optim.lr=0.5: try {low: 0.001, high:"]),
     "nothing": ({}, ["has no parameters"]),
 }
 

@@ -2,11 +2,16 @@
 
 import os
 import random
+import re
+import shutil
 import signal
+import sys
 import time
 
 import pytest
 
+from classic_cnns.sweep.display import ProgressDisplay
+from classic_cnns.sweep.job import Job
 from classic_cnns.sweep.sweep import is_missing, without_latest
 from tests.sweep.conftest import read_starts, read_table, wait_for
 
@@ -32,6 +37,36 @@ def test_a_sweep_has_a_row_for_each_job_and_names_the_best(sweep):
         assert start["LOCAL_RANK"] == start["WORLD_SIZE"] == start["PL_GLOBAL_SEED"] is None
         config = (sweep.folder / "s" / str(number) / "config.yaml").read_text()
         assert "sweep" not in config and "varied" in config and "model=" in config
+
+
+def screen(text: str) -> list[str]:
+    """What a terminal shows of a text that moves the cursor up and erases below it."""
+    lines: list[str] = []
+    for part in text.split("\033["):
+        up = re.match(r"(\d+)A", part)
+        lines = lines[: len(lines) - int(up[1])] if up else lines
+        lines += re.sub(r"^(\d+A|J)", "", part).splitlines()
+    return lines
+
+
+def test_a_terminal_shows_running_jobs_below_the_log(tmp_path, monkeypatch, capsys):
+    jobs = [Job(n, [], {"seed": str(n)}, tmp_path, [], state="running") for n in range(3)]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((15, 5)))
+    display = ProgressDisplay("error/val")
+    display.say("3 jobs")
+    for running, waiting in ((jobs[:2], 1), (jobs[:2], 1), (jobs[1:], 0)):
+        display.started(running[-1])  # is shown as a live line only
+        display.drawn_at = 0.0
+        display.draw(running, waiting)
+        display.draw(running, waiting)  # at most twice a second
+    shown = screen(capsys.readouterr().out)
+    assert shown == ["3 jobs", "job 1 seed=1: ", "job 2 seed=2: "]  # cut at the edge
+    jobs[1].state, jobs[1].result = "killed", {"error": "by\nhand"}
+    display.ended(jobs[1])
+    assert screen("\n".join(shown) + "\n" + capsys.readouterr().out) == [
+        "3 jobs", "job 1 seed=1: killed  by hand",
+    ]  # fmt: skip
 
 
 def test_a_sweep_is_not_started_once_for_each_rank(sweep):
@@ -215,10 +250,14 @@ def test_another_grid_another_folder_and_a_second_process_are_refused(sweep):
 
     changed = sweep("seed=0,1,2", "sweep.dir=s")
     assert changed.code == 2 and "its grid was trainer.max_epochs=3 seed=0,1;" in changed.err
+    record = sweep.folder / "s" / "sweep.yaml"
+    record.write_text(record.read_text().replace("- seed=1", "- seed=7"))  # as glob(*) may change
+    other_job = sweep(*words)
+    assert other_job.code == 2 and "job 1 was trainer.max_epochs=3 seed=7;" in other_job.err
     (sweep.folder / "mine").mkdir()
     (sweep.folder / "mine" / "letter.txt").touch()
     other_folder = sweep("seed=0,1", "sweep.dir=mine")
     assert other_folder.code == 2 and "contains no sweep" in other_folder.err
-    for answer in (second, changed, other_folder):
+    for answer in (second, changed, other_job, other_folder):
         assert answer.err.startswith("error: ") and answer.err.count("\n") == 1, answer.err
     assert [path.name for path in (sweep.folder / "mine").iterdir()] == ["letter.txt"]

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from classic_cnns import UserError, compose
 from classic_cnns.sweep import local
@@ -62,6 +63,14 @@ def test_memory_is_that_of_the_container(container, name):
     assert local.memory() == 123_456_789
     container(**{"memory.max": "max"})  # no limit in version 2
     assert local.memory() == whole
+
+
+@pytest.mark.parametrize("name", ["train", "bash", "interactive"])
+def test_ranks_are_slurms_where_lightning_says_so(monkeypatch, name):
+    for variable, text in {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": name}.items():
+        monkeypatch.setenv(variable, text)
+    assert (devices.launched_processes() == 4) == SLURMEnvironment.detect()
+    assert devices.launched_processes() in (4, None)
 
 
 def test_torch_uses_no_more_threads_than_the_container_has_cores(container, monkeypatch):
