@@ -199,6 +199,13 @@ def test_a_search_may_have_only_settings_of_the_sweep():
     assert len(Search(config.sweep, grid).corners()) == 2
 
 
+def test_an_older_optuna_is_reported(monkeypatch):
+    monkeypatch.setattr("classic_cnns.sweep.search.version", {"optuna": "3.6.1"}.get)
+    config = Composer().compose(["sweep.search.n_trials=3"])
+    with pytest.raises(UserError, match="sweep.search: needs Optuna 4 or newer"):
+        Search(config.sweep, Grid([LR], {}))
+
+
 @pytest.mark.parametrize(("word", "line"), [
     ("optim.lr=range(0.1,1,1e-9)", "has too many steps; try interval"),
     ("optim.lr=tag(log,range(1,5))", "steps are not on a log scale; try interval"),

@@ -1,5 +1,6 @@
 """Search with Optuna; trial n is job n, and the study is stored in the sweep directory."""
 
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import islice
 from math import isfinite
@@ -30,7 +31,8 @@ class Search:
     """
 
     def __init__(self, settings: DictConfig, grid: Grid) -> None:
-        if not find_spec("optuna"):
+        found = version("optuna") if find_spec("optuna") else "0"
+        if int(found.partition(".")[0]) < 4:
             raise UserError("sweep.search: needs Optuna 4 or newer; try pip install -e '.[optuna]'")
         self.metric, self.direction = settings.metric, settings.direction
         search: dict[str, Any] = OmegaConf.to_container(settings.search)  # type: ignore
