@@ -232,6 +232,17 @@ def test_a_run_that_stopped_within_an_epoch_is_continued_from_there(train):
     assert train("resume=a", "trainer.max_epochs=4")["steps"] > done["steps"]
 
 
+def test_a_run_that_early_stopping_ends_uses_the_accumulated_gradients(train):
+    words = ["optim.scheduler=null", "trainer.accumulate_grad_batches=4"]
+    stopping = ["callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=1",
+                "+callbacks.early_stopping.min_delta=2.0"]  # fmt: skip
+    done = train("run_dir=a", *words, *stopping, "+trainer.val_check_interval=5")
+    loop = checkpoint(Path("a"))["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert loop["current"]["completed"] == 4 * done["steps"] < STEPS
+    train("run_dir=b", *words, f"+trainer.max_steps={done['steps']}")
+    assert done["steps"] == 3 and same(weights("a"), weights("b"))
+
+
 def test_a_run_that_was_out_of_time_is_continued_within_the_epoch(train, monkeypatch):
     train("run_dir=a")
     with monkeypatch.context() as patch:

@@ -134,7 +134,9 @@ class BestAndLast(Checkpoint):
         if not trainer.is_last_batch and self.monitor in trainer.callback_metrics:
             self.save_best(trainer)
         if not trainer.is_last_batch and trainer.should_stop:  # ended by EarlyStopping, say
-            save_last(trainer)
+            self.postpone_stop(trainer, trainer.fit_loop.batch_idx)
+            if trainer.should_stop:
+                save_last(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
