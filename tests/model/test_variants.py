@@ -80,4 +80,4 @@ def test_the_summary_does_not_count_batch_norms_as_neurons():
     rows = {row.name: row.neurons for row in summary.layers(net, images)}
     assert rows["C1"] == 6 * 28 * 28 and rows["F6"] == 84 and rows["C1_norm"] == 0
     units = 4704 + 1176 + 1600 + 400 + 120 + 84 + 10
-    assert f"| {units:,} " in summary.table(net, images).splitlines()[-1]
+    assert f" {units:,} |" in summary.table(net, images).splitlines()[-1]

@@ -70,9 +70,9 @@ def test_the_confusion_matrix_has_a_row_for_each_class():
     table = pictures.confusion(torch.tensor([[5, 1], [0, 12]]), ["cat", "dog"]).splitlines()
     assert table == [
         "| class | -> cat | -> dog |",
-        "|-------|--------|--------|",
-        "| cat   | 5      | 1      |",
-        "| dog   | 0      | 12     |",
+        "|-------|-------:|-------:|",
+        "| cat   |      5 |      1 |",
+        "| dog   |      0 |     12 |",
     ]
 
 

@@ -80,8 +80,8 @@ def test_seeds_are_summarized_by_mean_deviation_and_number(runs):
     text = read_table(runs).markdown()
     values = [100 * error for (lr, _), error in ERRORS.items() if lr == "0.1"]
     mean_and_deviation = f"{np.mean(values):.2f}% ± {np.std(values, ddof=1):.2f}%"
-    assert re.search(rf"\| 0.1 +\| 3 +\| {re.escape(mean_and_deviation)} +\|", text), text
-    assert re.search(r"\| 0.2 +\| 1 +\| 2.00% +\|", text), text
+    assert re.search(rf"\| +0.1 \| +3 \| +{re.escape(mean_and_deviation)} \|", text), text
+    assert re.search(r"\| +0.2 \| +1 \| +2.00% \|", text), text
 
 
 def rows_of_means(table: Table) -> list[list[str]]:
@@ -517,7 +517,7 @@ def test_runs_of_a_notebook_are_compared_by_their_configs(of_notebook):
     assert [row.parameters for row in table.rows] == [
         {"seed": seed, "optim.lr": lr} for lr in ("0.1", "0.2") for seed in "01"
     ]
-    assert re.search(r"\| 0.2 +\| 2 +\| 2.00% ± 0.00%", table.markdown())
+    assert re.search(r"\| +0.2 \| +2 \| +2.00% ± 0.00%", table.markdown())
     assert "To repeat" not in table.markdown()
     every = read_table(of_notebook).rows
     assert every[-1].parameters == {"name": "b", "seed": "0", "optim.lr": "1"}  # not the net

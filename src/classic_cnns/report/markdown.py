@@ -4,8 +4,12 @@ from collections.abc import Sequence
 
 
 def markdown_table(cells: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as an aligned Markdown table; the first row is the header."""
+    """Rows of cells as an aligned Markdown table, numbers right; the first row is the header."""
     cells = [[cell.replace("|", "\\|") for cell in line] for line in cells]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+    columns, rule = [], []
+    for column in zip(*cells, strict=True):
+        width, number = max(map(len, column)), set("".join(column[1:])) <= set("0123456789.,%±+-e ")
+        columns.append([cell.rjust(width) if number else cell.ljust(width) for cell in column])
+        rule.append("-" * (width + 1) + (":" if number else "-"))
+    lines = [f"| {' | '.join(row)} |" for row in zip(*columns, strict=True)]
+    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
