@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import ceil
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from omegaconf.errors import ReadonlyConfigError
 
 import classic_cnns
 from classic_cnns import UserError
+from classic_cnns.callbacks import progress
 from classic_cnns.classifier import Classifier
 from classic_cnns.config.compose import READ, Composer, compose
 from classic_cnns.config.schema import RESERVED, trainer_arguments
@@ -742,6 +744,17 @@ def test_a_notebook_shows_the_progress_bar_and_a_file_does_not(train, stream, sh
     monkeypatch.setattr(sys, "stderr", kind())
     train()
     assert ("images/s" in sys.stderr.getvalue()) == shown
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(80, r" left, +[\d.]+ images/s"), (60, " left")])
+def test_the_bar_on_a_narrow_terminal_has_the_time_left(train, columns, shown, monkeypatch):
+    kind = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+    monkeypatch.setattr(sys, "stderr", kind())
+    bar = partial(progress.progress_bar, ncols=columns - 1)  # as tqdm finds it on a terminal
+    monkeypatch.setattr(progress, "progress_bar", bar)
+    train()
+    bars = [text for text in sys.stderr.getvalue().split("\r") if text.startswith("epoch 2")]
+    assert all(len(bar) < columns for bar in bars) and re.search(shown, bars[-1])
 
 
 def test_a_cell_with_captured_output_does_not_take_the_messages_of_later_ones():

@@ -69,6 +69,22 @@ def test_a_terminal_shows_running_jobs_below_the_log(tmp_path, monkeypatch, caps
     ]  # fmt: skip
 
 
+def test_a_live_line_has_room_for_the_metric(tmp_path, monkeypatch, capsys):
+    last = {"epoch": 12, "epochs": 20, "metrics": {"error/val": 0.941}, "seconds": 60}
+    parameters = {"optim.lr": "0.02", "seed": "0"}
+    job = Job(7, [], parameters, tmp_path, [], state="running", last=last)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((60, 5)))
+    for state, shown in (
+        ("running", "job 7 optim.lr=0.02 seed=0: epoch 12/20  error/val 94.10%"),
+        ("pruning", "job 7 optim.lr=0.02 seed=0: pruning  epoch 12/20"),
+    ):
+        job.state, display = state, ProgressDisplay("error/val")
+        display.draw([job], 0)
+        (line,) = screen(capsys.readouterr().out)
+        assert line.startswith(shown)
+
+
 def test_a_sweep_is_not_started_once_for_each_rank(sweep):
     done = sweep("seed=0,1", "sweep.dir=s", TORCHELASTIC_RUN_ID="none", WORLD_SIZE="2")
     assert (done.code, done.out) == (2, "") and not (sweep.folder / "s").exists()

@@ -43,7 +43,8 @@ class Progress(ProgressBar):
             steps if steps != float("inf") else None,
             initial=trainer.global_step,
             unit_scale=(images or 1) * trainer.accumulate_grad_batches,
-            bar_format="{desc} |{bar:20}| {percentage:3.0f}% of all, {rate_fmt}, {remaining} left",
+            # A narrow terminal cuts off the end.
+            bar_format="{desc} |{bar}| {percentage:3.0f}% of all, {remaining} left, {rate_fmt}",
         )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -34,7 +34,9 @@ class ProgressDisplay:
             return
         self.drawn_at = time.monotonic()
         size = shutil.get_terminal_size()
-        lines = [f"{title(job)}: {job.state}  {job.progress(self.metric)}" for job in running]
+        told = [f"{job.state}  {job.progress(self.metric)}" for job in running]
+        told = [text.removeprefix("running  ") or "running" for text in told]  # short lines
+        lines = [f"{title(job)}: {text}" for job, text in zip(running, told, strict=True)]
         lines = [line[: size.columns - 1] for line in lines][: size.lines - 2]
         lines += [f"{waiting} waiting"] if waiting else []
         self.erase()
