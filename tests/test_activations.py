@@ -108,3 +108,19 @@ def test_the_callbacks_ignore_modules_of_other_projects(callback):
     callback.on_test_start(trainer, module)
     callback.on_test_batch_end(trainer, module, torch.zeros(4), batch, 0)
     callback.on_test_end(trainer, module)
+
+
+def test_a_pooling_layer_that_is_called_again_has_a_row_for_each_call():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(1, 1, 1), nn.MaxPool2d(2)
+            self.deep = nn.Conv2d(1, 1, 1)
+
+        def forward(self, images):
+            once = self.pool(self.conv(images).relu())
+            return self.pool(self.deep(once).relu())
+
+    found = record(Net(), torch.rand(1, 1, 8, 8), pooling=True).found
+    sizes = {name: output.shape[-1] for name, (_, output) in found.items()}
+    assert list(sizes.items()) == [("conv", 8), ("pool", 4), ("deep", 4), ("pool'", 2)]

@@ -56,9 +56,11 @@ def record(net: nn.Module, images: Tensor, pooling: bool = False) -> Recorder:
         # An activation after pooling, as in S2 of LeNet-5, belongs to the pooling layer.
         pools = isinstance(layer, POOLS)
         if not pools or recorder.layer in recorder.found:
-            recorder.layer = name
             if pools and pooling:
+                while name in recorder.found:  # of a net that calls one module several times
+                    name += "'"
                 recorder.found[name] = "pool", output
+            recorder.layer = name
 
     with ExitStack() as hooks:
         for name, layer in net.named_modules():
