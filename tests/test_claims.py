@@ -320,6 +320,17 @@ def test_figures_have_the_form_of_the_papers():
     (axes,) = axes_of("bars", paper={"15000": 0.12, "30000": 0.05})
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([12, 5, 20, 20])
     assert len(axes_of("robustness", changes={x: [0, 1] for x in "abcd"})) == 4
+    (axes,) = axes_of("curves")
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["15000", "30000", "validation", "training"]
+    assert len({line.get_marker() for line in axes.lines[:4:2]}) == 2  # differ in print too
+    axes.figure.draw_without_rendering()
+    low, high = axes.get_ylim()  # from 10 to 60 %
+    ticks = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+    assert len([label for tick, label in ticks if low <= tick <= high and label.get_text()]) >= 3
+    (axes,) = axes_of("layers", columns={"error/test": "", "error/train": ""})
+    assert [text.get_text() for text in axes.texts] == ["20.0", "10.0"] * 2
+    assert axes.get_ylim()[0] == 0
     claim_pictures.plt.close("all")
 
 

@@ -337,6 +337,8 @@ def test_the_legend_names_what_differs(runs, tmp_path, monkeypatch):
     assert [t.get_text() for t in legend.get_texts()] == [
         *("optim.lr=0.1, n=3", "optim.lr=0.2, n=1", "optim.lr=0.25, n=1")
     ]
+    assert legend.get_title().get_text() == "mean ± standard deviation"
+    assert len({line.get_marker() for line in figures[0].axes[0].lines}) == 3
 
 
 def test_a_dollar_in_a_parameter_is_no_formula(tmp_path, monkeypatch):

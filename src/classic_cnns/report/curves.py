@@ -8,7 +8,14 @@ from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from classic_cnns.report.results import Table, drawn_text, format_parameter, is_share, read_metrics
+from classic_cnns.report.results import (
+    MARKERS,
+    Table,
+    drawn_text,
+    format_parameter,
+    is_share,
+    read_metrics,
+)
 
 
 def curve(directory: Path, metric: str) -> list[float]:
@@ -26,7 +33,9 @@ def write(path: Path, table: Table) -> None:
     axes = figure.add_subplot(xlabel="epoch", ylabel=drawn_text(table.metric, 40))
     colors, styles = list(TABLEAU_COLORS), ("-", "--", ":", "-.")
     axes.set_prop_cycle(
-        color=colors * len(styles), linestyle=[style for style in styles for _ in colors]
+        color=colors * len(styles),
+        marker=list(MARKERS) * len(styles),
+        linestyle=[style for style in styles for _ in colors],
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     every = [curve(row.directory, table.metric) for row in table.rows]
@@ -51,7 +60,7 @@ def write(path: Path, table: Table) -> None:
         words = [drawn_text(f"{key}={format_parameter(value)}", 50) for key, value in own]
         label = " ".join(words) or ("all" if len(groups) == 1 else "defaults")
         label = textwrap.fill(label, 100, max_lines=2, placeholder=" …")
-        (drawn,) = axes.plot(epochs, mean, marker=".", label=f"{label}, n={len(curves)}")
+        (drawn,) = axes.plot(epochs, mean, ms=4, label=f"{label}, n={len(curves)}")
         axes.fill_between(
             epochs, mean - deviation, mean + deviation, color=drawn.get_color(), alpha=0.2, lw=0
         )
@@ -63,5 +72,6 @@ def write(path: Path, table: Table) -> None:
     if axes.lines:
         lines = sum(1 + str(line.get_label()).count("\n") for line in axes.lines)
         figure.set_figheight(5 + 0.2 * lines)
-        figure.legend(loc="outside lower center", fontsize="small")
+        band = "mean ± standard deviation" if max(map(len, groups.values())) > 1 else ""
+        figure.legend(loc="outside lower center", title=band, fontsize=8, title_fontsize=8)
     figure.savefig(path, dpi=120)

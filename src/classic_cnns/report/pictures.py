@@ -14,7 +14,7 @@ from torchvision.utils import make_grid
 
 from classic_cnns import printable
 from classic_cnns.report.markdown import markdown_table
-from classic_cnns.report.results import drawn_text
+from classic_cnns.report.results import MARKERS, drawn_text
 
 
 def convolutions(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -40,13 +40,16 @@ def kernels(weights: Tensor, towers: int) -> Tensor:
     """Kernels (N, C, h, w) as an image (3, H, W) in 0 to 1, the towers side by side.
 
     Like Fig. 3 of the AlexNet paper. Each kernel has its own contrast. Three channels are drawn as
-    RGB, others as grey by their mean. A weight is four pixels wide.
+    RGB, others by their mean: zero is grey, negative is darker. A weight is four pixels wide.
     """
+    span = None
     if weights.shape[1] != 3:
-        weights = weights.mean(1, keepdim=True)
+        weights, span = weights.mean(1, keepdim=True), (-1, 1)
+        weights = weights / weights.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-30)
     large = weights.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    columns = max(6, int((len(large) / towers) ** 0.5))
     grids = [
-        make_grid(tower, nrow=6, padding=4, normalize=True, scale_each=True, pad_value=1)
+        make_grid(tower, columns, 4, True, value_range=span, scale_each=True, pad_value=1)
         for tower in large.chunk(towers)
     ]
     return torch.cat(grids, 2)
@@ -91,11 +94,11 @@ def mistakes(
         tile = to_pil_image(((image - low) / (high - low).clamp(min=1e-9)).float())
         picture.paste(tile.resize((side, side), Image.Resampling.BOX), (left, top))
         share = f" {shares[number]:.0%}" if shares else ""
-        for line, (before, own, after) in enumerate((("", label, ""), ("-> ", answer, share))):
+        for line, (own, after) in enumerate(((label, " →"), (answer, share))):
             name = f"{printable(names[own]):.40}"
-            while font.getlength(before + name + after) > side + gap - 4:
+            while font.getlength(name + after) > side + gap - 3:
                 name = f"{name.removesuffix('…')[:-1]}…"
-            draw.text((left, top + side + 12 * line), before + name + after, "black", font)
+            draw.text((left, top + side + 12 * line), name + after, "black", font)
     return pil_to_tensor(picture)
 
 
@@ -114,11 +117,12 @@ def confusion_figure(counts: Tensor, names: Sequence[str]) -> Any:
     axes.imshow(shades, cmap="Blues")
     for row, line in enumerate(counts.tolist()):
         for column, count in enumerate(line):
-            dark = shades[row, column] > shades.max() / 2
+            dark = shades[row, column] > 0.65 * shades.max()
             axes.text(
                 column, row, count or "", ha="center", va="center", color="w" if dark else "k"
             )
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(names)), names, **slanted if max(map(len, names)) > 3 else {})
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("answer")
     axes.set_ylabel("class")
@@ -154,11 +158,11 @@ def maps(
             grid = (
                 values[None] if name == "input" and len(values) == 3 else values[:24].unsqueeze(1)
             )
-            picture = make_grid(
-                grid.float(), nrow=24, normalize=True, scale_each=True, pad_value=0.5
-            )
+            grid, columns = grid.float(), 24 if len(grid) <= 16 else 12
+            picture = make_grid(grid, columns, normalize=True, scale_each=True, pad_value=0.5)
             axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes.set_ylabel(drawn_text(name, 30), rotation=0, ha="right", va="center")
+        part = f"\n24 of {len(values)}" if len(values) > 24 and values[0].numel() > 1 else ""
+        axes.set_ylabel(drawn_text(name, 30) + part, rotation=0, ha="right", va="center")
         axes.set_xticks([])
         axes.set_yticks([])
     shares = (f"{drawn_text(name)} {share:.1%}" for name, share in found.items())
@@ -175,22 +179,23 @@ def answers(
 
     Like Fig. 4 of the AlexNet paper: `nearest` (N, 6, C, H, W) are the training images with the
     most similar last hidden units. `best` are the probabilities of the classes to show, for each
-    image; the true class, of `labels`, is red.
+    image; the true class, of `labels`, is red, and dark in print.
     """
     count = len(images)
     figure = new_figure(9, 1.1 * count)
     grid = figure.subplots(count, 3, width_ratios=[1, 3, 5], squeeze=False)
-    grid[0, 1].set_title("most probable classes", fontsize="small")
+    grid[0, 1].set_title("most probable classes (true one: red)", fontsize="small")
+    grid[-1, 1].set_xlabel("probability", fontsize="small")
     grid[0, 2].set_title("nearest training images in the last hidden layer", fontsize="small")
     for row, (label, found) in enumerate(zip(labels, best, strict=True)):
         show(grid[row, 0], images[row][None], 1)
         grid[row, 0].set_title(drawn_text(label), fontsize="small", loc="left")
-        colors = ["tab:red" if name == label else "tab:blue" for name in found]
+        colors = ["tab:red" if name == label else "lightsteelblue" for name in found]
         grid[row, 1].barh(range(len(found)), list(found.values()), color=colors)
         grid[row, 1].set_yticks(range(len(found)), list(map(drawn_text, found)), fontsize="small")
         grid[row, 1].invert_yaxis()
         grid[row, 1].set_xlim(0, 1)
-        grid[row, 1].tick_params("x", labelbottom=row == count - 1)
+        grid[row, 1].tick_params("x", labelbottom=row == count - 1, labelsize="small")
         show(grid[row, 2], nearest[row], 6)
     return figure
 
@@ -204,10 +209,9 @@ def robustness(curves: dict[str, dict[str, tuple[list[float], list[float]]]]) ->
     """Test error (0 to 1) against the strength of a change, one chart for each kind of change."""
     figure = new_figure(10, 7)
     for axes, (change, lines) in zip(figure.subplots(2, 2).flat, curves.items(), strict=True):
-        for name, (values, errors) in lines.items():
-            axes.plot(
-                values, [100 * error for error in errors], marker=".", label=drawn_text(name, 30)
-            )
+        for number, (name, (values, errors)) in enumerate(lines.items()):
+            shares, marker = [100 * error for error in errors], MARKERS[number % len(MARKERS)]
+            axes.plot(values, shares, marker=marker, ms=4, label=drawn_text(name, 30))
         axes.set_xlabel(change)
         axes.set_ylabel("test error in %")
         axes.set_ylim(0, 105 * max(0.01, *chain(*(errors for _, errors in lines.values()))))
@@ -217,8 +221,9 @@ def robustness(curves: dict[str, dict[str, tuple[list[float], list[float]]]]) ->
 
 
 def save(image: Tensor, path: Path) -> Path:
-    """Save an image (3, H, W), uint8 or in 0 to 1, as PNG."""
-    to_pil_image(image).save(path)
+    """Save an image (3, H, W), uint8 or in 0 to 1, as PNG; small ones enlarged for slides."""
+    factor = max(1, 800 // max(image.shape[1:]))
+    to_pil_image(image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)).save(path)
     return path
 
 

@@ -19,6 +19,7 @@ OF_DIRECTORY = ("run_dir=", "varied=")  # words that do not belong to the comman
 NOT_COMPARED = {"run_dir", "resume", "varied", "config_dirs"}  # keys that say nothing of training
 OURS = ("/train.py", "/classic-cnns", "/classic_cnns/__main__.py")  # programs that take overrides
 ENDED_WELL = ("finished", "pruned")  # states of a run that has ended well
+MARKERS = "os^vD<P>X*"  # of curves, whose colours are not distinct to everyone, nor in print
 
 
 @dataclass

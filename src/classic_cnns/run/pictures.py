@@ -30,7 +30,7 @@ CHANGES: dict[str, tuple[Callable[[Tensor, float], Tensor], list[float]]] = {
         lambda x, v: transformed(x, scale=v),
         [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4],
     ),
-    "noise, deviation of 255": (lambda x, v: noisy(x, v), [0, 16, 32, 48, 64, 96, 128]),
+    "standard deviation of noise, of 255": (lambda x, v: noisy(x, v), [0, 16, 32, 48, 64, 96, 128]),
 }
 
 
