@@ -11,6 +11,8 @@ from claims import value, verdict  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib import ticker  # noqa: E402
 
+from classic_cnns.report.results import MARKERS  # noqa: E402
+
 plt.rcParams["svg.hashsalt"] = "claims"  # the same file from the same numbers
 
 
@@ -116,10 +118,11 @@ def robustness(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> Non
     figure.set_size_inches(9, 6.5)
     charts = figure.subplots(2, 2).flat
     for axes, (change, values) in zip(charts, claim["changes"].items(), strict=True):
-        for side, found in runs.items():
+        for marker, (side, found) in zip(MARKERS, runs.items(), strict=False):
             metrics = [f"error/{change} {x:g}" for x in values]
             errors = [100 * mean(value(run, metric) for run in found) for metric in metrics]
-            axes.plot(values, errors, marker=".", label=side.replace("_", " "))
+            axes.plot(values, errors, marker=marker, markersize=4, label=side.replace("_", " "))
+        axes.locator_params("x", steps=[1, 2, 5, 10])
         axes.set_xlabel(UNITS.get(change, change))
         axes.set_ylabel("test error in %")
         axes.set_ylim(0)
@@ -134,7 +137,10 @@ def layers(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
     for number, (side, found) in enumerate(runs.items()):
         shares = [[100 * value(run, metric) for run in found] for metric in claim["columns"]]
         places = [place + 0.4 * number for place in range(len(names))]
-        axes.bar(places, list(map(mean, shares)), 0.38, yerr=list(map(stdev, shares)), label=side)
+        drawn = axes.bar(places, list(map(mean, shares)), 0.38, yerr=list(map(stdev, shares)),
+                         label=side)  # fmt: skip
+        axes.bar_label(drawn, fmt="%.1f", padding=2, fontsize="small")
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     axes.set_xticks([place + 0.2 * (len(runs) - 1) for place in range(len(names))], names)
     axes.set_ylabel("saturated or dead units in %")
     axes.legend()
@@ -143,17 +149,21 @@ def layers(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
 def curves(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
     """Errors against epochs, on a logarithmic scale."""
     axes = figure.subplots()
-    for color, (side, found) in enumerate(runs.items()):
-        label = side.replace("_", " ")
-        plot(axes, found, "error/val", "-", color=f"C{color}", label=label)
-        plot(axes, found, "error/train", ":", color=f"C{color}")
+    for number, (side, found) in enumerate(runs.items()):
+        look = {"color": f"C{number}", "marker": MARKERS[number], "markersize": 4, "linewidth": 1}
+        plot(axes, found, "error/val", "-", label=side.replace("_", " "), **look)
+        plot(axes, found, "error/train", ":", **look)
+    for line, label in (("-", "validation"), (":", "training")):
+        axes.plot([], [], f"k{line}", label=label)
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_ylim()
+    subs = range(1, 10) if high < 10 * low else (1, 2, 5)  # several labels, also from 25 to 100 %
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=tuple(subs)))
     axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
-    axes.set_ylabel("error in %: validation (lines), training (dots)")
+    axes.set_ylabel("error in %")
     axes.legend()
 
 
