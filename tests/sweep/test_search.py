@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from classic_cnns import UserError
 from classic_cnns.config.compose import Composer
@@ -157,6 +158,20 @@ def test_a_killed_search_is_resumed_with_an_equal_table(sweep, experiment):
     for runs in starts:
         epochs = [start["epoch"] for start in runs]
         assert epochs == sorted(epochs)  # never starts again from epoch 0
+
+
+def test_trials_that_a_killed_search_had_not_written_to_its_record_are_kept(sweep, experiment):
+    """With many jobs, sweep.yaml is not written after each of them."""
+    words = [LR, "sweep.dir=s"]
+    assert sweep(*experiment(4), *words).code == 0
+    record, before = sweep.folder / "s" / "sweep.yaml", read_table(sweep.folder / "s")
+    values = OmegaConf.load(record)
+    values.jobs = values.jobs[:1]
+    OmegaConf.save(values, record)
+    assert sweep(*experiment(5), *words).code == 0
+    after = read_table(sweep.folder / "s")
+    assert after[:4] == before and len(after) == 5
+    assert [len(read_starts(sweep.folder / "s" / row["job"])) for row in after] == 5 * [1]
 
 
 def test_a_killed_search_resumes_its_running_trials(sweep, experiment):

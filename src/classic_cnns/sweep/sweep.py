@@ -136,6 +136,7 @@ class Sweep:
         self.running: list[Job] = []
         self.error: UserError | None = None  # ends the sweep
         self.failed = False  # a job, in this start of the sweep
+        self.due = 0.0  # when the files may be written again
 
     def add(self, words: list[str]) -> Job:
         """Add a job, with the result that an earlier start of the sweep has left."""
@@ -165,6 +166,8 @@ class Sweep:
             self.display.say(f"{total} job{'s' * (total != 1)} in {self.directory}{known}")
             self.write()
             self.supervise(executor, signals)
+            self.due = 0.0
+            self.write()
             if signals:
                 self.display.say(f"interrupted; continue with: {self.record['command']}")
                 if signals[0] == REQUEUE and self.continues:
@@ -277,8 +280,11 @@ class Sweep:
                 )
 
     def write(self) -> None:
-        """Write `sweep.yaml` and the tables."""
+        """Write `sweep.yaml` and the tables, in a tenth of the time at most: both grow."""
+        if (began := time.monotonic()) < self.due:
+            return
         self.record["jobs"] = [job.overrides for job in self.jobs]
         write_text(self.directory / "sweep.yaml", OmegaConf.to_yaml(self.record))
         if self.jobs:
             results.read_table([self.directory]).write(self.directory)
+        self.due = time.monotonic() + 9 * (time.monotonic() - began)
