@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml
-from omegaconf import OmegaConf
 
 from classic_cnns import UserError
 
@@ -127,7 +126,7 @@ def read_yaml(path: str | Path, most: int = 20_000) -> Any:
     values = yaml.load(content, Loader) or {}
     if not isinstance(values, (dict, list)):  # OmegaConf would read a text as another YAML
         raise ValueError("it has no keys")
-    return OmegaConf.to_container(OmegaConf.create(values), resolve=False)
+    return values
 
 
 def flatten(values: dict, prefix: str = "", groups: bool = False) -> Iterator[tuple[str, Any]]:

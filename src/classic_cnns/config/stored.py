@@ -110,7 +110,7 @@ def check_new(directory: Path) -> None:
 def read_config(path: Path, trusted: Sequence[str] = ()) -> DictConfig:
     """A run's `config.yaml`; UserError if it cannot be read or names untrusted code."""
     try:
-        values = read_yaml(path)
+        values = OmegaConf.to_container(OmegaConf.create(read_yaml(path)), resolve=False)
     except Exception as error:  # a file from elsewhere can contain anything
         line = one_line(error)[:200]
         raise UserError(f"{path}: is not the config of a run ({line}); try another run") from error
