@@ -1,6 +1,7 @@
 """A figure of learning curves, with mean and deviation over seeds."""
 
 import textwrap
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,10 @@ def curve(directory: Path, metric: str) -> list[float]:
 
 
 def write(path: Path, table: Table) -> None:
-    """Plot the table's metric over epochs as a PNG: mean ± standard deviation over seeds."""
+    """Plot the table's metric over epochs as a PNG: mean ± standard deviation over seeds.
+
+    Of more groups than there are colours and styles of lines, the best are named, others grey.
+    """
     groups = table.groups()
     common = set.intersection(*map(set, groups or [()]))
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -38,15 +42,17 @@ def write(path: Path, table: Table) -> None:
         linestyle=[style for style in styles for _ in colors],
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    every = [curve(row.directory, table.metric) for row in table.rows]
-    if table.direction == "minimize" and all(x > 0 or x != x for values in every for x in values):
+    if (others := len(groups) - len(colors) * len(styles)) > 0:
+        groups = dict(sorted(groups.items(), key=lambda group: table.rank(*group[1])))
+    every = {row.directory: curve(row.directory, table.metric) for row in table.rows}
+    if table.direction == "minimize" and all(x > 0 or x != x for x in chain(*every.values())):
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
     percent = is_share(table.metric)
     form = (lambda y, _: f"{100 * y:g}%") if percent else (lambda y, _: f"{y:g}")
     axes.yaxis.set_major_formatter(FuncFormatter(form))
-    for group, rows in groups.items():
-        curves = [curve(row.directory, table.metric) for row in rows]
+    for left, (group, rows) in zip(range(len(groups), 0, -1), groups.items(), strict=True):
+        curves = [every[row.directory] for row in rows]
         curves = [found for found in curves if np.isfinite(found).any()]
         # (epochs, runs); inf is left out too
         values = np.ma.masked_invalid(list(zip(*curves, strict=False)))
@@ -56,6 +62,9 @@ def write(path: Path, table: Table) -> None:
             continue
         epochs, values = 1 + np.flatnonzero(measured), values[measured]
         mean, deviation = values.mean(1), values.std(1, ddof=1)  # none of a single run
+        if left <= others:
+            axes.plot(epochs, mean, color="lightgrey", linestyle="-", lw=0.8, zorder=1)
+            continue
         own = [(key, value) for key, value in group if value and (key, value) not in common]
         words = [drawn_text(f"{key}={format_parameter(value)}", 50) for key, value in own]
         label = " ".join(words) or ("all" if len(groups) == 1 else "defaults")
@@ -64,13 +73,15 @@ def write(path: Path, table: Table) -> None:
         axes.fill_between(
             epochs, mean - deviation, mean + deviation, color=drawn.get_color(), alpha=0.2, lw=0
         )
+    if others > 0:
+        axes.plot([], color="lightgrey", linestyle="-", label=f"{others} others")
     low, high = axes.get_ylim()
     if axes.get_yscale() == "log":  # several labels, also from 25 to 100 %
         subs = range(1, 10) if high < 10 * low else (1, 2, 5)
         axes.yaxis.set_major_locator(LogLocator(subs=tuple(subs)))
     axes.grid(alpha=0.3)
     if axes.lines:
-        lines = sum(1 + str(line.get_label()).count("\n") for line in axes.lines)
+        lines = sum(1 + label.count("\n") for label in axes.get_legend_handles_labels()[1])
         figure.set_figheight(5 + 0.2 * lines)
         band = "mean ± standard deviation" if max(map(len, groups.values())) > 1 else ""
         figure.legend(loc="outside lower center", title=band, fontsize=8, title_fontsize=8)
