@@ -144,6 +144,15 @@ def test_a_group_with_failed_seeds_is_ranked_after_complete_ones(tmp_path):
     assert "Best: job 0.2-0, error/val 1.00%" in without.markdown()
 
 
+def test_many_failures_do_not_hide_the_best_run(runs, tmp_path):
+    bad = [runs[-1], run(tmp_path / "worse", ["optim.lr=0.3", "seed=1"], "diverged")]
+    lines = read_table([*runs, bad[1]]).markdown().splitlines()
+    assert lines[-1] == "2 of 6 jobs have errors, see above"
+    first = lines.index(f"- Job bad failed: a the | last ({bad[0]})")
+    assert lines[first + 1] == f"- Job worse diverged: a the | last ({bad[1]})"
+    assert first + 1 < lines.index("Mean ± standard deviation over seeds:")
+
+
 def test_the_best_run_is_named_with_the_command_to_repeat_it(runs):
     text = read_table(runs).markdown()
     assert f"Best: job 0.2-0, error/val 2.00%, {runs[3]}\n" in text  # it has no checkpoint
@@ -339,6 +348,25 @@ def test_the_legend_names_what_differs(runs, tmp_path, monkeypatch):
     ]
     assert legend.get_title().get_text() == "mean ± standard deviation"
     assert len({line.get_marker() for line in figures[0].axes[0].lines}) == 3
+
+
+def test_of_many_groups_the_best_are_named_and_the_others_are_counted(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    worst_first = [(100 - number) / 1000 for number in range(45)]
+    for number, error in enumerate(worst_first):
+        directory = run(tmp_path / str(number), [f"optim.lr={number}"], "finished", error)
+        if number:  # the worst one has no curve
+            write_metrics(directory, "error/val", [0.2, error])
+    curves.write(tmp_path / "curves.png", read_table([tmp_path]))
+    (legend,) = figures[0].legends
+    best = [f"optim.lr={number}, n=1" for number in range(44, 4, -1)]
+    assert [text.get_text() for text in legend.get_texts()] == [*best, "5 others"]
+    drawn = {line.get_ydata()[-1]: line.get_color() for line in figures[0].axes[0].lines[:-1]}
+    assert drawn.keys() == set(worst_first[1:])
+    grey = {error for error, color in drawn.items() if color == "lightgrey"}
+    assert grey == set(worst_first[1:5])
+    assert figures[0].get_figheight() == pytest.approx(5 + 0.2 * 41)
 
 
 def test_a_dollar_in_a_parameter_is_no_formula(tmp_path, monkeypatch):

@@ -89,13 +89,15 @@ class Table:
         files.write_text(folder / "results.md", self.markdown() + "\n")
 
     def markdown(self) -> str:
-        """All runs, mean and deviation over seeds, the best run, and the errors of failed ones."""
+        """All runs, the errors of failed ones, mean and deviation over seeds, and the best run."""
         rows = self.ranked()
         cells = [["job", *rows[0].parameters, "state", *self.columns]]
         for r in rows:
             parameters = map(format_parameter, r.parameters.values())
             cells.append([r.name, *parameters, r.state, *self.shown([r])])
-        parts = [markdown_table(cells)]
+        parts, failures = [markdown_table(cells)], [r for r in self.rows if r.error]
+        errors = [f"- Job {r.name} {r.state}: {r.error} ({r.directory})" for r in failures]
+        parts += ["\n".join(errors)] if errors else []
         finished = [r for r in rows if r.state == "finished"]
         groups = []  # sort key, shared parameters, number of seeds, finished runs
         for shared, started in self.groups().items():
@@ -125,8 +127,7 @@ class Table:
                 parts += [f"To repeat it:\n\n    {exactly}{best[0].command}"]
         elif finished:
             parts += [f"No run has the metric {self.metric}; set sweep.metric to another one."]
-        failures = [r for r in self.rows if r.error]
-        parts += [f"Job {r.name} {r.state}: {r.error} ({r.directory})" for r in failures]
+        parts += [f"{len(failures)} of {len(rows)} jobs have errors, see above"] if failures else []
         return "\n\n".join(parts)
 
     def shown(self, rows: Sequence[Row]) -> list[str]:
