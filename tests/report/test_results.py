@@ -118,6 +118,20 @@ def test_a_command_without_a_seed_has_that_of_its_config(tmp_path):
     assert rows_of_means(table)[0][:2] == ["2", "3.00% ± 1.41%"]
 
 
+def test_runs_whose_commands_are_lost_are_compared_by_their_configs(tmp_path):
+    for name, lr, seed, error in (("a", 0.1, 0, 0.02), ("b", 0.1, 1, 0.04), ("c", 0.2, 2, 0.09)):
+        words = [f"optim.lr={lr}", f"seed={seed}"]
+        directory = run(tmp_path / name, words, "finished", error)
+        config = {"name": "x", "seed": seed, "optim": {"lr": lr}}
+        OmegaConf.save(config, directory / "config.yaml")
+        if name != "a":
+            (directory / "provenance.json").unlink()
+    assert [row[:3] for row in rows_of_means(read_table([tmp_path]))] == [
+        ["0.1", "2", "3.00% ± 1.41%"],
+        ["0.2", "1", "9.00%"],
+    ]
+
+
 def test_the_best_run_is_of_the_best_mean_over_seeds(tmp_path):
     errors = {("0.1", 0): 0.01, ("0.1", 1): 0.05, ("0.2", 0): 0.03, ("0.2", 1): 0.02}
     words = {key: [f"optim.lr={key[0]}", f"seed={key[1]}"] for key in errors}

@@ -200,7 +200,7 @@ def read_table(directories: Sequence[str | Path]) -> Table:
         rows = []
         for d in found:
             rows += sweep_rows(d, records[d], f"{d.name}/") if d in records else [run_row(d)]
-        by_config = any(from_python(d) for d in found if d not in records)
+        by_config = any(not row.command for row in rows)
         seeded = any("seed" in row.parameters for row in rows)
         for row in rows:
             if (path := row.directory / "config.yaml").exists():
