@@ -28,6 +28,7 @@ from classic_cnns.config.compose import Composer
 from classic_cnns.config.trust import is_trusted
 from classic_cnns.data.fetch import cache_directory
 from classic_cnns.data.preprocessing import Preprocessing
+from classic_cnns.run.directory import restore_latest
 from classic_cnns.run.evaluate import Classes, Evaluation, evaluate
 from classic_cnns.run.predict import figure_paths, predict
 from classic_cnns.run.trained import data_of
@@ -199,6 +200,19 @@ def test_a_note_that_names_no_run_is_reported(tmp_path):
     (tmp_path / "latest.txt").write_text("\n")
     with pytest.raises(UserError, match="latest.txt: does not name a run next to it"):
         classic_cnns.load(tmp_path / "latest")
+
+
+def test_if_the_latest_run_was_deleted_the_one_before_is_proposed(tmp_path):
+    newest = "2026-01-03_00-00-00"
+    for name in ("2026-01-01_00-00-00", "2026-01-02_00-00-00", newest, "renamed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    (tmp_path / "latest.txt").write_text(f"{newest}\n")
+    shutil.rmtree(tmp_path / newest)
+    with pytest.raises(UserError, match=f"; try {tmp_path}/2026-01-02_00-00-00$"):
+        classic_cnns.load(tmp_path / "latest")
+    restore_latest(tmp_path / newest)
+    assert (tmp_path / "latest.txt").read_text() == "2026-01-02_00-00-00\n"
 
 
 def test_a_run_of_version_0_1_is_loaded_too(folder, tmp_path):

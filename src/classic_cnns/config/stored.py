@@ -50,11 +50,12 @@ def find_run(path: Any, key: str = "resume=") -> Path:
     """The directory of an earlier run; `path` may end with `latest`. UserError if there is none."""
     directory = resolve_latest(path)
     if not (directory / "config.yaml").is_file():
-        notes = [
-            note for note in sorted(OUTPUTS.glob("*/latest.txt"))
-            if (resolve_latest(note.with_name("latest")) / "config.yaml").is_file()
-        ]  # fmt: skip
-        hint = f"try {key}{notes[0].with_name('latest')}" if notes else "no run is in outputs/ yet"
+        notes = [note.with_name("latest") for note in sorted(OUTPUTS.glob("*/latest.txt"))]
+        known = [note for note in notes if (resolve_latest(note) / "config.yaml").is_file()]
+        if directory.name != Path(path).name:  # the run that `latest` names was deleted
+            rest = sorted(directory.parent.glob("[0-9]*/config.yaml"), reverse=True)
+            known = [config.parent for config in rest] + known
+        hint = f"try {key}{known[0]}" if known else "no run is in outputs/ yet"
         around = [parent for parent in directory.parents if (parent / "config.yaml").is_file()]
         if around and directory.exists():  # a file of a run
             hint = f"try {key}{around[0]}"

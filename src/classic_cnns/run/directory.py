@@ -83,7 +83,7 @@ def restore_latest(removed: Path) -> None:
     """Let `latest.txt` name the newest remaining run if it names the `removed` one."""
     note = removed.with_name("latest.txt")
     if note.is_file() and note.read_text().strip() == removed.name:
-        rest = [path.parent for path in removed.parent.glob("*/config.yaml")]
+        rest = [path.parent for path in removed.parent.glob("[0-9]*/config.yaml")]
         note.unlink()
         if rest:
             update_latest(max(rest))  # the names are times
