@@ -61,6 +61,12 @@ def test_a_damaged_file_costs_only_its_own_row(runs, tmp_path):
     assert curves.curve(runs[3], "a") == [1]
     (runs[3] / "metrics.jsonl").write_text('{"epoch": 3, "metrics": {"a": 1}}\n')
     assert np.array_equal(curves.curve(runs[3], "a"), [np.nan, np.nan, 1], equal_nan=True)
+    (runs[3] / "config.yaml").write_text("name: [")
+    rows = read_table(runs).rows
+    assert rows[3].error.startswith(f"{runs[3] / 'config.yaml'}: cannot be read (")
+    assert rows[3].values == table.rows[3].values
+    with pytest.raises(UserError, match="config.yaml: cannot be read"):
+        read_table(runs[3:4])
 
 
 def test_the_table_has_the_exact_values_of_each_run(runs, tmp_path):

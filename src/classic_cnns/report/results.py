@@ -204,7 +204,13 @@ def read_table(directories: Sequence[str | Path]) -> Table:
         seeded = any("seed" in row.parameters for row in rows)
         for row in rows:
             if (path := row.directory / "config.yaml").exists():
-                config = plain_yaml(path)
+                try:
+                    config = plain_yaml(path)
+                except UserError as error:
+                    if len(rows) == 1:
+                        raise
+                    row.error = str(error)  # the table of the other runs is more useful
+                    continue
                 if seeded:  # also the default, which is in no command
                     row.parameters.setdefault("seed", str(config.get("seed")))
                 if by_config:  # of all runs, also of commands, so that equal ones are averaged
