@@ -11,6 +11,7 @@ from claims import value, verdict  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib import ticker  # noqa: E402
 
+from classic_cnns.report.curves import label_log_axis  # noqa: E402
 from classic_cnns.report.results import MARKERS  # noqa: E402
 
 plt.rcParams["svg.hashsalt"] = "claims"  # the same file from the same numbers
@@ -156,11 +157,8 @@ def curves(figure: Any, claim: dict[str, Any], runs: dict[str, list]) -> None:
     for line, label in (("-", "validation"), (":", "training")):
         axes.plot([], [], f"k{line}", label=label)
     axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    subs = range(1, 10) if high < 10 * low else (1, 2, 5)  # several labels, also from 25 to 100 %
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=tuple(subs)))
+    label_log_axis(axes)
     axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel("error in %")

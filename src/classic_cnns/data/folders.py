@@ -31,6 +31,7 @@ SPLITS = "train", "val", "test"
 
 
 def first_five(names: Sequence[str]) -> str:
+    """The first five names for a message, with dots if there are more."""
     return printable(", ".join(names[:5]) + (", ..." if len(names) > 5 else ""))
 
 

@@ -3,6 +3,7 @@
 import textwrap
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import TABLEAU_COLORS
@@ -26,6 +27,14 @@ def curve(directory: Path, metric: str) -> list[float]:
     return [values.get(epoch, np.nan) for epoch in range(1, max(values, default=0) + 1)]
 
 
+def label_log_axis(axes: Any) -> None:
+    """Give a logarithmic y axis several labels, also if it is as short as from 25 to 100 %."""
+    low, high = axes.get_ylim()
+    subs = range(1, 10) if high < 10 * low else (1, 2, 5)
+    axes.yaxis.set_major_locator(LogLocator(subs=tuple(subs)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def write(path: Path, table: Table) -> None:
     """Plot the table's metric over epochs as a PNG: mean ± standard deviation over seeds.
 
@@ -47,7 +56,6 @@ def write(path: Path, table: Table) -> None:
     every = {row.directory: curve(row.directory, table.metric) for row in table.rows}
     if table.direction == "minimize" and all(x > 0 or x != x for x in chain(*every.values())):
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
     percent = is_share(table.metric)
     form = (lambda y, _: f"{100 * y:g}%") if percent else (lambda y, _: f"{y:g}")
     axes.yaxis.set_major_formatter(FuncFormatter(form))
@@ -75,10 +83,8 @@ def write(path: Path, table: Table) -> None:
         )
     if others > 0:
         axes.plot([], color="lightgrey", linestyle="-", label=f"{others} others")
-    low, high = axes.get_ylim()
-    if axes.get_yscale() == "log":  # several labels, also from 25 to 100 %
-        subs = range(1, 10) if high < 10 * low else (1, 2, 5)
-        axes.yaxis.set_major_locator(LogLocator(subs=tuple(subs)))
+    if axes.get_yscale() == "log":
+        label_log_axis(axes)
     axes.grid(alpha=0.3)
     if axes.lines:
         lines = sum(1 + label.count("\n") for label in axes.get_legend_handles_labels()[1])
